@@ -265,7 +265,7 @@ def test_slots_in_memory_that_are_not_ours(bench):
     assert adata.obsm["scvae_latent"].shape == (120, 4)
 
 
-@pytest.mark.filterwarnings("ignore:.*belong to groups that it does not pass:scvae_cli.errors.ScvaeWarning")
+@pytest.mark.filterwarnings("ignore:.*belong to groups that the trajectory does not pass:scvae_cli.errors.ScvaeWarning")
 @pytest.mark.parametrize("before", [False, True], ids=["first", "after its parent"])
 def test_results_of_a_view_are_its_own(bench, before):
     parent = ad.read_h5ad(bench.data)

@@ -415,7 +415,7 @@ def test_cells_to_learn_from_are_needed(known, model):
     with pytest.raises(DataError, match="'dog' has 0 cell"):
         answered(nobody, model, "dog", "C")
     alone = without(known, *((group, "B") for group in ("cat", "dog", "elk")))
-    with pytest.raises(DataError, match="no other group has 5 cells"):
+    with pytest.raises(DataError, match="no other group has at least 5 cells"):
         answered(alone, model, "bee", "B")
 
 

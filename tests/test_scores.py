@@ -376,8 +376,8 @@ def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench)
 @pytest.mark.parametrize(
     ("share", "n_heldout", "n_anomalies", "said"),
     [
-        (0.05, 100, 3, "the p-values fit"),
-        (0.08, 50, 0, "the p-values fit"),
+        (0.05, 100, 3, "the p-values are well calibrated"),
+        (0.08, 50, 0, "the p-values are well calibrated"),
         (0.11, 400, 0, "no cell has a p-value small enough"),
         (0.11, 400, 7, "may be ordinary cells"),
         (0.005, 2000, 0, "may be missed"),

@@ -1,1 +1,1 @@
-"""Trajectories that increase a gene program."""
+"""Trajectories along which the score of a gene program increases."""

@@ -1,11 +1,11 @@
-"""The score that a trajectory increases: a gene program, or any differentiable function of decoded values.
+"""The score along a trajectory: that of a gene program, or any differentiable function of decoded values.
 
 A gene program consists of genes to increase and genes to decrease. The decoded values of each gene are standardized:
 the mean over the cells is subtracted, and the difference is divided by the standard deviation over the cells. The score
 of a gene program at a latent position is the mean standardized value of the genes to increase minus the mean
 standardized value of the genes to decrease. Before standardization, decoded values are transformed to Fisher–Rao
-coordinates, in which the noise of a count is the same at all expression levels, so that neither highly expressed nor
-noisy genes dominate the score.
+coordinates, in which the noise of a count is the same at all expression levels. Highly expressed genes and noisy genes
+therefore do not dominate the score.
 
 Shapes: n cells or latent positions, k latent dimensions, g genes, c genes of the program.
 """
@@ -24,15 +24,15 @@ from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
 from scvae_cli.tools.optimize.options import OptimizeOptions
 
-# Least standard deviation of a gene over the cells, in standard deviations of a count: a gene that is decoded alike in
-# all cells must not dominate the score.
+# The standard deviation of a gene's decoded values over the cells is raised to at least this value, in units of the
+# noise of a count. Otherwise, a gene with nearly equal decoded values in all cells could dominate the score.
 _LEAST_SD = 1e-3
 
 
 def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
     """Make the score function of a gene program, and score the cells at their posterior means.
 
-    The genes in `options` must be named as in the model. Returns a differentiable function of latent
+    The genes in `options` must be named as in the model. Returns the score as a differentiable function of latent
     positions on the device of the model, (n, k) → (n,), and the scores of the cells, shape (n,).
 
     Raises
@@ -81,4 +81,4 @@ def _check(function: Callable[..., Tensor], name: str, decoded: Callable[[Tensor
             "the function must map decoded values of shape (cells, genes) to a tensor of shape (cells,)",
         )
     if not value_n.requires_grad:
-        raise ConfigError(f"{name} has no gradient", "compute the score with torch from the tensor that is given")
+        raise ConfigError(f"{name} has no gradient", "compute the score with torch functions from the decoded values")

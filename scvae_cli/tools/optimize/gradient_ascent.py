@@ -1,11 +1,11 @@
-"""Projected gradient ascent in latent space, within the region where cells are.
+"""Projected gradient ascent in latent space, within a region that contains cells.
 
 The score is maximized over a region of latent space: all positions z whose density p is high enough, −log p(z) ≤ c. A
 step follows the gradient of the score. A step that would leave the region follows the boundary instead, and Newton's
 method then moves the end of the step back onto the boundary. If a step increases the score by much less than the
-gradient predicts, the step is halved. The score therefore increases from point to point. At the end, the gradient is
-zero or points straight out of the region (the Karush–Kuhn–Tucker conditions). The end is then a local maximum, but not
-always the global maximum of the region.
+gradient predicts, the step is halved. The score therefore increases from each point of the path to the next. Unless the
+path is stopped early, the gradient at its end is zero or points straight out of the region (the Karush–Kuhn–Tucker
+conditions). The path then ends at a local maximum of the score, but not always at the global maximum in the region.
 
 Shapes: n latent positions, k latent dimensions, t points of the path.
 """
@@ -23,18 +23,20 @@ from torch import Tensor
 # A differentiable function of latent positions, (n, k) → (n,).
 Score = Callable[[Tensor], Tensor]
 MAXIMUM, MAX_LENGTH, MAX_STEPS = "maximum", "max_length", "max_steps"
-# Largest and smallest latent length of a step, in standard deviations of the prior. The first step is tried with the
-# largest length.
+# Largest and smallest latent length of a step, in standard deviations of the prior. Gradient ascent tries the largest
+# length first.
 _LONGEST, _SHORTEST = 0.1, 1e-4
-# A step must increase the score by this fraction of the increase expected from the slope (Armijo).
+# A step must increase the score by at least this fraction of the increase that the gradient predicts (the Armijo
+# condition).
 _EXPECTED = 0.1
 # A point on the boundary is a maximum if at most this fraction of the gradient points along the boundary.
 _STATIONARY = 3e-3
 _MAX_ITERATIONS = 3000
-# The ascent ends if this number of steps increased the score by less than this fraction of the increase so far.
+# Gradient ascent ends if the last `_RECENT_STEPS` steps contributed less than the fraction `_LEAST_INCREASE` of the
+# total increase of the score.
 _RECENT_STEPS, _LEAST_INCREASE = 100, 1e-3
 _NEWTON_STEPS = 8
-# Tolerance of the boundary, in nats.
+# A position counts as inside a region if −log density exceeds the limit by at most this value, in nats.
 _TOLERANCE = 1e-4
 
 
@@ -58,7 +60,10 @@ class Ascent:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Latent positions where −log p(z) ≤ limit, in nats. A path from outside must not go to still lower densities."""
+    """Latent positions z where −log p(z) ≤ limit, in nats.
+
+    A path that starts outside the region must not lead to even lower densities.
+    """
 
     log_prob: Score
     limit: float
@@ -95,7 +100,7 @@ def ascend(
             next_k = z_k + move_k if region is None else _inside(region, z_k + move_k, limit)
             expected = float(slope_k @ (next_k - z_k))
             next_value, next_slope_k = _with_slope(score, next_k)
-            # Both scores are float32; an increase within their rounding error does not count.
+            # Scores are float32, so an increase within the rounding error does not count.
             if math.isfinite(next_value) and next_value - value > max(_EXPECTED * expected, 1e-7 * abs(value)):
                 moved = next_k
                 break
@@ -105,7 +110,8 @@ def ascend(
             break
         added = length(z_k, moved)
         if total + added >= max_length:
-            # The last step is shortened. The score increases along the shortened step if it is about linear there.
+            # The last step is shortened to the maximum length. The score increases along the shortened step if the
+            # score is nearly linear there.
             z_k = z_k + (max_length - total) / added * (moved - z_k)
             points.append(z_k)
             values.append(_with_slope(score, z_k)[0])
@@ -123,7 +129,7 @@ def ascend(
 
 
 def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
-    """Move positions back into a region, shape (t, k).
+    """Move positions of shape (t, k) back into a region.
 
     Positions that were interpolated between two points on the boundary may lie just outside the region.
     """
@@ -135,8 +141,8 @@ def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
 def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: float) -> Tensor | None:
     """Compute a step along the gradient; if this step would leave the region, compute a step along the boundary.
 
-    A step along the boundary first moves to the boundary. `margin` is how much −log density may still increase from the
-    current position before the limit is reached. Returns None if no step increases the score.
+    A step along the boundary first moves to the boundary. `margin` is the amount by which −log density may increase
+    before the limit of the region is reached. Returns None if no step increases the score.
     """
     if not float(slope_k.norm()) > 0:
         return None

@@ -1,9 +1,9 @@
-"""A trajectory that increases the score of a gene program, in regions where cells are.
+"""A trajectory along which the score of a gene program increases, through regions of latent space that contain cells.
 
 Gradient ascent from the start increases the score up to a local maximum. Gradient ascent from other cells of the group,
-or from the cell with the highest score, may end at a higher maximum. In this case, a path from the start to the higher
-maximum is constructed through cells, across a saddle point of the latent density. Along such a path, the score need not
-increase everywhere.
+or from the cell with the highest score, may end at a higher maximum. If another maximum is higher, a path from the
+start to this maximum is constructed through regions with cells, across a saddle point of the latent density. Along a
+path across a saddle point, the score need not increase everywhere.
 
 Shapes: n cells, k latent dimensions, t steps, s starting positions.
 """
@@ -37,15 +37,15 @@ from scvae_cli.tools.trajectory.interpolation import described
 from scvae_cli.tools.trajectory.result import ASCENT
 from scvae_cli.tools.trajectory.steps import refuse_too_many
 
-# Default of the largest length, in units of the distance from the start to the farthest cell.
+# Default of the maximum length of a trajectory, in units of the distance from the start to the farthest cell.
 _FARTHEST_CELLS = 5.0
-# If the user sets no constraint, starting positions after the first are nevertheless chosen where at most this fraction
-# of the held-out cells has a higher density.
+# Even for an unconstrained trajectory, starting cells are chosen only where at most this fraction of the held-out cells
+# has a higher density.
 _USUAL = 0.9
-# Two ends of paths count as equally high if the scores there differ by at most this many standard deviations of the
-# scores of the cells.
+# The scores at the ends of two paths count as equal if they differ by at most this multiple of the standard deviation
+# of the scores of the cells.
 _EQUAL = 0.1
-# Tolerance of the boundary at a maximum, in nats, because of rounding.
+# Because of rounding errors, −log density at a maximum may exceed the limit of the region by this value, in nats.
 _ROUNDING = 1e-3
 
 
@@ -58,20 +58,21 @@ def optimize(
     target: str,
     groups_n: np.ndarray | None,
 ) -> Optimization:
-    """Increase the score of a gene program from a population or a cell, and decode every step.
+    """Find a trajectory from a population or a cell along which the score of a gene program increases, and decode it.
 
-    Gradient ascent starts at a typical cell of the population. If the score at the end of the path is lower than the
-    score of the best cell (the cell with the highest score), gradient ascent is repeated from other cells of the
-    population that are far from each other, `options.n_starts` cells in all, and from the best cell. If one of these
-    ends is higher, the result is a path from the typical cell across a saddle point to the highest end that is not too
-    far away. The trajectory always starts at the typical cell.
+    Gradient ascent starts at a typical cell of the population. If a cell has a higher score than the end of the path
+    from the typical cell, gradient ascent is repeated from other cells of the population that are far from each other,
+    `options.n_starts` cells in all. Unless the trajectory is unconstrained, gradient ascent also starts at the cell of
+    the region with the highest score. If gradient ascent from another cell ends at a higher maximum, the result is a
+    path from the typical cell across a saddle point to the highest maximum that a path of at most the maximum length
+    reaches. The trajectory always starts at the typical cell.
 
     Parameters
     ----------
     session
         The n cells and the model.
     start
-        A population, or one cell.
+        The population, or the single cell, at which the trajectory starts.
     options
         Gene program (with the gene names of the model), constraint, number of starts and steps, and library size and
         batch for decoding.
@@ -119,7 +120,8 @@ def optimize(
                 advance()
     chosen, equal = ascents[0], _EQUAL * cell_score_n.std()
     if options.n_starts > 1:
-        # The other starts only show how high the score can be; every trajectory begins at the first start.
+        # Gradient ascent from other cells only shows how high the score can be; the trajectory begins at the first
+        # start.
         ends = [each for each in ascents[1:] if each.stopped == MAXIMUM]
         if region is not None and (top := _from_best_cell(mean_nk, score, cell_score_n, first_k, region)) is not None:
             ends.append(top)
@@ -177,9 +179,9 @@ def optimize(
 
 
 def _starts(model: Model, mean_nk: Tensor, start: Population, options: OptimizeOptions) -> list[int]:
-    """Choose starting cells: the typical cell of the group, and others of the group that are far from each other.
+    """Choose starting cells: the typical cell of the group, and cells of the group that are far from each other.
 
-    Cells at an unusually low density are left out, unless the group has no other cells.
+    Cells where the latent density is unusually low are left out, unless the group has no other cells.
     """
     if len(start.cells) == 1:
         return [int(start.cells[0])]
@@ -194,7 +196,7 @@ def _starts(model: Model, mean_nk: Tensor, start: Population, options: OptimizeO
 def _from_best_cell(
     mean_nk: Tensor, score: Score, cell_score_n: np.ndarray, start_k: Tensor, region: Region
 ) -> Ascent | None:
-    """Increase the score from the best cell in the region; None if no cell lies in the region."""
+    """Increase the score from the cell with the highest score in the region; return None if it contains no cell."""
     with torch.no_grad():
         blocks = torch.split(mean_nk, BLOCK_CELLS)
         nll_n = torch.cat([-region.log_prob(block_nk.to(start_k)).cpu() for block_nk in blocks])
@@ -215,7 +217,7 @@ def _through_cells(
 ) -> Ascent:
     """Connect the start with the end of another path, across a saddle point of the density.
 
-    Where the path cannot stay in the region, it crosses the least dense part at the highest density that was found.
+    If no path stays in the region, the result is the path whose lowest density is the highest that was found.
     """
     density = session.model.density.to(session.model.device)
     end_k = torch.as_tensor(end.z_tk[-1]).to(start_k)
@@ -231,7 +233,7 @@ def _through_cells(
 
 
 def _reaching(region: Region, points_tk: Tensor, path: Ascent) -> Region:
-    """Widen a region so far that it contains a path."""
+    """Enlarge a region just enough that it contains a path."""
     with torch.no_grad():
         path_tk = torch.as_tensor(path.z_tk).to(points_tk)
         furthest = max(float(-region.log_prob(block_tk).min()) for block_tk in torch.split(path_tk, BLOCK_CELLS))

@@ -49,8 +49,8 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     )
     within: float = option(
         0.9,
-        help="Fraction of the held-out cells. The trajectory stays in the densest region of latent space that contains "
-        "this fraction of these cells.",
+        help="The trajectory stays in the densest region of latent space that contains this fraction of the held-out "
+        "cells.",
         panel=OPTIMIZATION,
         above=0,
         most=OFF_MANIFOLD,
@@ -63,8 +63,8 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     )
     max_length: float | None = option(
         None,
-        help="Maximum length of the trajectory. One unit is the standard deviation of a single count around its "
-        "expected value (for real numbers: of the noise).",
+        help="Maximum length of the trajectory. One unit of length is the standard deviation of a single count around "
+        "its expected value. In a model of real numbers, one unit is the standard deviation of the noise.",
         panel=OPTIMIZATION,
         above=0,
         shown_default="five times the distance from the start to the farthest cell",
@@ -72,9 +72,10 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     n_starts: int = option(
         8,
         flags=("--starts",),
-        help="Number of cells of the group from which the score is increased. The trajectory starts at the first one, "
-        "a typical cell of the group. If the score ends lower there than from another cell, the trajectory leads "
-        "through cells to the higher score. With 1, the score increases at every step.",
+        help="Number of cells of the group from which gradient ascent increases the score. The trajectory always "
+        "starts at a typical cell of the group. If gradient ascent from another cell reaches a higher score, the "
+        "trajectory leads through regions with cells to this score. With --starts 1, the score increases at every "
+        "step.",
         panel=OPTIMIZATION,
         least=1,
         most=10_000,
@@ -88,7 +89,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     )  # fmt: skip
 
     def check(self) -> None:
-        """Require a gene or a function, exactly one start, and that no gene is both to increase and to decrease."""
+        """Require genes or a function, exactly one start, and that no gene is in both `toward` and `away`."""
         for side in ("toward", "away"):
             genes = getattr(self, side)
             if not callable(genes):
@@ -96,7 +97,8 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
         if callable(self.toward):
             if self.away:
                 raise ConfigError(
-                    "--away cannot be combined with a function", "write a function that decreases with these genes"
+                    "--away cannot be combined with a function",
+                    "write a function whose value decreases with the expression of these genes",
                 )
         elif not self.toward and not self.away:
             raise ConfigError(
@@ -114,7 +116,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
 
     @property
     def increased(self) -> tuple[str, ...]:
-        """Names of the genes to increase, or the name of the function."""
+        """Names of the genes to increase; if `toward` is a function, the name of the function."""
         if callable(self.toward):
             return (getattr(self.toward, "__name__", type(self.toward).__name__),)
         return self.toward
@@ -131,7 +133,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
 
     @property
     def result_name(self) -> str:
-        """Name of the result: the option `name`, or a name made from the first gene if this option is not given.
+        """Name of the result: the option `name`, or a name made from the first gene if no name is given.
 
         >>> OptimizeOptions(toward=("Klf1", "Car1"), from_cell="A").result_name
         'toward_Klf1'
@@ -155,14 +157,16 @@ OPTIMIZE = Verb(
     home="scvae_cli.tools.optimize.question:Optimize",
     about="""Find a trajectory along which the expression of some genes increases and that of others decreases.
 
-    The trajectory starts at a typical cell of the group, increases a score and stays in regions of latent space with
-    cells. If the score cannot increase far from there, the trajectory leads through cells to a higher score. For the
-    score, the expression of each gene is standardized over the cells. The score is the mean standardized expression of
-    the genes of --toward, minus that of the genes of --away.
+    The trajectory starts at a typical cell of the group and stays in regions of latent space with cells. Along the
+    trajectory, a score increases. If gradient ascent from other cells of the group reaches a higher score, the
+    trajectory leads through regions with cells to the higher score. For the score, the expression of each gene is
+    standardized over the cells. The score is the mean standardized expression of the genes of --toward, minus that of
+    the genes of --away.
 
-    The trajectory and the score of every step are written to the same slots as by scvae interpolate. The scores of the
-    cells are printed for comparison with the score at the end. A warning names steps with a higher score than every
-    cell. Another warning names steps where no cells were observed. A third warning says if the trajectory ends at
-    a local maximum and more than one cell in a hundred has a higher score.""",
+    The trajectory and the score of every step are written to the same slots as by scvae interpolate. The printed
+    summary compares the score at the end of the trajectory with the scores of the cells. A warning names the steps
+    whose score is higher than that of every cell. Another warning names the steps at which no cells were observed. A
+    third warning says that the trajectory ends at a local maximum and more than one cell in a hundred has a higher
+    score.""",
     example="scvae optimize data.h5ad --toward Klf1,Car1 --away Irf8 --groupby cell_type --group MEP",
 )

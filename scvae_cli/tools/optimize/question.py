@@ -24,7 +24,7 @@ _ENDS = {
 
 
 class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
-    """Optimize a trajectory toward a gene program."""
+    """Find a trajectory along which the score of a gene program increases."""
 
     def prepare(self) -> None:
         options = self.options
@@ -35,7 +35,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
         label = options.from_cell or options.group
-        assert label is not None, "the options check this"
+        assert label is not None, "OptimizeOptions.check requires a start"
         groupby = None if options.from_cell is not None else options.groupby
         [self.start] = self.session.populations([label], groupby=groupby)
 
@@ -83,7 +83,8 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
     def text(self, result: Optimization, facts: dict[str, Any]) -> str:
         lines = [
             f"{facts['start']} → {self.shown.target}: {amount(facts['n_steps'], 'step')}, length {facts['length']:.1f} "
-            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells belong to it",
+            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells belong to the "
+            "trajectory",
             f"score {facts['score_start']:.2f} → {facts['score_end']:.2f}; best cell {facts['best_score']:.2f}; "
             f"{facts['share_below']:.1%} of the cells have a lower score than the end",
             f"ends at {_ENDS[facts['stopped']]}",
@@ -92,13 +93,13 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         return "\n".join([*lines, *self.shared_lines(result.trajectory, facts)])
 
     def _starts(self, result: Optimization) -> list[str]:
-        """Say at which cell the trajectory starts, and where other starts lead."""
+        """Say at which cell the trajectory starts, and which scores gradient ascent from other cells reaches."""
         first, *others = result.starts
         typical = "" if self.options.from_cell is not None else f", a typical cell of {self.start.label}"
         lines = [f"starts at {first.cell}{typical}"]
         if result.through_cells:
             lines.append(
-                f"the gradient alone ends at a score of {first.end:.2f}, so the trajectory leads through cells to a "
+                f"gradient ascent alone ends at a score of {first.end:.2f}, so the trajectory leads through cells to a "
                 "higher maximum"
             )
         if others:
@@ -111,6 +112,6 @@ def _listed(starts: Sequence[Start]) -> str:
 
 
 def _renamed(options: OptimizeOptions, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> OptimizeOptions:
-    """Rename the genes of a program."""
+    """Rename the genes of a gene program."""
     toward = options.toward if callable(options.toward) else rename(options.toward)
     return replace(options, toward=toward, away=rename(options.away))

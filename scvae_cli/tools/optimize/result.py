@@ -17,12 +17,12 @@ from scvae_cli.tools.trajectory.result import Trajectory
 
 # A decrease of the score is reported if it is larger than this fraction of the total increase of the score.
 _REPORTED_DECREASE = 0.05
-# No warning about a local maximum is given if the score there is higher than that of at least this fraction of cells.
+# A warning about a local maximum is given if less than this fraction of the cells has a lower score.
 _HIGH = 0.99
 
 
 class Start(NamedTuple):
-    """A cell from which the score was increased: name, score, and score where the increase ended."""
+    """A cell from which the score was increased: its name, its score, and the score at the end of gradient ascent."""
 
     cell: str
     score: float
@@ -36,16 +36,16 @@ class Optimization:
     Parameters
     ----------
     toward, away
-        Genes to increase and genes to decrease. For a function, `toward` contains the name of the function.
+        Genes to increase and genes to decrease. If the score is a function, `toward` contains the name of the function.
     score_t
-        Score of every step. The score of genes is in standard deviations over the cells. The score of a function is the
-        value of the function.
+        Score of every step. The score of a gene program is in standard deviations over the cells. A function given as
+        `toward` returns the score itself.
     best_score, best_cell
         Highest score of all cells, and the name of the cell with this score. Cells are scored at their posterior means.
     share_below
         Fraction of the cells whose score is lower than the score of the last step.
     stopped
-        Why the trajectory ends: "maximum", "max_length" or "max_steps" (`Ascent.stopped`).
+        Why the trajectory ends: "maximum", "max_length" or "max_steps" (see `Ascent`).
     through_cells
         Whether gradient ascent from the start ended at a lower maximum, so that the trajectory leads through cells to a
         higher one.
@@ -68,7 +68,7 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First step from which on all scores exceed the score of every cell; None if the last score does not."""
+        """First step from which on all scores exceed the score of every cell; None if there is no such step."""
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None
@@ -97,7 +97,7 @@ class Optimization:
         return texts
 
     def notes(self) -> list[str]:
-        """Say whether the score decreases on the way, and whether the trajectory ends because of `--max-length`."""
+        """Say whether the score decreases along the trajectory, and whether `--max-length` ends the trajectory."""
         texts = []
         if self.decrease > _REPORTED_DECREASE * (self.score_t[-1] - self.score_t[0]):
             texts.append(
@@ -112,7 +112,7 @@ class Optimization:
         return texts
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """List the slots of the data to which the trajectory is written. The scores are added to the slot in uns."""
+        """List the slots of the data to which the trajectory is written. The slot in uns also contains the scores."""
         sides = {"toward": self.toward, "away": self.away}
         facts: dict[str, Any] = {side: np.asarray(genes, dtype=object) for side, genes in sides.items() if genes}
         facts |= {"score": self.score_t, "best_score": self.best_score, "best_cell": self.best_cell}

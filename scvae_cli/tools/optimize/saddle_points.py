@@ -1,10 +1,11 @@
-"""Paths across a saddle point of the density: two latent positions are connected where the density is highest.
+"""Paths between two latent positions along which the density stays as high as possible, across a saddle point.
 
 If two regions with cells are connected only by a narrow bridge, gradient ascent rarely finds the path from one region
-to the other. The path is therefore constructed between two given ends. The neighbor graph of the cells yields a first
-path, whose lowest density is as high as possible (a bottleneck path). The string method (E, Ren & Vanden-Eijnden 2007,
-doi:10.1063/1.2720838) then moves the points of the path to higher densities, perpendicular to the path, until the
-density is high enough at all points. After too many iterations, the path with the highest least density is the result.
+to the other. Instead of gradient ascent, a path between two given positions is therefore constructed. The neighbor
+graph of the cells yields a first path, whose lowest density is as high as possible (a bottleneck path). The string
+method (E, Ren & Vanden-Eijnden 2007, doi:10.1063/1.2720838) then moves the points of the path to higher densities,
+perpendicular to the path, until the density is high enough at all points. If the maximum number of iterations is
+reached, the result is the path whose lowest density is highest.
 
 Shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """
@@ -25,9 +26,9 @@ from scvae_cli.tools.optimize.gradient_ascent import Score, with_slopes
 
 # Number of points of an edge at which the density is evaluated, both ends included.
 _EDGE_POINTS = 5
-# Largest latent distance between the points of a string, and how far a point moves in one iteration.
+# Largest latent distance between neighboring points of a path, and the largest move of a point in one iteration.
 _SPACING, _STEP = 0.1, 0.02
-# Number of iterations that make a string smooth, and the largest number of iterations.
+# Number of iterations after which a path is smooth, and the maximum number of iterations.
 _SMOOTH, _MAX_ITERATIONS = 100, 1500
 # Number of edges processed at once.
 _BLOCK = 8192
@@ -36,8 +37,9 @@ _BLOCK = 8192
 def across_saddle_point(graph: CellGraph, log_prob: Score, start_k: Tensor, end_k: Tensor, *, limit: float) -> Tensor:
     """Find a path between two positions along which −log density ≤ limit, in nats.
 
-    Both positions must be on the torch device of the density. Returns the points of the path, both ends included, shape
-    (t, k). If no path within the limit was found, the result is the smooth path whose largest −log density is smallest.
+    `start_k` and `end_k` must be on the torch device of the density. Returns the points of the path, both ends
+    included, shape (t, k). If no path within the limit was found, the result is the smooth path whose largest −log
+    density is smallest.
     """
     nodes = [int(nearest(end[None].cpu(), graph.mean_mk, 1)[0][0, 0]) for end in (start_k, end_k)]
     mean_mk = graph.mean_mk.to(start_k)
@@ -61,12 +63,12 @@ def across_saddle_point(graph: CellGraph, log_prob: Score, start_k: Tensor, end_
 def _bottleneck(graph: CellGraph, mean_mk: Tensor, log_prob: Score, nodes: list[int], limit: float) -> np.ndarray:
     """Find the shortest path between two nodes over edges along which −log density ≤ limit.
 
-    If there is no such path, the limit is raised to the least value that connects the nodes.
+    If no path stays within the limit, the limit is raised to the smallest value at which a path connects the nodes.
     """
     edges = sp.triu(graph.lengths).tocoo()
     nll_e = _largest_nll(mean_mk, log_prob, edges.row, edges.col)
-    # Among all paths between two nodes, the path in a minimum spanning tree has the smallest maximum edge weight. No
-    # edge may have the weight zero, because a zero means that there is no edge.
+    # Among all paths between two nodes, the path in a minimum spanning tree has the smallest maximum edge weight. Every
+    # weight must be positive, because a zero in a sparse matrix means that there is no edge.
     least = nll_e.min() - 1
     tree = minimum_spanning_tree(sp.csr_matrix((nll_e - least, (edges.row, edges.col)), shape=edges.shape))
     _, before_m = dijkstra(tree, directed=False, indices=nodes[0], return_predecessors=True, unweighted=True)

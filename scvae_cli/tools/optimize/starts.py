@@ -1,7 +1,7 @@
 """Start of an optimization: a cell that is typical of its group.
 
-A typical cell lies where the cells of the group are dense. Only the cells of the group are used: a few cells with a
-wrong label do not move the typical cell, even if they lie among many cells of other groups.
+A typical cell lies where the cells of the group are dense. Only the cells of the group determine its typical cell. A
+few cells with a wrong label therefore do not move the typical cell, even if they lie among many cells of other groups.
 
 Shapes: n cells, m cells of the group, k latent dimensions, s starts.
 """
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from scvae_cli.latent.populations import Population
 
-# The density at a cell is measured by the ball around it that contains this fraction of the group.
+# The density at a cell is measured by the radius of the smallest ball around the cell that contains this fraction of
+# the group.
 _NEAREST = 0.5
 
 
 def typical(mean_nk: Tensor, start: Population) -> int:
-    """Return the typical cell of a group: the cell with the smallest ball that holds half of the group."""
+    """Return the typical cell of a group: the cell for which the smallest ball holds half of the group."""
     cells = start.candidates()
     mean_mk = mean_nk[torch.as_tensor(cells)].double()
     place = max(int(np.ceil(_NEAREST * len(cells))), 1)
@@ -28,7 +29,7 @@ def typical(mean_nk: Tensor, start: Population) -> int:
 
 
 def spread_out(mean_nk: Tensor, first: int, cells: np.ndarray, n: int) -> list[int]:
-    """Choose n cells that are far from each other: `first`, then always the cell farthest from those chosen before."""
+    """Choose n cells that are far from each other: `first`, then always the cell farthest from all chosen cells."""
     chosen = [first]
     mean_mk = mean_nk[torch.as_tensor(cells)]
     distance_m = (mean_mk - mean_nk[first]).norm(dim=1)

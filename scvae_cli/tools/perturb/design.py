@@ -4,18 +4,18 @@ The change of a group under a label is the difference between its cells with tha
 change predicted for the target group is a sum of terms. Each term is the change under one label in some groups. A
 single perturbation has one term: the change under the perturbation in the other groups.
 
-For a combination B+C that other groups have undergone, the prediction is the mean of two estimates. The first is the
-change of the other groups under B+C. The second is the sum of the target's own change under B, the target's own change
-under C, and the interaction of B and C in the other groups. The interaction is the change of these groups under B+C
-minus their changes under B and under C. The first estimate is more certain; the second is specific to the target. Only
-the first is used if the target has not undergone both B and C, or if no other group has undergone all of B, C and B+C.
-For a combination that no other group has undergone, the changes under its parts are added. If the target has undergone
-a part, the change under this part is the target's own change; otherwise, it is the change of the other groups.
+For a combination B+C that other groups have undergone, the prediction is the mean of two estimates. The first estimate
+is the change of the other groups under B+C. The second estimate is the sum of the target's own change under B, the
+target's own change under C, and the interaction of B and C in the other groups. The interaction of B and C in a group
+is its change under B+C minus its changes under B and under C. The first estimate, from the other groups, is more
+certain; the second estimate is specific to the target group. Only the change of the other groups under B+C is used if
+the target has not undergone both B and C, or if no other group has undergone all of B, C and B+C. For a combination B+C
+that no other group has undergone, the changes under B and under C are added. The change under B is the target's own
+change if the target has undergone B, and otherwise the change of the other groups.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
-the parts matter: cells labeled B+C and C + B have the same perturbation. The control label, here ctrl, has no effect as
-a part: if no cell has the label B+ctrl, the label B is used instead; if no cell has the label B, the label B+ctrl is
-used.
+the parts matter: cells labeled B+C and C + B have the same perturbation. The control label, such as ctrl, does not
+count as a part of a combination. If no cell has the label B+ctrl, the label B is used instead, and vice versa.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from scvae_cli.data.labels import matching
 from scvae_cli.errors import ConfigError, DataError, ModelError
 from scvae_cli.tools.perturb.perturbation_labels import PerturbationLabels
 
-# A change estimated from fewer treated or fewer control cells than this is too uncertain to use.
+# A change estimated from fewer treated or fewer control cells than this number is too uncertain to use.
 MIN_CELLS = 5
 _SHOWN = 12
 
 
 class Term(NamedTuple):
-    """Change under a label in some groups, and the weight of this change in the sum; the weight may be negative."""
+    """Change under a label in some groups, and its weight in the predicted change; the weight may be negative."""
 
     weight: float
     label: str
@@ -78,7 +78,7 @@ class Design:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The other groups that have undergone the perturbation itself."""
+        """The groups, except the target, that have undergone the perturbation to predict."""
         return self.others(self.treated)
 
     @property
@@ -93,12 +93,12 @@ class Design:
 
     @property
     def only_own_parts(self) -> bool:
-        """Whether no other group has undergone a combination, but the target has undergone all of its parts."""
+        """Whether the target has undergone all parts of a combination that no other group has undergone."""
         return not self.sources and self.own_parts
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The terms that add up to the target's change."""
+        """The terms that add up to the predicted change of the target."""
         if not self.sources:
             return self.additive_terms
         whole = self.others(self.treated, *self.parts)
@@ -112,8 +112,8 @@ class Design:
     def additive_terms(self) -> tuple[Term, ...]:
         """One term for each part of a combination.
 
-        If the target has undergone the part, the term is the change of the target; otherwise, it is the change of the
-        other groups.
+        The term of a part is the target's own change if the target has undergone the part, and otherwise the change of
+        the other groups.
         """
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
@@ -123,7 +123,7 @@ class Design:
         """Return the groups that contribute to a term.
 
         If the target is the only group of the term, the other groups with enough cells contribute too, because the
-        target's change is shrunk to theirs.
+        target's change is shrunk to the mean change of these groups.
         """
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
@@ -157,14 +157,14 @@ class Design:
 def design(
     group: str, control: str, treated: str, *, group_n: np.ndarray, label_n: np.ndarray, perturbation_key: str
 ) -> Design:
-    """Find the cells to learn from.
+    """Find the cells from which the perturbation is learned.
 
     Parameters
     ----------
     group, control, treated
-        Target group, control label and label of the perturbation, as the user wrote them; `scvae_cli.data.labels` says
-        how they are compared with the labels of the data. The parts of a combination may be in any order. A treated
-        label that no cell has is split at its plus signs.
+        Target group, control label and label of the perturbation, as the user wrote them. `scvae_cli.data.labels` says
+        how labels from the user are compared with labels of the data. The treated label is split into parts at its plus
+        signs, and the parts may be in any order.
     group_n, label_n, perturbation_key
         Group and label of every cell, each a string or None, shape (n,); and name of the obs column with the labels.
 
@@ -194,7 +194,7 @@ def design(
         missing = [part for part, term in zip(parts, result.additive_terms, strict=True) if not term.groups]
         for label in missing if parts else (treated,):
             raise DataError(
-                f"no other group has {MIN_CELLS} cells or more of each of {control!r} and {label!r}",
+                f"no other group has at least {MIN_CELLS} cells with each of the labels {control!r} and {label!r}",
                 "a perturbation is learned from groups that have undergone it; choose another --groupby",
             )
     return result
@@ -203,7 +203,7 @@ def design(
 def refuse_explained_away(design: Design, batch_n: np.ndarray, batch_key: str) -> None:
     """Refuse a model with batches if no batch holds both control and treated cells.
 
-    Such a model removes the perturbation as a batch effect.
+    A model whose batches separate control from treated cells removes the perturbation as a batch effect.
     """
 
     def batches(label: str) -> set[str]:
@@ -233,7 +233,7 @@ def _resolved(
             f"--treated and --control are both {control!r}"
             if str(treated) == str(control)
             else f"--treated {treated!r} and --control {control!r} are the same label",
-            "a perturbation compares two labels",
+            "choose different labels for treated and control cells",
         )
     if start is None:
         raise DataError(f"no cells with obs[{key!r}] == {control!r}", f"labels: {listed}")

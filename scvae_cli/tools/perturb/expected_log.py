@@ -1,9 +1,10 @@
 """Expected log-normalized counts under the likelihood of the counts.
 
 Changes of expression are reported and judged as differences of the mean of log(1 + 10⁴·x/library), the usual scale of
-single-cell analyses. Here x is a count, and library is the library size of the cell. The mean of a logarithm is not the
-logarithm of a mean: for a gene with at most one count in a cell, the mean of the logarithm is nearly proportional to
-the probability of that count. So the logarithm is averaged over the distribution of the counts.
+single-cell analyses. In this formula, x is a count, and library is the library size of the cell. The mean of a
+logarithm is not the logarithm of a mean: for a gene with at most one count in a cell, the mean of the logarithm is
+nearly proportional to the probability of that count. The logarithm is therefore averaged over the distribution of the
+counts.
 
 Shapes: n cells, g genes, t pairs of a cell and a gene for which large counts are not negligible.
 """
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 TARGET_SUM = 1e4
-# Counts below `_COUNTS` are summed one by one. The sum over larger counts is replaced by an integral over their
-# logarithm (Gauss–Legendre quadrature with `_POINTS` points). The integral spans `_DEVIATIONS` standard deviations to
-# either side of the mean, and upward by a further `_BEYOND` times the ratio of variance to mean, because gamma
-# distributions have long upper tails. The relative error of the result is at most 2 in 10,000.
+# The terms of counts below `_COUNTS` are summed one by one. The sum over larger counts is replaced by an integral over
+# their logarithm (Gauss–Legendre quadrature with `_POINTS` points). The integral spans `_DEVIATIONS` standard
+# deviations on both sides of the mean. The upper limit of the integral is raised by `_BEYOND` times the ratio of
+# variance to mean, because gamma distributions have long upper tails. The relative error of the result is at most 2 in
+# 10,000.
 _COUNTS, _POINTS, _DEVIATIONS, _BEYOND = 32, 20, 4.5, 7.0
-# If the probability of all larger counts is below this share of the sum over the smaller ones, the logarithm of each
-# larger count is replaced by the logarithm of the smallest larger count.
+# If the probability of all counts of `_COUNTS` or more is below this share of the sum over smaller counts, log(1 + s·x)
+# of these counts is replaced by its value at x = `_COUNTS`.
 _LEAST_TAIL = 1e-4
 
 
@@ -63,7 +65,7 @@ def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Te
     low_t = (mean_t - reach_t).clamp(min=_COUNTS - 0.5).log()
     high_t = (mean_t + reach_t + _BEYOND * dispersion_t).clamp(min=1.5 * _COUNTS).log()
     mass_t, sum_t = torch.zeros_like(mean_t), torch.zeros_like(mean_t)
-    # The constant cancels in the ratio below, but keeps the terms from overflowing.
+    # The constant cancels in the ratio of the two sums, but prevents an overflow of their terms.
     if theta_t is None:
         constant_t, rate_t = -mean_t, -mean_t.log()
     else:

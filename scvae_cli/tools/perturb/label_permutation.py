@@ -1,17 +1,18 @@
 """Test of the hypothesis that a perturbation changes no gene, by permuted labels.
 
-In each group, the labels of the control and of the treated cells are permuted. If the perturbation has no effect, the
-observed labels are one permutation among many. This holds for any distribution of the counts and for any correlation
-of the genes. Labels are permuted only among cells of the same batch. Because the mean of a logarithm depends on the
-library size, treated cells that were sequenced more deeply than the control cells would look changed; therefore, counts
-are first thinned at random until both labels have the same distribution of library sizes.
+In each group, the labels of the control and of the treated cells are permuted. If the perturbation has no effect, all
+permutations are as likely as the observed labels, whatever the distribution of the counts and the correlation of the
+genes. Labels are permuted only among cells of the same batch. The mean of a logarithm depends on the library size, so
+treated cells that were sequenced more deeply than the control cells would look changed. Counts are therefore first
+thinned at random until treated and control cells have the same distribution of library sizes.
 
-For each gene, the differences of mean log expression between treated and control cells of all groups are averaged with
-the weights of their precision, and divided by the standard error of the average. Two statistics are used: the largest
-absolute value over the genes, for strong changes of a few genes, and the sum of squares over the genes, for weak
-changes of many genes. The p-value is that of the smaller of the two p-values, which the same permutations calibrate
-(Westfall & Young 1993). Comparing each gene with the largest value of every permutation also yields the number of
-changed genes, with a bound on the probability that any one of these genes is unchanged.
+For each gene, the differences of mean log expression between treated and control cells are averaged over the groups,
+weighted by their precision. A gene's z-score is the averaged difference divided by its standard error. The test uses
+two statistics: the largest absolute z-score over the genes, for strong changes of a few genes, and the sum of the
+squared z-scores, for weak changes of many genes. The smaller p-value of the two statistics is compared with the smaller
+p-value of every permutation, and its rank yields the p-value of the test (Westfall & Young 1993). A gene counts as
+changed if at most 5% of the labelings have a gene with an equal or larger absolute z-score. The probability that any
+unchanged gene counts as changed is then at most 5%.
 
 Shapes: n cells, g genes, b labelings (the observed labels and their permutations).
 """
@@ -92,8 +93,8 @@ def _permuted(
 def _kept(library_n: np.ndarray, treated_n: np.ndarray, batch_n: np.ndarray) -> np.ndarray:
     """Compute the fraction of each cell's molecules to keep, shape (n,).
 
-    In each batch, the cell at a quantile of the library sizes under its label is thinned to the smaller of the two
-    library sizes at this quantile under either label.
+    Within each batch, the library sizes of treated and of control cells are compared quantile by quantile. A cell is
+    thinned to the smaller of the treated and control library sizes at its quantile.
     """
     kept_n = np.ones(len(library_n))
     for batch in np.unique(batch_n):
@@ -117,11 +118,11 @@ def _permutations(treated_n: np.ndarray, batch_n: np.ndarray, random: np.random.
 
 
 def _p_value(groups: Sequence[_Permuted]) -> tuple[float, np.ndarray]:
-    """Compute the p-value of the shared change, and which genes are changed, shape (g,)."""
+    """Compute the p-value of the change that the groups share, and whether each gene is changed, shape (g,)."""
     weighted_bg = np.zeros_like(groups[0].difference_bg)
     precision_bg = np.zeros_like(weighted_bg)
     for one in groups:
-        # A gene that does not vary in a group says nothing about the change.
+        # A group in which a gene does not vary does not contribute to the change of this gene.
         weight_bg = np.divide(1.0, one.variance_bg, out=np.zeros_like(weighted_bg), where=one.variance_bg > 0)
         weighted_bg += weight_bg * one.difference_bg
         precision_bg += weight_bg

@@ -1,12 +1,12 @@
 """Shift of cells in latent space under a perturbation, learned from cells of other groups.
 
-The target is the group whose response is predicted. Source groups are the groups whose treated cells are used. There
-are two methods. With "centroid", a source group shifts from the mean of its control cells to the mean of its treated
-cells. All target cells shift by the weighted mean of these shifts, with more weight on source groups near the target.
-(Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, give all groups the same weight.) With "ot", optimal transport
-pairs the control cells of each source group with its treated cells. Each source control cell shifts to the mean of the
-treated cells that it is paired with. A target cell shifts by the average of the shifts of the nearest source control
-cells.
+The target is the group whose response is predicted. Source groups are the groups from whose treated cells the shift is
+learned. The method "centroid" computes the shift of each source group from the mean of its control cells to the mean of
+its treated cells. All target cells then shift by the weighted mean of the source groups' shifts, with more weight on
+groups near the target. (Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, give all groups the same weight.) The
+method "ot" pairs the control cells of each source group with its treated cells by optimal transport. Each control cell
+of a source group shifts to the mean of the treated cells with which it is paired. A target cell shifts by the average
+shift of the nearest control cells of the source groups.
 
 Shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
 """
@@ -25,11 +25,13 @@ from scvae_cli.tools.perturb.design import Design, Term
 from scvae_cli.tools.perturb.result import NONE
 
 CENTROID, OT = METHODS = ("centroid", "ot")
-# Number of cells paired on each side; the cost of optimal transport grows with the product of the two sides.
+# Largest number of control cells, and of treated cells, that are paired. The cost of optimal transport grows with the
+# product of the two numbers.
 _PAIRED = 500
-# Number of nearest source cells whose shifts are averaged.
+# Number of nearest control cells of the source groups whose shifts are averaged.
 _NEIGHBORS = 50
-# Decay of a group's weight with its squared distance, in units of the mean squared distance of all source groups.
+# Rate at which the weight of a source group decays with its squared distance from the target. The unit of the squared
+# distance is its mean over the source groups.
 _SHARPNESS = 2.0
 
 

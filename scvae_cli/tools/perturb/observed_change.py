@@ -46,7 +46,7 @@ class Observed:
         return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
 
     def additive(self, design: Design) -> np.ndarray | None:
-        """Add up the changes under a combination's parts; None for a single perturbation or if a change is unknown."""
+        """Add up the changes under the parts of a combination; None for a single perturbation or an unknown change."""
         terms = design.additive_terms
         if not terms or not all(term.groups for term in terms):
             return None
@@ -68,8 +68,8 @@ class Observed:
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Compute each gene's mean share of a cell's counts, and the squared standard error of this mean.
 
-        The mean is over a group's cells under a label. For real numbers, the numbers themselves are averaged. Both
-        results have shape (g,).
+        The mean is over a group's cells under a label. For real numbers, the numbers themselves are averaged. The mean
+        and its squared error have shape (g,).
         """
         if (group, label) not in self._shares:
             rows = design.rows(group, label)
@@ -81,10 +81,10 @@ class Observed:
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
         """Compute the effect of a label on a group, and the squared standard error of the effect, each of shape (g,).
 
-        For counts, the gene's share of a cell's counts is averaged over the cells with the label, and over the control
-        cells. `pseudo` is added to both averages, so that neither is zero. The effect is the logarithm of the ratio of
-        the first average to the second. For real numbers, the effect is the mean over the cells with the label minus
-        the mean over the control cells.
+        For counts, a gene's share of a cell's counts is averaged over the cells with the label, and over the control
+        cells. `pseudo` is added to both averages, so that neither average is zero. The effect for counts is the log
+        ratio of the average over the cells with the label to the average over the control cells. For real numbers, the
+        effect is the mean over the cells with the label minus the mean over the control cells.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self.shares(design, group, of) for of in (label, design.control)
@@ -94,7 +94,8 @@ class Observed:
         after_g, before_g = after_g + pseudo, before_g + pseudo
         sides = []
         for mean_g, error_g, of in ((after_g, after_error_g, label), (before_g, before_error_g, design.control)):
-            # The variance in few cells with few counts may be zero; the error is at least that of Poisson counts.
+            # In few cells with few counts, the variance may be zero by chance. The squared error is therefore at least
+            # that of Poisson counts.
             library_m = self.library_n[design.rows(group, of)]
             poisson_g = mean_g * (1 / library_m).mean() / len(library_m)
             sides.append(np.maximum(error_g, poisson_g) / mean_g**2)

@@ -18,7 +18,7 @@ Method = Literal["auto", "centroid", "ot"]
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbOptions(Reading, Drawing, WritingNewCells):
-    """Options that say which perturbation of which cells is predicted, and how."""
+    """Options that select the cells, the perturbation to predict, and the method of the prediction."""
 
     perturbation_key: str = option(help="Column of obs with the perturbation of each cell.", takes=_COLUMN)
     control: str = option(help="Label of the control cells in the --perturbation-key column.", takes=_LABEL, label=True)
@@ -29,29 +29,31 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
     group: str = option(help="Group whose response is predicted.", takes="a group of the --groupby column", label=True)
     method: Method = option(
         "auto",
-        help="How the control cells are shifted in latent space. centroid: by the average shift of the other groups' "
-        "means. ot: by the shifts of nearby control cells of the other groups, which are paired with treated cells by "
-        "optimal transport. auto: by the method that predicts the other groups better; if the mean change of the other "
-        "groups predicts them better than both, this mean is the prediction.",
+        help="Method that shifts the control cells in latent space. centroid uses the average shift from the mean of "
+        "the control cells to the mean of the treated cells in the other groups. ot pairs control cells with treated "
+        "cells of the other groups by optimal transport, and uses the shifts of the nearest control cells. auto uses "
+        "the method that predicts the other groups better. If the mean change of the other groups predicts these "
+        "groups better than both methods, auto predicts this mean change.",
     )
     retrain: bool = option(
         False,
-        help="Measure the accuracy with new models, and correct the size of the changes. Each model is trained without "
-        "the treated cells of one group, and then predicts these cells.",
+        help="Measure the accuracy with newly trained models, and correct the size of the predicted changes. Each new "
+        "model is trained without the treated cells of one group, and then predicts these cells.",
     )
     counts: bool = option(False, help="Write counts drawn at random instead of expected counts.")
     seed: int = option(0, help="Random seed of the drawn counts.", least=0)
 
     def check(self) -> None:
-        """Require two different columns, and two different labels."""
+        """Require different columns for perturbation and groups, and different labels for treated and control cells."""
         if self.perturbation_key == self.groupby:
             raise ConfigError(
                 f"--perturbation-key and --groupby are both {self.groupby!r}",
-                "one column holds the perturbation of each cell, the other its group",
+                "--perturbation-key takes the column of the perturbations, and --groupby the column of the groups",
             )
         if self.treated == self.control:
             raise ConfigError(
-                f"--treated and --control are both {self.control!r}", "a perturbation compares two labels"
+                f"--treated and --control are both {self.control!r}",
+                "choose different labels for treated and control cells",
             )
 
 
@@ -66,16 +68,16 @@ PERTURB = Verb(
     groups. The decoder then gives the change of every gene. The change of a gene is the difference between the means of
     log(1 + 10⁴·count/library size) in treated and in control cells.
 
-    First, permuted labels show whether the perturbation changes anything in the other groups. If no change is detected,
-    no change is predicted.
+    First, a permutation test shows whether the perturbation changes the expression of any gene in the other groups. If
+    the test detects no change, the prediction is no change.
 
-    As a check, every group with treated cells is predicted, too. The correlation of the predicted with the observed
-    change is printed, and so is the error of the size of the predicted change. The same numbers are printed for two
-    simple predictions: the mean change of the other groups and, for combinations, the sum of the changes under the
+    As a check, the response of every group with treated cells is predicted, too. The command prints how well predicted
+    and observed changes correlate, and whether the size of the changes is underestimated. Two simple predictions are
+    judged for comparison: the mean change of the other groups and, for combinations, the sum of the changes under the
     single perturbations.""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
     inplace=False,
-    returns="The predicted cells as an AnnData; None if they were written to an output. var holds the changes of the "
-    'genes, and uns["scvae"]["perturbations"] the accuracy in groups with treated cells.',
+    returns="The predicted cells as an AnnData, or None if the cells were written to a file. In the AnnData, var holds "
+    'the changes of the genes, and uns["scvae"]["perturbations"] the accuracy in groups with treated cells.',
 )

@@ -1,11 +1,11 @@
 """Prediction of one group's response, by the recipe that is most accurate in other groups with treated cells.
 
 A recipe consists of a method to shift cells in latent space, and the share of the mean shift in the prediction. The
-mean shift is the average observed change of expression from control to treated cells in the other groups. The rest of
-the prediction is the change that the model decodes for the cells shifted in latent space.
+mean shift is the average observed change of expression from control to treated cells in the other groups. Besides the
+mean shift, the prediction contains the change that the model decodes for the cells shifted in latent space.
 
-If no change is detected in the groups from which it would be learned, the prediction is no change. If the plain mean of
-the other groups predicts groups that are left out better than the recipe does, the prediction is this mean.
+If no change is detected in the groups from which it would be learned, the prediction is no change. If the mean change
+of the other groups predicts left-out groups better than the recipe, the prediction is this mean change.
 
 Shapes: n cells.
 """
@@ -52,7 +52,7 @@ def perturb(
     follow: Callable[[str, Iterator[FitEvent]], FitEvent | None] = last_event,
     progress: Progress = silent,
 ) -> Perturbation:
-    """Predict the response of a group.
+    """Predict the response of a group to a perturbation.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def perturb(
 def _tested(
     observed: Observed, design: Design, batch_n: np.ndarray | None, seed: int
 ) -> tuple[tuple[Tested, ...], Tested | None]:
-    """Test whether anything changes in the groups from which the change is learned, and in the group itself."""
+    """Test for a change in the groups from which the change is learned, and in the target group itself."""
     tests = tuple(
         permutation_test(observed, design, label, groups, batch_n=batch_n, seed=seed)
         for label, groups in design.learned_from.items()

@@ -79,7 +79,7 @@ class PerturbationLabels:
             return self.by_parts[parts]
         bare = tuple(sorted(self.pieces(asked)))
         same = {label for known, label in self.by_parts.items() if self._without_control(known) == bare}
-        # If both B and B+ctrl are labels, B+ctrl+ctrl stands for B.
+        # If both B and B+ctrl are labels, the label B+ctrl+ctrl is read as B.
         return min(same, key=lambda label: (len(_parts(label)), label), default=None)
 
     def _without_control(self, parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,14 +3,14 @@
 A change estimated from a few cells is uncertain, and the change of other groups may differ from that of the target
 group. For each gene, the true changes of the groups are therefore treated as draws around a common mean. The variance
 between groups is the part of the variance of the observed changes that the errors of these changes do not explain
-(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean of the other
-groups. The shrinkage is stronger if the squared error of the target's change is larger relative to the variance between
-groups.
+(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean change of
+the other groups. The shrinkage is stronger if the squared error of the target's change is larger relative to the
+variance between groups.
 
 If two perturbations change a gene in opposite directions, or if only one of them changes the gene, the two changes are
-added. If both perturbations raise the gene, or both lower the gene, the joint change may be the sum of the two changes
-or only the stronger change; the separate changes do not show which. In this case, the result is the mean of the sum and
-the stronger change.
+added. If both perturbations raise the gene, or both lower the gene, the joint change may be as large as the sum of the
+two changes or only as large as the stronger change. For two changes in the same direction, the result is therefore the
+mean of the sum and the stronger change.
 
 Shapes: s groups, p perturbations, g genes.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# This number replaces a squared error of 0; the square of the inverse of this number is still finite.
+# A squared error of 0 is replaced by this number, which is large enough that the square of its inverse is finite.
 _NO_ERROR = 1e-30
 
 
@@ -40,7 +40,8 @@ def pooled(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
     between_g = between_variance(change_sg, error_sg)
     weight_rg = 1 / (error_sg[1:] + between_g)
     others_g = (weight_rg * change_sg[1:]).sum(0) / weight_rg.sum(0)
-    # Variance of this group around the others' mean: variance between groups plus squared error of that mean.
+    # Variance of the first group's change around the mean of the other groups: the variance between groups plus the
+    # squared error of this mean.
     prior_g = between_g + 1 / weight_rg.sum(0)
     result: np.ndarray = others_g + prior_g / (prior_g + error_sg[0]) * (change_sg[0] - others_g)
     return result

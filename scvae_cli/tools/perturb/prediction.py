@@ -2,15 +2,16 @@
 
 The target is the group whose response is predicted; source groups are the groups from which the response is learned. A
 control cell of the target shifts in latent space (`latent_shift.py`). The decoder gives the log ratio of each gene's
-expression rate after the shift to the rate before. Because a decoder smooths, this log ratio is mixed with the mean
-shift: the mean log ratio of treated to control expression observed in the source groups, without the model. The share
-of the mean shift in the mixture is chosen by predicting groups whose treated cells are left out. The mixture is applied
-to the target's own expression profile: decoded rates are scaled, gene by gene, so that their mean over the control
-cells equals the observed mean. For real numbers, differences replace log ratios.
+expression rate after the shift to the rate before. A decoder predicts smoothed changes, so the decoded log ratio is
+mixed with the mean shift. The mean shift is the mean log ratio of treated to control expression that was observed in
+the source groups. The share of the mean shift in the mixture is chosen by predicting groups whose treated cells are
+left out. The mixed log ratio is applied to the target's own expression profile: the decoded rates of each gene, scaled
+so that their mean over the control cells equals the observed mean. For real numbers, differences replace log ratios.
 
 Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
-of a group, the mixture is multiplied by the scale at which these groups are predicted best. If the plain mean change of
-the other groups predicts the groups that are left out better than the mixture, this mean is the prediction.
+of each group, the mixed log ratio is multiplied by the scale with which these models predict the left-out cells best.
+If the plain mean change of the other groups predicts the left-out groups better than the mixture, this mean is the
+prediction.
 
 Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
@@ -44,9 +45,11 @@ from scvae_cli.tools.perturb.tested_change import Tested
 
 # Means are taken over at most this many cells; more cells would hardly reduce the error of the means.
 _MEAN_CELLS = 1000
-# Number of cells with which a log ratio is found for a given change, largest log ratio, and number of bisections.
+# The log ratio that causes a given change is found by bisection: number of cells that are used, largest log ratio, and
+# number of bisections.
 _SOLVED_CELLS, _LARGEST_LOG_RATIO, _HALVINGS = 100, 8.0, 14
-# Pseudo-count per cell of the reference library size, added to rates before a ratio is taken.
+# Pseudo-count that is added to expression rates before their ratio is taken, in counts per cell of the reference
+# library size.
 _PSEUDO_COUNT = 0.05
 
 
@@ -69,7 +72,7 @@ class Shifted:
     def mixed(self, share: float, *, scale: float, of_counts: bool) -> Tensor:
         """Compute expected counts after the shift, shape (m, g), without zero inflation.
 
-        `share` is the share of the mean shift in the mixture, which is multiplied by `scale`.
+        `share` is the share of the mean shift in the mixed log ratio. `scale` multiplies the mixed log ratio.
         """
         before_mg, after_mg = self.before.mean_mg, self.after.mean_mg
         if not of_counts:
@@ -119,7 +122,8 @@ class Predictor:
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
         """Compute the log2 ratio of predicted expected counts to those of control cells, shape (g,).
 
-        Expected counts include zero inflation and are divided by the library size. None for real numbers.
+        Expected counts include zero inflation and are divided by the library size. For a model of real numbers, the
+        result is None.
         """
         if not self.model.of_counts:
             return None
@@ -137,8 +141,8 @@ class Predictor:
     ) -> Iterator[np.ndarray] | Iterator[sp.csr_matrix]:
         """Compute the counts of the predicted cells, as blocks of rows.
 
-        The counts are drawn at random if `drawn` is True. Otherwise, the result is the expected counts, lowered by zero
-        inflation.
+        The counts are drawn at random if `drawn` is True. If `drawn` is False, the result is the expected counts,
+        lowered by zero inflation.
         """
         streams = np.random.SeedSequence(seed)
         for shifted in self._shifted(design, recipe.method, at_once=BLOCK_CELLS):
@@ -151,9 +155,9 @@ class Predictor:
     def _shifted(self, design: Design, method: str, *, at_once: int, most: int | None = None) -> Iterator[Shifted]:
         """Shift the target's control cells, and decode them before and after the shift, in blocks of `at_once` cells.
 
-        With `most`, at most this many cells are shifted, at regular intervals of the rows.
+        If `most` is given, at most `most` cells are shifted, chosen at regular intervals of the rows.
         """
-        # The plain mean of the other groups' changes is applied to the unshifted cells.
+        # With the method "mean", the mean change of the other groups is applied to cells that are not shifted.
         shift_mk = self.latent.shift(design, NONE if method == MEAN else method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
@@ -219,7 +223,7 @@ class Predictor:
             assert isinstance(mean, Tensor)
             assert isinstance(kept, Tensor)
             means.append(mean.cpu().double())
-            # Where a mean is 0, the ratio is 0.
+            # Raising a mean of 0 to the smallest positive number avoids the division 0/0.
             least = means[-1].clamp(min=torch.finfo(torch.float32).tiny)
             keeps.append((kept.cpu().double() / least).clamp(0, 1) if inflated else torch.ones_like(least))
         return Decoded(torch.cat(means), torch.cat(keeps))
@@ -240,8 +244,7 @@ class Predictor:
         """Compute the log ratio, shape (g,), that changes mean log expression by the mean change of the other groups.
 
         The mean log expression increases with the log ratio, so the log ratio is found by bisection, with some of the
-        cells. For a model of real numbers, the function returns the mean
-        change, and not a log ratio.
+        cells. For a model of real numbers, the function returns the mean change instead of a log ratio.
         """
         change_g = self.observed.mean_change(design)
         assert change_g is not None, "the mean of the other groups is a recipe only if other groups have treated cells"
@@ -263,7 +266,7 @@ class Predictor:
         return (low_g + high_g) / 2
 
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
-        """Compute the observed shift of one term, shape (g,).
+        """Compute the observed mean shift of one term of the predicted change, shape (g,).
 
         For a term of the target alone, the shift of the target is pooled with the shifts of the other groups. For any
         other term, the result is the mean over the groups of the term, with more weight on groups near the target.
@@ -328,7 +331,7 @@ def predict(
 ) -> Perturbation:
     """Predict the target's control cells under the perturbation; the counts are drawn at random if `drawn` is True.
 
-    The result also holds the checks, the tests, the model's accuracy and its agreement as given.
+    The checks, the tests, and the accuracy and agreement of the model are copied from the arguments to the result.
     """
     model, observed = predictor.model, predictor.observed
     rows = design.rows(design.group, design.control)

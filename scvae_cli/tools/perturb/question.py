@@ -40,7 +40,7 @@ _HEADINGS = {"log2_fold_change": "log2 fold", "change": "change"} | _BASELINES |
 
 
 class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
-    """Predict the response of a group."""
+    """Predict the response of a group to a perturbation."""
 
     needs_file: ClassVar[bool] = False
     doing: ClassVar[str] = "Predicting"
@@ -63,7 +63,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
             refuse_explained_away(self.design, batch_n, key)
 
     def _batches_by_key(self) -> dict[str, np.ndarray]:
-        """Return the category of each cell in each batch key; none if the batches of the cells are not known."""
+        """Return the category of each cell in each batch key; the result is empty if the cells' batches are unknown."""
         keys, covariates = self.session.model.config.data.batch_keys, self.counts.covariates
         if covariates is not None:
             return {key: covariates.category_nq[:, q] for q, key in enumerate(keys)}
@@ -139,9 +139,9 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
             return ()
         return [
             (
-                "the model was trained on the treated cells of the groups in which the accuracy was measured, so a "
-                "group without treated cells is predicted less accurately, and its changes may be underestimated; "
-                "--retrain measures the accuracy for such a group, and corrects the size of the changes"
+                "the accuracy is too optimistic, because the model was trained on the treated cells with which the "
+                "accuracy was measured; changes of a group without treated cells may be underestimated; --retrain "
+                "measures the accuracy for such a group, and corrects the size of the changes"
             )
         ]
 
@@ -213,7 +213,7 @@ def _p(p: float) -> str:
 
 
 def _nothing(result: Perturbation) -> list[str]:
-    """Say that there is nothing to predict."""
+    """Warn that no change was detected, so that no change is predicted."""
     if result.changed:
         return []
     labels = " or ".join(dict.fromkeys(test.label for test in result.tests))
@@ -225,7 +225,7 @@ def _nothing(result: Perturbation) -> list[str]:
 
 
 def _no_better(result: Perturbation) -> list[str]:
-    """Say that the mean of the other groups is as good a prediction as the model, or a better one."""
+    """Say whether the mean change of the other groups predicts at least as well as the model."""
     if result.recipe.method == MEAN:
         model, mean = result.model_accuracy, result.mean_accuracy("mean_change")
         assert model is not None, "the mean is chosen because it is better than the model"
@@ -237,14 +237,17 @@ def _no_better(result: Perturbation) -> list[str]:
             "prediction"
         ]
     if result.checks and result.no_better_than_mean:
-        return ["the prediction is no better than the mean of the other groups, within the error of the comparison"]
+        return [
+            "the prediction is no more accurate than the mean change of the other groups, within the error of the "
+            "comparison"
+        ]
     return []
 
 
 def _mixture(result: Perturbation, measure: str) -> str:
-    """Say which shares the observed mean shift and the decoded change have in the prediction, and their scale."""
+    """Say which shares the observed mean shift and the decoded change have in the prediction, and how it is scaled."""
     share, scale = result.recipe.mean_shift_share, result.recipe.scale
-    scaled = "" if scale == 1 else f"; it is multiplied by {scale:.2f}, as in the groups that were left out"
+    scaled = "" if scale == 1 else f"; the prediction is multiplied by {scale:.2f}, as learned from the groups left out"
     if result.recipe.method == MEAN:
         return "the prediction is the plain mean of the changes of the groups that it was learned from"
     if share == 1 and result.treated not in result.sources:

@@ -18,14 +18,14 @@ from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.tools.perturb.tested_change import Tested, any_changed
 
 TOP_GENES = 50
-# Recipes that are not a shift by the model: the plain mean change of the other groups, and no change.
+# Methods that do not shift cells in latent space: the prediction is the mean change of the other groups, or no change.
 MEAN, NONE = "mean", "none"
 # Names of the predictions that are compared with the observed change: the prediction itself and its two baselines.
 COMPARED = ("predicted", "mean_change", "additive")
 
 
 class Accuracy(NamedTuple):
-    """Agreement of a predicted change with the observed one.
+    """Agreement of a predicted change with the observed change.
 
     Parameters
     ----------
@@ -35,8 +35,9 @@ class Accuracy(NamedTuple):
     explained
         1 − sum of squared errors / sum of squared observed changes: 0 for the prediction "no change", 1 at best.
     top_slope
-        Predicted change per unit of observed change of these 50 genes (least squares through zero). This slope is 1 if
-        the predicted changes are as large as the observed ones, and below 1 if they are too small.
+        Slope of the predicted on the observed changes of the 50 most significant genes (least squares through zero).
+        The slope is 1 if predicted changes are as large as observed changes, and below 1 if predicted changes are too
+        small.
     rmse
         Root mean squared error over all genes, in the unit of the changes.
     """
@@ -61,7 +62,7 @@ class Check:
     ----------
     predicted, mean_change, additive
         Accuracy of the prediction and of two baselines: the mean change of the other groups, and the sum of the changes
-        under a combination's parts. None for a baseline that cannot be computed.
+        under a combination's parts. The accuracy of a baseline that cannot be computed is None.
     held_out
         Whether the model was trained without the group's treated cells; otherwise the accuracy is too optimistic.
     """
@@ -87,10 +88,11 @@ class Recipe:
     """Recipe of a prediction: the method, the share of the mean shift, and the scale of the change.
 
     The mean shift is the average observed change of expression from control to treated cells in the groups that the
-    perturbation is learned from. The rest of the prediction is the change decoded by the model after a shift by the
-    method "centroid" or "ot". The log ratios (for real numbers, the differences) are multiplied by the scale, because
-    models underestimate the changes of cells that they were not trained on. With the method "mean", the prediction is
-    the plain mean of the other groups' changes; with "none", the prediction is no change.
+    perturbation is learned from. Besides the mean shift, the prediction contains the change that the model decodes
+    after a latent shift by the method "centroid" or "ot". The predicted log ratios (for real numbers, the predicted
+    differences) are multiplied by the scale, because models underestimate the changes of cells that they were not
+    trained on. With the method "mean", the prediction is the plain mean of the other groups' changes; with "none", the
+    prediction is no change.
     """
 
     method: str
@@ -113,7 +115,7 @@ class Changes:
         Baselines: mean change of the other groups, and sum of the changes under a combination's parts. A baseline that
         cannot be computed is None.
     observed_g
-        Observed change of the group itself; None if it has no treated cells.
+        Observed change of the group itself; None if the group has no treated cells.
     """
 
     change_g: np.ndarray
@@ -145,20 +147,20 @@ class Perturbation:
         Off-manifold score of each predicted cell: share of the cells held out of the training whose latent density is
         higher than that of the predicted cell.
     checks, group_check
-        Accuracy in other groups whose response was observed, and in the group itself. The latter is None if the group
-        has no treated cells.
+        Accuracy in other groups whose response was observed, and in the group itself. `group_check` is None if the
+        group has no treated cells.
     tests, group_test
-        Tests of no change, one for each label under which a change was learned, in the groups of `sources`; and the
-        test of the group's own cells, None if the group has no treated cells.
+        `tests` contains one permutation test for each label under which a change was learned, in the groups of
+        `sources`. `group_test` is the test of the group's own cells; it is None if the group has no treated cells.
     model_accuracy
-        Mean accuracy of the model's prediction in the checked groups if the plain mean of the other groups was more
-        accurate and is therefore the prediction; otherwise None.
+        Mean accuracy of the model's prediction in the checked groups. `model_accuracy` is None unless the mean change
+        of the other groups was more accurate and is therefore the prediction.
     model_agreement
-        Agreement of two predictions for this group: the change decoded by the model, and the mean shift of `Recipe`.
-        The agreement is the correlation of the two, divided by the mean of the same correlation over the checked
-        groups. Without checked groups, the correlation is not divided. If the agreement is below 0.75, the prediction
-        is the mean shift alone. None if the checks used retrained models, or if the change is learned only from the
-        group's own changes under the parts of the combination.
+        Agreement of two predictions for the group: the change decoded by the model, and the mean shift (see `Recipe`).
+        The agreement is the correlation of these predictions, divided by the mean of the same correlation over the
+        checked groups. Without checked groups, the correlation is not divided. If the agreement is below 0.75, the
+        prediction is the mean shift alone. `model_agreement` is None if the checks used retrained models, or if the
+        change is learned only from the group's own changes under the parts of the combination.
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be iterated once.
     """
@@ -195,7 +197,7 @@ class Perturbation:
 
     @property
     def changed(self) -> bool:
-        """Whether a change was detected in the groups from which it is learned; otherwise, none is predicted."""
+        """Whether a change was detected in the groups from which it is learned; if not, the prediction is no change."""
         return any_changed(self.tests)
 
     @property
@@ -212,7 +214,7 @@ class Perturbation:
 
     @property
     def tested(self) -> bool:
-        """Whether there are checks, and every check is of the perturbation itself rather than of one of its parts."""
+        """Whether the accuracy was measured for the perturbation itself, not only for parts of a combination."""
         return bool(self.checks) and all(check.treated == self.treated for check in self.checks)
 
     def mean_accuracy(self, what: str = "predicted") -> Accuracy | None:

@@ -1,4 +1,4 @@
-"""The result of a test whether a perturbation changes any gene, and the verdict.
+"""Result of the test whether a perturbation changes any gene, and whether a change counts as detected.
 
 The test is computed in `label_permutation.py`.
 """
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# A change is detected if the p-value, multiplied by the number of labels that are tested, is at most this.
+# A change is detected if the p-value, multiplied by the number of labels that are tested, is at most this value.
 LEVEL = 0.01
-# Probability that any of the genes counted as changed is unchanged.
+# Family-wise error: probability that any unchanged gene is counted as changed.
 GENE_LEVEL = 0.05
 
 
@@ -26,8 +26,8 @@ class Tested:
     p, group_p
         p-value of the change that the groups share, and p-value of the change in each group.
     n_changed
-        Number of genes that the shared change reaches. The probability that any of these genes is unchanged is at most
-        0.05.
+        Number of genes that change significantly in the average over the groups. The probability that any unchanged
+        gene is counted is at most 0.05 (family-wise error).
     """
 
     label: str

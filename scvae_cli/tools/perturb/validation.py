@@ -1,8 +1,8 @@
 """Accuracy of a prediction in groups whose response was observed, each left out in turn.
 
-The treated cells of the group that is left out are not used to learn the change. This tests the whole prediction only
-if the model was not trained on these cells either (`retrained_trials`). A model trained on these cells has learned to
-decode them, so the prediction looks more accurate than it is for a group without treated cells.
+The treated cells of the group that is left out are not used to learn the change. The whole prediction is tested only if
+the model was not trained on the left-out cells either (`retrained_trials`). A model trained on the left-out cells has
+learned to decode them, so the prediction looks more accurate than it is for a group without treated cells.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 
 # If the result of `relative_agreement` is below this limit, the prediction is the mean shift alone.
 LEAST_AGREEMENT = 0.75
-# Shares of the mean shift to choose from. A model looks too accurate on cells that it was trained on, so the share is
-# at least one half unless the models are trained without the treated cells.
+# Shares of the mean shift among which a recipe is chosen. A model looks too accurate on cells that it was trained on,
+# so the share is at least one half unless the models are trained without the treated cells.
 SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 # Smallest and largest scale of a prediction.
 _SCALES = (0.5, 2.0)
@@ -48,9 +48,9 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A group whose response was observed, and a predictor that does not use its treated cells to learn the change.
+    """A group whose response was observed, and a predictor that does not learn from its treated cells.
 
-    `held_out` says whether the model was trained without these cells too.
+    `held_out` says whether the model was also trained without the treated cells of the group.
     """
 
     predictor: Predictor
@@ -60,7 +60,7 @@ class Trial:
 
     @cached_property
     def true_g(self) -> np.ndarray:
-        """Observed change."""
+        """Observed change of the group."""
         return self.predictor.observed.change(self.design)
 
     @cached_property
@@ -79,11 +79,11 @@ class Trial:
         return [self._known[recipe] for recipe in recipes]
 
     def accuracy(self, change_g: np.ndarray) -> Accuracy:
-        """Compare a predicted change with the observed one."""
+        """Compare a predicted change with the observed change."""
         return accuracy(change_g, self.true_g, self.top)
 
     def check(self, recipe: Recipe) -> Check:
-        """Compare a recipe with the baselines."""
+        """Measure the accuracy of a recipe and of the baselines."""
         design, observed = self.design, self.predictor.observed
         mean_change_g, additive_g = observed.mean_change(design), observed.additive(design)
         return Check(
@@ -113,7 +113,7 @@ def retrained_trials(
     Raises
     ------
     DataError
-        If the model has batches and the data has none. Also raises the errors of `fit`.
+        If the model has batches and the data has no batches. Also raises the errors of `fit`.
     """
     if model.conditioned and counts.batch is None and counts.covariates is None:
         data = model.config.data
@@ -141,9 +141,9 @@ def retrained_trials(
 def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
     """Choose the recipe with the best mean score over some groups; without groups, the first recipe.
 
-    If the models were trained without the treated cells, the scale is that with the least squared error over the
-    groups. Otherwise, the scale is 1, because models trained on these cells do not show how much the changes of new
-    cells are underestimated.
+    If the models were trained without the treated cells, the recipe gets the scale with the smallest squared error over
+    the groups. Otherwise, the scale is 1, because models trained on the treated cells do not show how much the changes
+    of new cells are underestimated.
     """
     if not trials:
         return recipes[0]
@@ -176,7 +176,7 @@ def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
 def checked(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> list[Check]:
     """Judge, in each group, the recipe that is chosen in the other groups.
 
-    A single group judges the recipe chosen in it.
+    If there is only one group, the recipe is both chosen and judged in this group.
     """
     found = []
     for i, trial in enumerate(trials):
@@ -186,7 +186,7 @@ def checked(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> list[Check]:
 
 
 def mean_is_better(checks: Sequence[Check]) -> bool:
-    """Whether the plain mean of the other groups has a higher mean score over the checked groups."""
+    """Whether the mean change of the other groups has a higher mean score in the checked groups than the prediction."""
     gains = [check.predicted.score - check.mean_change.score for check in checks if check.mean_change is not None]
     return bool(gains) and float(np.mean(gains)) < 0
 
@@ -196,11 +196,11 @@ def relative_agreement(predictor: Predictor, design: Design, checks: Sequence[De
 
     The mean shift is the average observed change of expression from control to treated cells in the other groups.
 
-    A model may place the treated cells of each group anywhere in latent space. Shifted cells of another group may then
-    decode to arbitrary expression, and no test on the training cells shows this. So the result is the correlation
-    between the change that the model predicts for the group and the mean shift, divided by the mean of the same
-    correlation over the checked groups. Without checked groups, the result is the correlation itself. If the mean over
-    the checked groups is not positive, the result is 0, because there is no agreement to compare with.
+    A model may place the treated cells of each group anywhere in latent space. The decoder may then give arbitrary
+    expression for shifted cells of another group, and no test on the training cells can show this error. The agreement
+    in a group is the correlation between the change that the model predicts and the mean shift. The result is the
+    agreement in the group of `design`, divided by the mean agreement in the checked groups. Without checked groups, the
+    result is the correlation itself. If the mean agreement in the checked groups is not positive, the result is 0.
     """
     known = [predictor.agreement(check, method) for check in checks]
     usual = float(np.mean(known)) if known else 1.0

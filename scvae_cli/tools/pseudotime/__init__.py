@@ -1,1 +1,1 @@
-"""Order of the cells by distance from a root, where the order begins, and the end group to which each cell belongs."""
+"""Order of the cells by their distance from a root, and probabilities of the groups into which the cells develop."""

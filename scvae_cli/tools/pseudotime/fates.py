@@ -1,17 +1,18 @@
-"""The probability of each end for each cell, from random walks that move forward along the order until they reach an
-end.
+"""Fate probabilities of the cells, from random walks that move forward along the order until they stop at an end.
 
 A walk steps from a cell to one of its neighbors. Steps to similar cells are more probable, and steps that go back in
 the order are improbable, as in Palantir (Setty et al. 2019, doi:10.1038/s41587-019-0068-4) and in the pseudotime kernel
-of CellRank (Lange et al. 2022, doi:10.1038/s41592-021-01346-6). The probability of an end is the probability that a
-walk from the cell stops there. These absorption probabilities are the solution of a linear system.
+of CellRank (Lange et al. 2022, doi:10.1038/s41592-021-01346-6). An end is a group where the order may end. The fate
+probability of a cell is the probability that a walk from the cell stops at a given end. Fate probabilities are thus
+absorption probabilities, the solution of a linear system.
 
-- Neighbors are those in expression space and those in latent space, with equal weight. Expression space keeps cells of
-  the same type together, and latent space separates fates that few genes distinguish.
-- A step that goes back by Δ in the order is less probable by the factor exp(−3Δ/σ), where σ is the spread of the
-  order among the neighbors. σ is local, because the order is steep in some places and flat in others.
+- The neighbors of a cell are its neighbors in expression space and its neighbors in latent space, with equal weight.
+  Expression space keeps cells of the same type together, and latent space separates fates that few genes distinguish.
+- A step that goes back by Δ in the order is less probable by the factor exp(−3Δ/σ), where σ is the spread of the order
+  among the neighbors. σ is computed for each cell, because the order changes quickly among neighbors in some regions
+  and slowly in others.
 - At a cell of an end, a walk stops with a probability from one half to one: one at the cell that represents the end
-  best, and one half at the cell that represents it worst.
+  best, and one half at the cell that represents the end worst.
 - A walk may get lost in a branch that belongs to none of the ends. A walk therefore loses its direction after a
   thousand steps on average, and then moves to any neighbor, also back in the order.
 
@@ -29,9 +30,9 @@ import scipy.sparse as sp
 _DIRECTION = 3.0
 # Probability of stopping at the cell of an end that represents the end worst.
 _LEAST_STOP = 0.5
-# Probability of losing the direction, in each step.
+# Probability that a walk loses its direction in a step.
 _LOST = 1e-3
-# Added to the weight of every end: ends that hardly any walk reaches become equally probable.
+# This value is added to the weight of every end, so that ends that hardly any walk reaches become equally probable.
 _NOTHING = 1e-9
 # A cell is committed to an end if the probability of this end is at least the first number, and the probability of
 # every other end is at most the second number times as large.
@@ -46,9 +47,9 @@ def fate_probabilities(
     Parameters
     ----------
     similarities
-        Similarities of neighbors, shape (m, m) each. All matrices have the same weight.
+        Matrices of the similarities between neighbors, each of shape (m, m). All matrices have the same weight.
     time_m
-        Order of the nodes.
+        Position of each node in the order, shape (m,).
     ends
         For each end: its nodes, and a number from 0 to 1 for each node that says how well the node represents the end.
     """
@@ -71,7 +72,7 @@ def fate_probabilities(
 
 
 def _shares(weight_me: np.ndarray) -> np.ndarray:
-    """Make rows sum to 1. Where hardly any walk arrives, all ends are equally probable."""
+    """Make rows sum to 1. If hardly any walk from a node reaches an end, all ends are equally probable."""
     weight_me = np.clip(weight_me, 0, None) + _NOTHING
     shares_me: np.ndarray = weight_me / weight_me.sum(1, keepdims=True)
     return shares_me
@@ -105,8 +106,8 @@ def _rows_sum_to_one(weight: sp.csr_matrix) -> sp.csr_matrix:
 def _stopped(steps: sp.csr_matrix, stop_me: np.ndarray) -> np.ndarray:
     """Compute where walks stop, the solution x of x = steps · x + stop, shape (m, e).
 
-    Nodes are in the order of the walks, so most steps are above the diagonal. This triangle is solved exactly, which
-    makes the iterations for the rest few.
+    Nodes are sorted along the order, so most steps are above the diagonal of the matrix. The upper triangle is solved
+    exactly and serves as the preconditioner, so GMRES needs few iterations.
     """
     from scipy.sparse.linalg import LinearOperator, gmres, splu
 
@@ -116,7 +117,7 @@ def _stopped(steps: sp.csr_matrix, stop_me: np.ndarray) -> np.ndarray:
     before = LinearOperator((m, m), triangle.solve)
     solved_me = np.zeros_like(stop_me)
     for e in range(stop_me.shape[1]):
-        # The second solution removes the error of the first one.
+        # The second solution of the linear system corrects the error of the first solution.
         for _ in range(2):
             rest_m = stop_me[:, e] - system @ solved_me[:, e]
             correction_m, unsolved = gmres(system, rest_m, M=before, atol=1e-14, restart=50, maxiter=200)

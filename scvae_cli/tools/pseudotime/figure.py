@@ -34,15 +34,16 @@ from scvae_cli.report.page import (
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
-# Inches.
+# Sizes in inches.
 _LEFT, _BETWEEN, _RIGHT = 0.3, 0.45, 0.15
 _TOP, _TITLE, _AXIS, _LINE, _GAP = 0.42, 0.2, 0.22, 0.14, 0.22
 _PANEL, _GENE, _NAME, _TICKS, _GENE_COLUMNS = 3.3, 1.1, 0.2, 0.38, 4
 _BAR_WIDTH, _BAR = 1.6, 0.07
 _NAME_LENGTH, _LEGEND_COLUMNS, _TITLE_LENGTH = 26, 2, 84
 _ORDER_COLORS, _ALL_CELLS = "viridis", "#333333"
-# A point of a curve is a mean over cells, with weights that fall with the distance in pseudotime as a normal
-# distribution of this standard deviation. Means over fewer cells than this are not shown.
+# A point of a curve is a weighted mean over cells. The weights fall with the difference in pseudotime like a normal
+# density with the standard deviation `_WIDTH_OF_MEAN`. A mean is not shown if its weights sum to less than
+# `_MIN_CELLS`.
 _WIDTH_OF_MEAN, _MIN_CELLS = 0.05, 5.0
 _POINTS = 101
 
@@ -57,7 +58,7 @@ def pseudotime_figure(
     count_nc: np.ndarray | None = None,
     unit: str = "counts",
 ) -> Figure:
-    """Draw an order.
+    """Draw the order of the cells.
 
     Parameters
     ----------
@@ -66,12 +67,12 @@ def pseudotime_figure(
     xy_n2, axes_names
         Positions of the cells in a plane, and the names of its axes.
     groups_n
-        Group of each cell, None for a cell without a group; None without groups.
+        Group of each cell, None for a cell without a group. `groups_n` is None if there are no groups.
     genes, count_nc
         Names of the genes whose means along the order are drawn, and their counts in the cells at the same library
         size, or their values in a model of real numbers.
     unit
-        What is drawn of the genes, for the title.
+        Description of the values of the genes, for the title.
     """
     colors = {UNCOMMITTED: NO_GROUP} | {end: PALETTE[e % len(PALETTE)] for e, end in enumerate(result.ends)}
     title = "Most probable end" if result.ends else "Groups"
@@ -121,7 +122,7 @@ def _look(n_cells: int) -> dict[str, Any]:
 
 
 def _draw_order(figure: Figure, axes: Axes, xy_n2: np.ndarray, time_n: np.ndarray, wide: float) -> None:
-    # In random order, so that late cells do not hide early ones.
+    # Cells are drawn in random order, so that late cells do not hide early cells.
     order = np.random.default_rng(0).permutation(len(xy_n2))
     x_n, y_n = xy_n2[order].T
     drawn = axes.scatter(x_n, y_n, c=time_n[order], cmap=_ORDER_COLORS, vmin=0, vmax=1, **_look(len(xy_n2)))
@@ -145,7 +146,7 @@ def _draw_labels(
     rgb_n = [rgb.get(label, to_rgb(NO_GROUP if label is None else OTHER_GROUPS)) for label in label_n]
     color_n3 = np.asarray(rgb_n).reshape(-1, 3)
     order = np.random.default_rng(0).permutation(len(xy_n2))
-    # Cells without an end or a group lie below.
+    # Cells without an end or a group are drawn first, below the other cells.
     order = order[np.argsort((color_n3[order] != to_rgb(NO_GROUP)).any(1), kind="stable")]
     x_n, y_n = xy_n2[order].T
     axes.scatter(x_n, y_n, c=color_n3[order], **_look(len(xy_n2)))
@@ -168,7 +169,7 @@ def _draw_genes(
     colors: dict[str, str],
     top: float,
 ) -> None:
-    """Draw the mean of each gene along the order: of all cells, or toward each end."""
+    """Draw the mean of each gene along the order: over all cells, or weighted by the probability of each end."""
     n_columns = min(_GENE_COLUMNS, len(genes))
     wide = (WIDTH - 0.1 - _RIGHT) / n_columns
     at_q = np.linspace(0, 1, _POINTS)

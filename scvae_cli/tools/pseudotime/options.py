@@ -37,7 +37,8 @@ class PseudotimeOptions(Reading, Subset, Drawing, Writing):
     endpoint: EndKind = option(
         "extreme",
         help="Cells that represent an end. extreme: the cells of the group that are farthest along the order. density: "
-        "the cells where cells are densest. centroid: the cells nearest to the mean of the group.",
+        "the cells of the group where the density of cells is highest. centroid: the cells nearest to the mean of the "
+        "group.",
     )
     name: str | None = option(None, help="Name of the result.", shown_default="from_ROOT")
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
@@ -86,8 +87,8 @@ PSEUDOTIME = Verb(
     home="scvae_cli.tools.pseudotime.question:OrderCells",
     about="""Order the cells by their distance from a root, and compute their fates.
 
-    The order is measured in expression space, along paths from cell to neighboring cell. Writes the order of the cells,
-    from 0 to 1, to obs["scvae_pseudotime_NAME"], and the distance from the root to obs["scvae_distance_NAME"].
+    The order is measured in expression space, along paths from cell to neighboring cell. obs["scvae_pseudotime_NAME"]
+    holds the order of the cells, from 0 to 1, and obs["scvae_distance_NAME"] holds the distance from the root.
 
     With --to, obsm["scvae_ends_NAME"] holds the probability that a cell develops into each group of --to. The
     probabilities of a cell sum to 1. obs["scvae_branch_NAME"] holds the most probable group, or "uncommitted" if no

@@ -4,7 +4,7 @@ The root is where the order of the cells begins, and the ends are groups where t
 
 - The order is computed in expression space, the space of the embedding. The positions of the cells are replaced by
   their diffusion coordinates (`latent/diffusion.py`), in which noise across a branch is small. The order is the length
-  of the shortest path from the root along neighbors in these coordinates, as in Palantir (Setty et al. 2019,
+  of the shortest path from the root along neighbors in diffusion coordinates, as in Palantir (Setty et al. 2019,
   doi:10.1038/s41587-019-0068-4).
 - The distance from the root is the length of the shortest path in the neighbor graph in latent space, whose edges have
   Fisher–Rao lengths.
@@ -32,14 +32,14 @@ from scvae_cli.tools.pseudotime.fates import committed, fate_probabilities
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED, EndKind
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
-# Number of cells that represent all others in the search for the root cells farthest from the other cells, and largest
-# number of root cells from which distances are measured.
+# Largest number of reference cells in the search for the cells that represent the root, and largest number of cells
+# from which a mean distance is computed.
 _REFERENCES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Graphs:
-    """Graphs of the same nodes, joined by similar latent positions, by similar expression, and along the order."""
+    """Three neighbor graphs of the same nodes: in latent space, in expression space, and in diffusion coordinates."""
 
     latent: CellGraph
     expression: CellGraph
@@ -58,19 +58,19 @@ def pseudotime(
     """Order cells by their distance from a root, and compute the probability of each end.
 
     The core of a population consists of the cells whose neighbors mostly belong to the same population. A population is
-    represented by a tenth of the core. For the root, this is the tenth that is farthest from the ends. If there are no
-    ends, this is the tenth that is farthest from the cells outside the root.
+    represented by a tenth of its core. The root is represented by the tenth of its core that is farthest from the ends.
+    Without ends, the root is represented by the tenth of its core that is farthest from the cells outside the root.
 
     Parameters
     ----------
     session
         The n cells and the model.
     root, ends
-        Populations or single cells.
+        Populations, or single cells, where the order begins and where it may end.
     name, seed
-        Name of the result, and random seed. If there are very many cells, only some are nodes of the graphs, and they
-        are drawn with the seed. To find the tenth that represents the root, distances are measured to only some cells
-        of the ends, or to only some cells outside the root. These cells are drawn with the seed, too.
+        Name of the result, and random seed. If there are very many cells, the nodes of the graphs are a random
+        selection of the cells. The cells that represent the root are found from distances to a random selection of
+        cells of the ends, or of cells outside the root. Both selections are drawn with the seed.
     endpoint
         Which cells of a group represent an end (`scvae_cli.latent.end_cells`).
 
@@ -79,7 +79,7 @@ def pseudotime(
     DataError
         If an end has the same position as the root.
     ModelError
-        If the model was trained by an earlier version, which did not compute the map to expression space.
+        If the model was trained by an earlier version of scvae, which did not compute the map to expression space.
     """
     mean_nk, position_nd = session.cells.mean_nk, torch.as_tensor(session.expression)
     always = np.concatenate([population.candidates() for population in (root, *ends)])
@@ -148,7 +148,8 @@ def _outermost(
 ) -> np.ndarray:
     """Find the nodes that represent the root: the nodes of the root's core that are farthest from the ends.
 
-    If there are no ends, these are the nodes that are farthest from the cells outside the root.
+    If there are no ends, the root is represented by the nodes of its core that are farthest from the cells outside the
+    root.
     """
     members = graphs.latent.nodes_of(root.cells)
     if len(members) == 1:

@@ -24,7 +24,7 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
     def prepare(self) -> None:
         options = self.options
         label = options.root_cell or options.root
-        assert label is not None, "the options check this"
+        assert label is not None, "PseudotimeOptions.check requires a root"
         groupby = options.groupby if options.root_cell is None else None
         [self.root] = self.session.populations([label], groupby=groupby)
         self.ends = self.session.populations(options.ends, groupby=options.groupby) if options.ends else []

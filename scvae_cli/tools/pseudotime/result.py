@@ -13,7 +13,7 @@ from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames, slug
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED
 
-# A warning is given if more than this fraction of the cells are uncommitted.
+# A warning is given if more than this fraction of the cells are uncommitted, that is, have no clear fate.
 _MOSTLY = 0.9
 
 
@@ -29,18 +29,19 @@ class Pseudotime:
     root_cells, end_cells
         Names of the cells that represent the root, and of the cells that represent each end.
     pseudotime_n
-        Length of the shortest path from the root in diffusion coordinates of expression space, divided by the largest
-        such length: 0 to 1. Shape (n,).
+        Order of the cells from 0 to 1, shape (n,): the length of the shortest path from the root in diffusion
+        coordinates of expression space, divided by the largest length.
     distance_n
-        Mean length of the shortest paths from the cells in `root_cells`, shape (n,). One unit is the standard deviation
-        of a single count around its expected value; for real numbers, it is the standard deviation of the noise.
+        Mean length of the shortest paths from the cells in `root_cells`, shape (n,). One unit of distance is the
+        standard deviation of a single count around its expected value; for real numbers, it is the standard deviation
+        of the noise.
     probability_ne
         Probability that a cell develops into each end, shape (n, e); rows sum to 1.
     branch_n
         For each cell, the label of its most probable end; "uncommitted" if the probability of this end is less than 0.5
-        or less than twice that of another end. If there are no ends, all labels are "". Shape (n,).
+        or less than twice the probability of another end. If there are no ends, all labels are "". Shape (n,).
     n_committed_outside
-        For each end, the number of cells of other groups that are committed to it.
+        For each end, the number of cells of other groups that are committed to the end.
     n_components
         Number of connected components of the graph that joins neighboring cells in expression space.
     """
@@ -92,8 +93,8 @@ class Pseudotime:
         ]
         if alone:
             found.append(
-                f"no cell of another group is committed to {' or '.join(alone)}: cells on the way there are "
-                "uncommitted, develop into another end, or are missing in the data"
+                f"no cell of another group is committed to {' or '.join(alone)}: intermediate cells are uncommitted, "
+                "develop into another end, or are missing in the data"
             )
         return found
 

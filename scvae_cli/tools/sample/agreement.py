@@ -1,8 +1,8 @@
 """Differences between sampled and real cells in the genes' means, variances and zero fractions.
 
-The real cells are split into two random halves. One half is the reference. Sampled cells are compared with the
-reference. As a baseline, the reference is also compared with as many cells of the other half as there are sampled cells
-in the comparison. A difference larger than that of the baseline is an error of the model.
+The real cells are split into two random halves. One half of the real cells is the reference. Sampled cells are compared
+with the reference. As a baseline, equally many real cells of the other half are compared with the reference. A
+difference larger than that of the baseline is an error of the model.
 
 Shapes: n cells, g genes.
 """
@@ -18,7 +18,7 @@ import scipy.sparse as sp
 
 from scvae_cli.latent.gene_moments import Differences, GeneMoments
 
-# A comparison needs at least this many sampled cells, and as many real ones.
+# A comparison needs at least this many sampled cells, and equally many real cells.
 MIN_CELLS = 20
 # At most this many real cells are used; more would not make the comparison more precise.
 MAX_CELLS = 20_000

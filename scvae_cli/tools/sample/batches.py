@@ -28,8 +28,9 @@ class NewBatches:
     name_n
         Name of each cell's batch, or combination of categories; None for a model without batches.
     decoded_n
-        Batch of each cell as the decoder takes it: the index of its batch, shape (n,), or with several covariates its
-        row of the design, shape (n, r). None for a model without batches and continuous keys.
+        Batch of each cell in the form that the decoder takes: the index of the batch, shape (n,). With several
+        covariates, `decoded_n` contains the cell's row of the design matrix, shape (n, r). `decoded_n` is None for a
+        model without batches and continuous keys.
     columns
         Category or value of each cell, by column of obs.
     """
@@ -40,7 +41,7 @@ class NewBatches:
 
 
 def decoding_batch(model: Model, options: SampleOptions) -> str:
-    """Return the batch to decode in, or what is fixed of several covariates, as text; "drawn" if nothing is fixed.
+    """Return the batch to decode in, or the fixed covariates, as text; return "drawn" if nothing is fixed.
 
     If no batch was chosen, a group that is a batch of the model is decoded in that batch.
 
@@ -70,11 +71,11 @@ def new_batches(
     Parameters
     ----------
     batch_as
-        What `decoding_batch` returns.
+        Result of `decoding_batch`.
     own_n
-        Index of the batch of the real cell that each new cell comes from, shape (n,); negative where it is unknown.
-        None if new cells do not come from real cells. Batches that are neither known nor fixed are drawn in proportion
-        to their numbers of training cells.
+        Index of the batch of the real cell from which each new cell is drawn, shape (n,); negative if this batch is
+        unknown. `own_n` is None if new cells are not drawn from real cells. Batches that are neither known nor fixed
+        are drawn in proportion to their numbers of training cells.
     """
     design, keys = model.vae.design, model.config.data.batch_keys
     if design is None:
@@ -93,15 +94,15 @@ def new_batches(
 
 
 def free(design: Design) -> Fixed:
-    """Return that nothing is fixed."""
+    """Return covariates of which none has a fixed value."""
     return Fixed(design=design, categories=(None,) * len(design.batch_keys), values=(None,) * len(design.continuous))
 
 
 def columns_of(fixed: Fixed, index_n: np.ndarray) -> dict[str, np.ndarray]:
     """Return the category of each cell in each batch key, and its value of each continuous key.
 
-    `index_n` is the combination of each cell before categories are fixed. Values that are not fixed are the means of
-    the training.
+    `index_n` is the index of each cell's combination of categories before categories are fixed. A continuous key
+    without a fixed value gets its mean over the training cells.
     """
     design = fixed.design
     columns: dict[str, np.ndarray] = {}

@@ -50,8 +50,7 @@ class Points:
     def of(cls, model: Model, real: Counts, result: Sampled, *, seed: int) -> Points:
         """Choose at most `_MAX_DOTS` sampled cells and as many real cells, at regular intervals of the rows."""
         posterior = posteriors(model, real.cells(even(np.arange(real.n_cells), _MAX_DOTS)))
-        # Sampled cells should cover the posterior samples of real cells. These samples spread wider than the posterior
-        # means.
+        # Sampled cells should cover the posterior samples of real cells, which spread wider than their posterior means.
         noise_nk = torch.randn(posterior.mean_nk.shape, generator=torch.Generator().manual_seed(seed))
         shown = even(np.arange(len(result.z_nk)), _MAX_DOTS)
         return cls(
@@ -130,7 +129,7 @@ def _draw_genes(
     """Draw one dot per gene. If no limits are given, both axes are logarithmic."""
     _name(axes, name, name, "real cells", "sampled cells")
     if limits is None:
-        # A gene that is zero on one side has no logarithm; it is drawn at the edge.
+        # A gene that is zero in the real or in the sampled cells has no logarithm, so its dot is drawn at the edge.
         shown = np.concatenate([real_g[real_g > 0], sampled_g[sampled_g > 0], [1e-3]])
         low, high = float(shown.min()) / 1.5, max(float(shown.max()) * 1.5, 1e-2)
         axes.set(xscale="log", yscale="log")

@@ -33,13 +33,13 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
         "auto",
         flags=("--from",),
         help="Distribution from which the latent positions are drawn. prior: N(0, I). density: the density of the "
-        "training cells. auto: whichever of the two fits the held-out cells better.",
+        "training cells. auto: the prior or the density, whichever fits the held-out cells better.",
         panel=SAMPLING,
     )
     groupby: str | None = option(None, help="Column of obs that names the groups.", panel=SAMPLING)
     group: str | None = option(
         None,
-        help="Group of cells from which the latent positions are drawn. This replaces --from.",
+        help="Group of cells from which the latent positions are drawn, instead of --from.",
         label=True,
         panel=SAMPLING,
     )
@@ -58,8 +58,8 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     library: str | float | None = library_option(
         None,
         words=("observed", "median"),
-        help="Library size to decode at: observed (that of a real cell nearby), median (of the training cells), or a "
-        "number of counts.",
+        help="Library size to decode at: observed (the library size of a real cell nearby), median (of the training "
+        "cells), or a number of counts.",
         shown_default="observed; for the prototype, median",
     )
     batch_as: str | None = batch_as_option(
@@ -71,7 +71,7 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     mean: bool = option(False, help="Write expected counts instead of counts drawn at random.", panel=DECODING)
 
     def check(self) -> None:
-        """Refuse options that are missing or contradict each other."""
+        """Refuse missing and contradictory options."""
         if self.prototype:
             self._check_prototype()
         elif self.n is None:
@@ -95,9 +95,14 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
         others |= {"--group": self.group is not None, "--mean": self.mean, "--avoid-holes": self.avoid_holes}
         for name, was_given in others.items():
             if was_given:
-                raise ConfigError(f"--prototype and {name} were both given", "the prototype is a single cell, z = 0")
+                raise ConfigError(
+                    f"--prototype and {name} were both given",
+                    "use one of them: the prototype is a single cell at z = 0",
+                )
         if self.library == "observed":
-            raise ConfigError("the prototype has no observed library size", "--library takes median or a number")
+            raise ConfigError(
+                "the prototype has no observed library size", "with --prototype, --library takes median or a number"
+            )
 
     @property
     def library_or_default(self) -> str | float:
@@ -118,9 +123,9 @@ SAMPLE = Verb(
     density of cells. A new cell with a score above 0.95 lies in a hole of latent space, where hardly any cells were
     observed.
 
-    The means, variances and zero fractions of the genes are compared between new and real cells. The same comparison
-    between two halves of the real cells is printed for reference.""",
+    The means, variances and zero fractions of the genes are compared between new and real cells. For reference, two
+    halves of the real cells are compared, too.""",
     example="scvae sample data.h5ad -n 1000 -o sampled.h5ad",
     inplace=False,
-    returns="The new cells as an AnnData; None if they were written to an output.",
+    returns="The new cells as an AnnData, or None if the cells were written to a file.",
 )

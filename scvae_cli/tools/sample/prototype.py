@@ -35,18 +35,18 @@ class Prototype:
     ----------
     mean_g, average_g, change_g
         Expected counts of the prototype, zero inflation included; counts of the average training cell at the same
-        library size; and the difference between the two. This difference is measured in Fisher–Rao coordinates. One
-        unit is the standard deviation of a single count around its expected value; for real numbers, it is the standard
-        deviation of the noise.
+        library size; and the difference between these two cells in Fisher–Rao coordinates. One unit of the difference
+        is the standard deviation of a single count around its expected value. In a model of real numbers, one unit is
+        the standard deviation of the noise.
     z_k, off_manifold
         Latent position (all zero), and off-manifold score: the share of the held-out cells' posterior samples that lie
         where the density is higher.
     library
         Library size at which z = 0 was decoded; None for a model of real numbers.
     batch_as, covariates
-        Batch in which z = 0 was decoded, or what was fixed of several covariates; None for a model without batches. And
-        the batch by column of obs that names batches, and the value of each continuous key, shape (1,). The batch is
-        "average" if the decoded counts are averaged over the batches.
+        `batch_as` is the batch in which z = 0 was decoded, or the fixed covariates; it is None for a model without
+        batches. `covariates` maps each batch key and each continuous key of the model to the value with which z = 0 was
+        decoded, shape (1,). The batch is "average" if the decoded counts are averaged over the batches.
     """
 
     mean_g: np.ndarray
@@ -82,7 +82,7 @@ class Prototype:
 
 @torch.inference_mode()
 def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress: Progress = silent) -> Prototype:
-    """Decode z = 0.
+    """Decode the latent position z = 0.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
         If a library size is requested from a model of real numbers.
     """
     size = library_size(model, options.library_or_default, usual="median")
-    assert size is not None, "the options refuse this combination"
+    assert size is not None, "SampleOptions.check refuses an observed library size"
     z_1k = torch.zeros(1, model.density.mean_ck.shape[1])
     batch_as = options.batch_as or AVERAGE
     mixture = decoding_mixture(model, batch_as)

@@ -44,7 +44,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             return prototype(session.model, session.counts, options, progress=progress)
         self.counts = session.counts_and_batches()
         result = sample(session.model, self.counts, options, group=self.group, progress=progress)
-        # The comparison needs a pass over the real cells.
+        # The comparison reads all real cells, so it is made only if its result is shown.
         if not options.mean and (self.request.reported or options.plot is not None):
             of_counts = session.model.of_counts
             real = self._real_cells().matrix
@@ -97,8 +97,8 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def figure(self, result: Sampled | Prototype) -> Figure:
         from scvae_cli.tools.sample.figure import Points, sample_figure
 
-        assert isinstance(result, Sampled), "the options refuse this combination"
-        assert self.comparison is not None, "it was made for the figure"
+        assert isinstance(result, Sampled), "SampleOptions.check refuses --plot with --prototype"
+        assert self.comparison is not None, "answer makes the comparison for a figure"
         points = Points.of(self.session.model, self._real_cells(), result, seed=self.options.seed)
         return sample_figure(points, result, self.comparison.real, self.comparison.samples)
 
@@ -115,7 +115,8 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         drawn = result if isinstance(result, Sampled) else None
         scores = None if drawn is None else drawn.scores
         agreement = None
-        # Library sizes other than the observed ones change the genes' moments, so the comparison would be misleading.
+        # Library sizes that differ from the observed ones change the means and variances of the genes, so the
+        # comparison would be misleading.
         if self.comparison is not None and options.library_or_default == "observed":
             agreement = self.comparison.agreement()
         return {

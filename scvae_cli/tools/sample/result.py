@@ -43,13 +43,13 @@ class SourceScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """New cells.
+    """New cells drawn from a model.
 
     Parameters
     ----------
     source, scores
         Where the latent positions come from: "prior", "density" or "group"; and scores that compare the prior with the
-        density. The density is the mixture fitted to the training cells. The scores are None for a group.
+        density. The density is the mixture fitted to the training cells. The scores are None if a group was sampled.
     group
         Column of obs that names groups, and label of the group that was sampled; None without a group.
     z_nk
@@ -58,9 +58,9 @@ class Sampled:
     library_n
         Library size at which each cell was decoded, shape (n,); None for a model of real numbers.
     covariates, batch_as
-        Batch in which each cell was decoded, by column of obs that names batches, and the value of each continuous key,
-        shape (n,); what was fixed for all cells, or "drawn". For a model without batches, there are no columns, and
-        `batch_as` is None.
+        `covariates` maps each batch key and each continuous key of the model to the values with which the cells were
+        decoded, shape (n,). `batch_as` names the batch or the covariates that were fixed for all cells; it is "drawn"
+        if nothing was fixed. For a model without batches, `covariates` is empty, and `batch_as` is None.
     off_manifold_n
         Off-manifold score: share of the held-out cells' posterior samples that lie at a higher density. Shape (n,).
     n_proposed

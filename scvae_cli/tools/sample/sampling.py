@@ -1,17 +1,18 @@
 """Drawing new cells: first latent positions, then counts.
 
-The positions have one of three sources: the prior, a density fitted to the training cells, or a group of real cells. A
-hole is a region of latent space where no cells were observed. The off-manifold score of a position is the share of the
-held-out cells' posterior samples that lie at a higher density. A position with a score above 0.95 lies in a hole.
+Latent positions are drawn from one of three sources: the prior, a density fitted to the training cells, or a group of
+real cells. A hole is a region of latent space where no cells were observed. The off-manifold score of a position is the
+share of the held-out cells' posterior samples that lie at a higher density. A position with an off-manifold score above
+0.95 lies in a hole.
 
 A group is sampled from its own cells, because the density describes small groups badly. A cell of the group is picked
-at random, and a position is drawn from the posterior of that cell. Such a position is a draw from the
-aggregated posterior of the group.
+at random, and a position is drawn from the posterior of that cell. The positions of a group are therefore draws from
+the aggregated posterior of the group.
 
 Positions are drawn in the latent coordinates that the encoder and the decoder use. In the result, positions are along
 the canonical axes, which are ordered by the variance of expression that they explain.
 
-Shapes: n sampled cells, m proposed ones, c cells of the data, k latent dimensions.
+Shapes: n sampled cells, m proposed cells, c cells of the data, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ _BLOCK = 4096
 # After `_MIN_PROPOSED` draws, sampling stops if less than the share `_MIN_ACCEPTED` of the draws was accepted.
 _MIN_PROPOSED, _MIN_ACCEPTED = 5_000, 0.01
 
-# Makes m draws. Returns the positions, shape (m, k), and the indices of the real cells that the positions come from,
-# shape (m,). Returns None instead of indices if the positions do not come from real cells.
+# A function that makes m draws. The function returns the positions, shape (m, k), and the indices of the real cells
+# from which the positions are drawn, shape (m,). The indices are None if the positions are not drawn from real cells.
 Propose = Callable[[int], tuple[Tensor, np.ndarray | None]]
 
 
@@ -75,9 +76,9 @@ def sample(
     Parameters
     ----------
     model, counts
-        The model that decodes, and c real cells with the genes of the model. The real cells are used to choose the
-        source. The real cells also provide the library sizes of the new cells, and the posteriors from which a group is
-        sampled. `counts.batch` may be None.
+        The model that decodes, and c real cells with the genes of the model. The real cells are used to choose between
+        the prior and the fitted density. The real cells also provide the library sizes of the new cells, and the
+        posteriors from which a group is sampled. `counts.batch` may be None.
     options
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the
@@ -94,14 +95,14 @@ def sample(
     ConfigError
         If a library size is requested from a model of real numbers.
     """
-    assert options.n is not None, "only the prototype needs no number"
+    assert options.n is not None, "only the prototype needs no number of cells"
     # Memory per cell: positions in double precision and their copies, names, scores and library sizes. Counts need
     # little memory, because they are drawn in blocks.
     per_cell = 32 * model.vae.n_latent + 300
     refuse_too_large(
         options.n * per_cell,
         f"--cells {options.n}",
-        lambda free: f"--cells {free // per_cell} would fit; for more, use several values of --seed",
+        lambda free: f"--cells {free // per_cell} would fit; for more cells, use several values of --seed",
     )
     batch_as = decoding_batch(model, options)
     fixed_library = library_size(model, options.library_or_default)
@@ -163,9 +164,9 @@ def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progre
 def calibrated_for_samples(density: LatentDensity, z_ck: Tensor) -> LatentDensity:
     """Return the density with the off-manifold score calibrated on posterior samples instead of posterior means.
 
-    A posterior sample lies farther from the center than a posterior mean. Along every axis that carries no information
-    about the cells, the distance is larger by about one standard deviation of the prior. With the calibration on
-    posterior means, nearly every draw would lie in a hole.
+    A posterior sample lies farther from the center than a posterior mean. Along every latent axis that carries no
+    information about the cells, the distance is larger by about one standard deviation of the prior. If the score were
+    calibrated on posterior means, nearly every draw would lie in a hole.
     """
     return replace(density, heldout_nll=(-_log_prob(density, z_ck)).sort().values)
 
@@ -186,9 +187,9 @@ def accepted(
 
     Returns
     -------
-    Positions, shape (n, k); indices of the real cells that the positions come from, shape (n,); off-manifold scores of
-    the positions, shape (n,); and the number of draws made. Instead of the indices, None is returned if the positions
-    do not come from real cells.
+    Positions, shape (n, k); indices of the real cells from which the positions are drawn, shape (n,); off-manifold
+    scores of the positions, shape (n,); and the number of draws made. The indices are None if the positions are not
+    drawn from real cells.
 
     Raises
     ------
@@ -211,7 +212,7 @@ def accepted(
             raise DataError(
                 f"{1 - n_accepted / n_proposed:.1%} of the draws lie in holes, where no cells were observed "
                 f"(off-manifold score above {OFF_MANIFOLD})",
-                "leave out --avoid-holes and look at the scores, or use --from density or --group",
+                "leave out --avoid-holes and look at the off-manifold scores, or use --from density or --group",
             )
     positions, cells, scores = zip(*parts, strict=True)
     from_cells = [cell_m for cell_m in cells if cell_m is not None]

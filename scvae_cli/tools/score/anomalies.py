@@ -1,22 +1,21 @@
 """The expected fit of a cell to the model, learned from cells simulated from the model, and p-values for a worse fit.
 
-A cell can be unlike the model in two ways: the decoder explains its counts badly, or the model has few cells at its
-latent position. A lower bound on log p(x) has one term for each way: E_q[log p(x|z)] for the counts, and
-−KL(q ‖ density) for the position. Here q is the posterior of the cell, and the density is that of the training cells in
-latent space. The two terms are evaluated separately, because the term of the counts varies by tens of nats between
-cells by chance. In a sum, this variation would hide the term of the position.
+A cell can fit the model badly in two ways: the decoder explains its counts badly, or few training cells lie near its
+latent position. A lower bound on log p(x) is the sum of two terms: E_q[log p(x|z)] for the counts, and −KL(q ‖ density)
+for the latent position. In these terms, q is the posterior of the cell, and the density is that of the training cells
+in latent space. The two terms are evaluated separately. In the sum of the two terms, the term of the counts would hide
+the term of the position, because it varies by tens of nats between cells by chance.
 
-How well the counts of a cell are explained depends on the library size and on the cell's state: cells with few counts,
-and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all simulated
-cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated cells, as
-functions of library size and batch. For the term of the counts, the latent position is a further argument of these
-functions. The score of a cell says by how many standard deviations the terms of this cell are below their means,
-combined over the two terms. The p-value is the share of the simulated cells with the same score or a higher one. As
-scores are relative to the library size, a cell of any library size can be compared with all simulated cells. Shares
-that are too small to be counted are extrapolated. A tail distribution is fitted to the excesses of the highest scores
-over a threshold, as for permutation tests with few permutations (Knijnenburg et al. 2009,
-doi:10.1093/bioinformatics/btp211). Without this extrapolation, no cell could be significant after adjustment for many
-cells.
+How well the decoder explains the counts of a cell depends on the library size and on the cell's state: cells with few
+counts, and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all
+simulated cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated
+cells, as functions of library size and batch. The mean and standard deviation of the term of the counts also depend on
+the latent position. The score of a cell combines, over the two terms, by how many standard deviations each term is
+below its mean. The p-value is the share of the simulated cells with the same score or a higher score. Because scores
+are relative to the library size, a cell of any library size can be compared with all simulated cells. Very small
+p-values are extrapolated: a tail distribution is fitted to the excesses of the highest scores over a threshold, as for
+permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without
+extrapolation, no cell could be significant after adjustment for testing many cells.
 
 Shapes: n cells, k latent dimensions, b batches, f inputs of the regression on
 library size, batch and latent position, m excesses.
@@ -34,10 +33,10 @@ _FOLDS = 5
 _MEAN_RIDGE, _SPREAD_RIDGE = 1.0, 50.0
 # Features are clipped at this many standard deviations of the simulated cells, to avoid extrapolation.
 _CLIP = 4.0
-# Residuals are raised to at least this share of the mean residual, so that logarithms of tiny residuals do not
-# dominate.
+# Residuals are raised to at least this share of the mean residual, so that logarithms of tiny residuals do not dominate
+# the regression.
 _SMALLEST = 0.1
-# Share of the simulated cells, those with the highest scores, to which the tail is fitted.
+# The tail distribution is fitted to this share of the simulated cells: those with the highest scores.
 _TAIL = 0.05
 
 
@@ -45,7 +44,7 @@ _TAIL = 0.05
 class Covariates:
     """Properties on which the expected fit of a cell may depend: library size, batch and posterior mean.
 
-    `batch_n` holds the index of each cell's batch, or the matrix of the design of a model with several covariates.
+    `batch_n` holds the index of each cell's batch, or the design matrix of a model with several covariates.
 
     `mean_nk` is None if the expected fit must not depend on the latent position.
     """
@@ -71,7 +70,8 @@ class CellFit:
     def parts(self) -> list[tuple[np.ndarray, Covariates]]:
         """The fit of the counts and the fit of the latent position, each with covariates.
 
-        The covariates of the position do not include the position itself, because otherwise no position would be rare.
+        The expected fit of the latent position must not depend on the position itself, because otherwise no position
+        would be rare.
         """
         without_position = replace(self.covariates, mean_nk=None)
         return [(self.log_likelihood_n, self.covariates), (self.negative_kl_n, without_position)]
@@ -97,9 +97,9 @@ class _Features:
         return np.column_stack([log_library_n] if mean_nk is None else [log_library_n, mean_nk.astype(np.float64)])
 
     def __call__(self, covariates: Covariates) -> np.ndarray:
-        """Return a constant, log library size with its square and cube, position, and batch, shape (n, f).
+        """Return the features: constant, log library size with its square and cube, position, and batch, shape (n, f).
 
-        The products of position and log library size are features, too.
+        The products of latent position and log library size are features, too.
         """
         unit = np.clip((self._raw(covariates) - self.center) / self.scale, -_CLIP, _CLIP)
         library_n1, position_nk = unit[:, :1], unit[:, 1:]
@@ -119,7 +119,8 @@ class _Expectation:
         residual_n = np.abs(fit_n - features_nf @ mean_f)
         log_residual_n = np.log(np.maximum(residual_n, _SMALLEST * residual_n.mean() + 1e-12))
         log_spread_f = _ridge(features_nf, log_residual_n, _SPREAD_RIDGE)
-        # The mean log residual is not the log standard deviation: shift it, so that scores have unit variance.
+        # The mean log residual differs from the log standard deviation, so it is shifted until the scores have unit
+        # variance.
         log_spread_f[0] += 0.5 * np.log(np.mean((residual_n / np.exp(features_nf @ log_spread_f)) ** 2) + 1e-12)
         self.mean_f, self.log_spread_f = mean_f, log_spread_f
 
@@ -131,14 +132,16 @@ class _Expectation:
 class ExpectedFit:
     """The expected fit of a cell with given covariates, learned from simulated cells; a higher fit is better.
 
-    `n_batches` is 0 or 1 for a model without batches; with several covariates, it is the number of effects.
+    `n_batches` is 0 or 1 for a model without batches. For a model with several covariates, `n_batches` is the number of
+    effects of the design plus one.
     """
 
     def __init__(self, fit_n: np.ndarray, covariates: Covariates, n_batches: int) -> None:
         self._features = _Features.of(covariates, n_batches)
         features_nf = self._features(covariates)
         self._expectation = _Expectation(features_nf, fit_n)
-        # Like a real cell, a simulated cell is compared with an expectation learned without it (cross-validation).
+        # Like a real cell, a simulated cell is compared with an expectation learned without this cell
+        # (cross-validation).
         self.shortfall_n = np.empty(len(fit_n))
         fold_n = np.arange(len(fit_n)) % _FOLDS
         for fold in range(_FOLDS):
@@ -162,7 +165,7 @@ class Calibration:
     def score(self, cells: CellFit) -> np.ndarray:
         """Compute by how many standard deviations each cell fits worse than expected, shape (n,).
 
-        The score combines both parts of the fit.
+        The score combines the fit of the counts and the fit of the latent position.
         """
         pairs = zip(self._expected, cells.parts, strict=True)
         return _combined([expected.shortfall(*part) for expected, part in pairs])
@@ -171,7 +174,7 @@ class Calibration:
         """Compute the share of the simulated cells with the same score or a higher one, shape (n,).
 
         Shares above 5% are counted, with the cell itself counted as one of the simulated cells. Smaller shares are
-        computed from the fitted tail.
+        computed from the tail distribution that was fitted to the highest scores.
         """
         n_simulated = len(self._ascending)
         below_n = np.searchsorted(self._ascending, score_n, side="left")
@@ -197,7 +200,7 @@ class ParetoTail:
 
     @classmethod
     def fitted(cls, excess_m: np.ndarray) -> ParetoTail:
-        """Fit to excesses, ascending, by probability-weighted moments.
+        """Fit the distribution to ascending excesses by probability-weighted moments.
 
         Source: Hosking & Wallis 1987, doi:10.1080/00401706.1987.10488243.
         """
@@ -209,7 +212,7 @@ class ParetoTail:
         return cls(shape, mean * (1 - shape))
 
     def survival(self, excess_n: np.ndarray) -> np.ndarray:
-        """Compute the probability of this excess or a larger one, shape (n,)."""
+        """Compute the probability of an excess that is at least as large as each given excess, shape (n,)."""
         if self.shape < 1e-6:
             return np.exp(-excess_n / self.scale)
         survival_n: np.ndarray = (1 + self.shape * excess_n / self.scale) ** (-1 / self.shape)

@@ -50,12 +50,12 @@ SCORE = Verb(
     about="""Write how likely each cell is under the model, and whether it is an anomaly.
 
     obs["scvae_elbo"] is the ELBO of each cell: obs["scvae_reconstruction"] minus obs["scvae_kl"]. obs["scvae_iwae"] is
-    the importance-weighted bound, which is tighter than the ELBO. obs["scvae_iwae_density"] is the same bound with
-    another prior: the density of the training cells in latent space. All these values are in nats.
+    the importance-weighted bound, which is tighter than the ELBO. obs["scvae_iwae_density"] is the importance-weighted
+    bound with another prior: the density of the training cells in latent space. All bounds are in nats.
 
-    obs["scvae_anomaly_p"] is a p-value. scvae simulates cells from the model and computes how much worse each cell fits
-    the model than expected for its library size and batch. The p-value is the share of simulated cells for which this
-    value is at least as large as for the real cell. obs["scvae_anomaly_p_adjusted"] is the p-value adjusted to control
+    obs["scvae_anomaly_score"] says by how many standard deviations each cell fits the model worse than expected for its
+    library size and batch. obs["scvae_anomaly_p"] is the p-value of each cell: the share of cells simulated from the
+    model whose anomaly score is at least as high. obs["scvae_anomaly_p_adjusted"] is the p-value adjusted to control
     the false discovery rate.""",
     example="scvae score data.h5ad --plot scores.png",
 )

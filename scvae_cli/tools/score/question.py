@@ -47,7 +47,7 @@ class Score(Question[ScoreOptions, Scores]):
             "simulated": len(result.simulated_score),
         }
 
-    def text(self, result: Scores, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the facts are all of it
+    def text(self, result: Scores, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the text needs only the facts
         lines = [
             f"scored {amount(facts['n_cells'], 'cell')}; means in nats per cell:",
             f"  ELBO {facts['mean_elbo']:.2f} (reconstruction {facts['mean_reconstruction']:.2f}, KL "
@@ -68,13 +68,13 @@ class Score(Question[ScoreOptions, Scores]):
 
 
 def p_value_sentence(share: float, n_heldout: int, n_anomalies: int) -> str:
-    """Say whether the p-values of held-out cells are as small as they should be, and what follows for the anomalies."""
+    """Say whether held-out cells have small p-values as often as expected, and what follows for the anomalies."""
     from scipy.stats import binomtest
 
     found = f"{share:.1%} of the {n_heldout:,} held-out cells have p ≤ {NOMINAL_LEVEL:g}"
     expected = f"{NOMINAL_LEVEL:.0%}"
     if binomtest(round(share * n_heldout), n_heldout, NOMINAL_LEVEL).pvalue > _CHANCE:
-        return f"{found}, and about {expected} are expected: the p-values fit these cells"
+        return f"{found}, and about {expected} are expected: the p-values are well calibrated"
     if share < NOMINAL_LEVEL:
         return f"{found}, fewer than the expected {expected}: the p-values are too large, so anomalies may be missed"
     many = f"{found}, more than the expected {expected}: real cells vary more than simulated cells"

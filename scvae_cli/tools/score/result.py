@@ -12,8 +12,8 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 
-# The share of held-out cells with p-values of at most this level is reported. This share equals the level if the model
-# is true.
+# The share of held-out cells with p-values of at most this level is reported. If the model is true, the expected share
+# is equal to the level.
 NOMINAL_LEVEL = 0.05
 # Lower bounds on log p(x), and the two parts of the ELBO.
 BOUNDS = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")
@@ -36,11 +36,11 @@ class Scores:
     kl
         KL(q(z|x) ‖ N(0, I)), exact, shape (n,).
     anomaly_score
-        How many standard deviations worse than expected each cell fits the model, shape (n,). The score combines two
-        fits. The fit of the counts is compared with the fit expected at this library size, batch and latent position;
-        the fit of the latent position is compared with the fit expected at this library size and batch.
+        How many standard deviations worse than expected each cell fits the model, shape (n,). The score combines the
+        fit of the counts and the fit of the latent position. The expected fit of the counts depends on library size,
+        batch and latent position. The expected fit of the latent position depends on library size and batch.
     anomaly_p, anomaly_p_adjusted
-        p-value of each cell: the share of simulated cells with the same score or a higher one, shape (n,); and the
+        p-value of each cell: the share of simulated cells with the same score or a higher score, shape (n,); and the
         p-values adjusted after Benjamini and Hochberg over the n cells, shape (n,).
     heldout
         Mask of the cells that were held out of the training, found by their names, shape (n,).

@@ -32,25 +32,25 @@ _FIT_SAMPLES = 25
 
 @torch.inference_mode()
 def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Progress = silent) -> Scores:
-    """Score cells.
+    """Compute bounds on the log-likelihood of each cell, and p-values for cells that fit the model badly.
 
     The importance-weighted bound from S posterior samples z_s of a cell is
 
         log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S.
 
-    p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
+    In this formula, p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
 
-    The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains the counts of the cell, and
-    −KL(q ‖ density), how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares both
-    parts with those of simulated cells.
+    The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains the counts of the cell, and −KL(q ‖
+    density), how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares the fit of each
+    cell with the fit of simulated cells.
 
     Parameters
     ----------
     model, counts
         Model, and n cells with the model's genes, and with batches if the model has them.
     options
-        S is `options.n_samples`. Equally many cells are simulated in every batch. The library sizes of the simulated
-        cells are drawn from the cells of the same batch.
+        The number S of posterior samples is `options.n_samples`. Equally many cells are simulated in every batch. The
+        library sizes of the simulated cells are drawn from the cells of the same batch.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def _strata(model: Model, batch_n: np.ndarray | None) -> np.ndarray | None:
     """Return the index of each cell's batch, or combination of categories; None without batches."""
     if batch_n is None or batch_n.ndim == 1:
         return batch_n
-    assert model.vae.design is not None, "rows are those of a design"
+    assert model.vae.design is not None, "batch_n is a matrix only for a model with a design"
     n_categories = sum(map(len, model.vae.design.categories))
     if not n_categories:
         return None

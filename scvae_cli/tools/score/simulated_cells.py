@@ -1,8 +1,8 @@
 """Cells drawn from the model: the reference with which real cells are compared.
 
 The latent position of a cell is drawn from the latent density of the training cells. The position is not drawn from the
-prior, because large regions of the prior contain no cells. The library size and batch of the cell are given. The counts
-are drawn gene by gene from the decoder's distribution.
+prior, because large regions of the prior contain no cells. The library size and the batch of each simulated cell are
+given. The counts are drawn gene by gene from the decoder's distribution.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -34,7 +34,8 @@ def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | No
         output = model.vae.decode(z_nk[rows].to(model.device), batch)
         library = torch.as_tensor(library_n[rows], dtype=torch.float32).to(model.device)
         if model.of_counts:
-            # Zero inflation removes counts. The given library sizes are those that remain after zero inflation.
+            # Zero inflation removes counts. The library size is therefore raised, so that the given size remains after
+            # zero inflation.
             library = library / output.mean_ng(torch.ones_like(library), with_zero_inflation=True).sum(1)
         blocks.append(sp.csr_matrix(output.draw(library, rng)))
     return sp.vstack(blocks, format="csr")

@@ -15,8 +15,8 @@ class SimulateOptions(SimulationConfig):
 
     true_mean: bool = option(
         False,
-        help="Also write the true mean of every count to layers/true_mean. This matrix is dense, with 4 bytes per "
-        "value.",
+        help="Also write the true mean of every count to layers/true_mean. The matrix of true means is dense, with 4 "
+        "bytes per value.",
         panel=OUTPUT,
     )
     force: bool = option(False, help="Replace an existing file.", panel=OUTPUT)

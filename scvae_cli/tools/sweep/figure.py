@@ -94,7 +94,7 @@ def _mark_suggested(axes: Axes, sweep: Sweep, x_r: Sequence[float] | np.ndarray,
 
 
 def _value_axis(axes: Axes, sweep: Sweep) -> None:
-    """Set up a logarithmic axis of the varied values, with a tick at every value for which there is room."""
+    """Set up a logarithmic axis of the varied values, with ticks at the values whose labels do not overlap."""
     axes.set(xscale="log", xlabel=NAMES[sweep.varied])
     values = np.asarray(sweep.values, dtype=float)
     span = np.log(values[-1] / values[0])
@@ -109,7 +109,7 @@ def _value_axis(axes: Axes, sweep: Sweep) -> None:
 
 
 def _around(value_r: np.ndarray) -> tuple[float, float]:
-    """Compute limits with a margin below the values, and room for a legend above them."""
+    """Compute limits with a margin below the values, and space for a legend above the values."""
     low, high = float(value_r.min()), float(value_r.max())
     room = 0.12 * (high - low) or 1.0
     return low - room, high + 4 * room

@@ -17,7 +17,7 @@ BETAS, DIMENSIONS = "0.1,0.3,1,3,10", "2,5,10,20,40"
 
 
 def _numbers(flag: str, text: str) -> tuple[float, ...]:
-    """Read the numbers of a list.
+    """Read a list of numbers that are separated by commas.
 
     >>> _numbers("--beta", "0.1, 1,10")
     (0.1, 1.0, 10.0)
@@ -118,10 +118,10 @@ SWEEP = Verb(
     about="""Train models with several values of β or of the latent dimension, and suggest which value to use.
 
     A tenth of every cell's molecules is withheld. Each model is trained on the other molecules and predicts the
-    withheld molecules. The suggestion is the default if its model predicts as well as the best model, within noise.
-    Otherwise, it is the largest β, or with --n-latent the smallest number of dimensions, whose model does so. With
-    --likelihood normal, no values are withheld, and the models are compared by the importance-weighted bound of
-    held-out cells.
+    withheld molecules. The default value is suggested if its model predicts as well as the best model, within noise.
+    Otherwise, the suggestion is the largest β, or with --n-latent the smallest number of dimensions, whose model
+    predicts as well as the best model. With --likelihood normal, no values are withheld, and the models are compared by
+    the importance-weighted bound of held-out cells.
 
     The rate–distortion curve shows the KL term (rate) and the reconstruction loss (distortion) of held-out cells for
     every model. All results are written to uns["scvae"]["sweep"].""",

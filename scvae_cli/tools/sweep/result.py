@@ -14,9 +14,10 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 
-# A change in the wrong direction is reported if it exceeds both this number of standard errors and this number of nats.
+# With larger β, the rate should not increase, and the distortion should not decrease. A change in the wrong direction
+# is reported if it exceeds both this number of standard errors and this number of nats.
 _SIGNIFICANT, _RELEVANT = 2.0, 0.05
-# A standard error needs two cells.
+# A standard error is computed from at least two cells.
 MIN_CELLS = 2
 # Names of the varied options in figures and texts.
 NAMES = {"beta": "β", "n_latent": "latent dimensions"}
@@ -36,9 +37,9 @@ class Run:
         Mean of the criterion by which runs are compared, nats per cell, up to a constant: the Poisson loss of the
         withheld molecules, or the importance-weighted bound with the opposite sign.
     gain
-        How much lower `loss` is than the loss of a mean model, as a fraction of the same difference for the best run.
-        The mean model gives every gene a fixed mean and dispersion. NaN if the criterion is the bound, or if no run
-        predicts better than the mean model.
+        Difference between the loss of a mean model and `loss`, as a fraction of this difference for the best run. The
+        mean model gives every gene a fixed mean and dispersion. The gain is NaN if the criterion is the bound, or if no
+        run predicts better than the mean model.
     excess, excess_se
         Mean difference between the losses of this run and of the best run, and the standard error of this difference,
         paired by cell.
@@ -79,16 +80,17 @@ class Sweep:
     Parameters
     ----------
     varied, runs
-        "beta" or "n_latent", and the r runs, in ascending order of the value.
+        Name of the varied option, "beta" or "n_latent"; and the r runs, in ascending order of the value.
     best, suggested
         Value of the run with the smallest loss; and the suggested value. A run is as good as the best run if its loss
         is larger by at most one standard error or by at most the variation between random seeds. The default is
-        suggested if its run is as good as the best run. Otherwise, the largest β or the smallest number of dimensions
-        with such a run is suggested.
+        suggested if its run is as good as the best run. Otherwise, the suggestion is the largest β, or the smallest
+        number of dimensions, whose run is as good as the best run.
     default
-        The default of the varied option for these cells.
+        The default of the varied option for the number of training cells.
     criterion
-        "thinning" (prediction of withheld molecules) or "bound" (of held-out cells).
+        Criterion by which runs are compared: "thinning" (prediction of withheld molecules) or "bound"
+        (importance-weighted bound of held-out cells).
     kept_molecules
         Fraction of the molecules that the runs were trained on.
     n_cells, n_genes, n_heldout
@@ -149,7 +151,7 @@ class Sweep:
     def at_the_edge(self) -> str | None:
         """Return whether "lower" or "higher" values than those of the sweep may be better.
 
-        None if the best value is neither the lowest nor the highest, or if another value is suggested.
+        The result is None if the best value is neither the lowest nor the highest, or if another value is suggested.
         """
         values = self.values
         return {values[0]: "lower", values[-1]: "higher"}.get(self.best) if self.best == self.suggested else None
@@ -164,7 +166,7 @@ class Sweep:
 def compare(
     loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0, default: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Compare runs cell by cell.
+    """Compare the losses of runs, paired by cell.
 
     Parameters
     ----------
@@ -172,11 +174,13 @@ def compare(
         Losses of r runs on the same n cells; n is 2 or more.
     prefer_last
         Whether the last run (True) or the first run (False) is selected among the runs that are as good as the best
-        run. The excess loss of these runs over the best run is at most one standard error, or at most `noise`.
+        run. A run is as good as the best run if its excess loss over the best run is at most one standard error, or at
+        most `noise`.
     noise
         Variation of the loss between random seeds.
     default
-        Run that is selected if it is as good as the best run; None if there is none.
+        Index of the run with the default value, which is selected if it is as good as the best run; None if no run has
+        the default value.
 
     Returns
     -------

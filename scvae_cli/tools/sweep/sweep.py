@@ -3,11 +3,12 @@
 As β increases, the rate (mean KL, the information that the latent space carries about a cell) decreases and the
 distortion (−E_q[log p(x|z)], the error of the reconstruction) increases. Plotted against each other, rate and
 distortion trace the rate–distortion curve of the data (Alemi et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464).
-This curve does not show which β to use, but the prediction of withheld molecules does
+The rate–distortion curve does not show which β to use, but the prediction of withheld molecules does
 (`scvae_cli.evaluation.thinning`). A model with too much information about a cell reproduces the noise of the molecules
-that were not withheld. A model with too little information averages over different cells. Both models predict the
-withheld molecules badly. Every prediction combines the latent space with the cell's own counts. Without the cell's own
-counts, a latent space that memorizes the noise of every cell would appear best.
+that were not withheld. A model with too little information averages over different cells. With too much or too little
+information, a model predicts the withheld molecules badly. Every prediction combines the latent position of a cell with
+the cell's own counts. If predictions did not use the cell's own counts, a latent space that memorizes the noise of
+every cell would appear best.
 
 The rate–distortion curve comes from the same trainings, so it describes only the molecules that were not withheld.
 
@@ -66,7 +67,7 @@ def sweep(
     follow: Callable[[Training, Iterator[FitEvent]], FitEvent | None] = last_event,
     on_model: Callable[[float, Model], None] = lambda _value, _model: None,
 ) -> Sweep:
-    """Train with every value, and suggest one of the values.
+    """Train a model with every value of the varied option, and suggest one of the values.
 
     If β is varied, the largest β is trained first, and each later run starts from the weights of the previous run. If
     the number of latent dimensions is varied, every run starts from random weights.
@@ -76,7 +77,7 @@ def sweep(
     counts, config
         Counts of all cells and genes, and the options of the trainings; the value of the varied option is replaced.
     names
-        Names that `--genes @FILE` may use; None for the gene names of the counts.
+        Gene names that `--genes @FILE` may use; None for the gene names of the counts.
     follow
         Function that runs a training to its end by reading its events, and returns the last event.
     on_model
@@ -87,7 +88,7 @@ def sweep(
     DataError, ModelError
         The errors of `fit`; and a DataError if the criterion is the bound and only one cell is held out.
     """
-    # The cells and genes that `fit` would use, selected once and before thinning.
+    # The cells and genes that `fit` would use are selected once, before thinning.
     counts = refuse_few(refuse_empty(counts, drop=config.data.drop_empty))
     columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data, names=names)
     counts = refuse_few(refuse_empty(counts.genes(columns), drop=config.data.drop_empty))
@@ -200,7 +201,7 @@ def _put_together(
 
 
 def _default(options: SweepOptions, run: _Evaluated) -> float:
-    """Return the default of the varied option for these cells."""
+    """Return the default of the varied option for the number of training cells."""
     if options.varied == "beta":
         return RunConfig().train.beta
     unset = replace(run.config, model=replace(run.config.model, n_latent=None))

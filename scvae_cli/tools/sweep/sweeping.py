@@ -1,4 +1,4 @@
-"""Implementation of `sweep` for the command line and for Python, and the text that the command line prints after it."""
+"""Implementation of `sweep` for the command line and for Python, and the text that the command line prints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
     Raises
     ------
     ScvaeError
-        Before any training, if data or options cannot be used, or if a result could not be written.
+        If data or options cannot be used, or if a result could not be written; the error is raised before any training.
     """
     options: SweepOptions = request.options
     run, names = options.training, SlotNames(key_added=options.key_added)
@@ -171,7 +171,7 @@ def _text(result: Sweep) -> str:
 
 
 def _suggestion(result: Sweep) -> list[str]:
-    """Return one recommendation, and the reason for it."""
+    """Return the suggested value, and the reason for the suggestion."""
     task = "predicting withheld molecules" if result.criterion == "thinning" else "explaining held-out cells"
     chosen = result.suggested_run
     if result.suggested == result.best:

@@ -25,7 +25,7 @@ from scvae_cli.verb import Request
 
 
 def train(request: Request, shell: Shell) -> Outcome:
-    """Train a model; on the command line, save it.
+    """Train a model; on the command line, also save the model.
 
     Raises
     ------
@@ -53,12 +53,13 @@ def train(request: Request, shell: Shell) -> Outcome:
                 resume=options.resume,
                 stop_requested=stop_requested,
             )
-            # Only the training keeps a reference to the counts now, so it can free those of genes that are not modeled.
+            # Only the training keeps a reference to the counts now, so the training can free the counts of genes that
+            # are not modeled.
             del store, counts
             last = follow(events if options.on_event is None else _heard(events, options.on_event), shell)
         if isinstance(last, Stopped):
             raise Interrupted(f"interrupted after epoch {last.epoch}", "run the same command with --resume to continue")
-        assert isinstance(last, Finished), "a training ends finished or stopped"
+        assert isinstance(last, Finished), "a training either finishes or is stopped"
         model = last.model
         if run.data.labels_key is not None:
             model = with_labels(session_of_training(model, request.data, shell))
@@ -95,7 +96,7 @@ def _report(model: Model, request: Request, *, foreign: bool) -> Report:
 
 
 def _new_file(data: Path, modality: str | None) -> str:
-    """Return a name for the results of data in a format that cannot store them."""
+    """Return the name of a new .h5ad file for the results of data in a format that cannot store results."""
     name = f"{data.stem}.h5ad" if modality is None else f"{data.stem}_{modality}.h5ad"
     return name if name != data.name else f"{data.stem}_scvae.h5ad"
 

@@ -1,9 +1,9 @@
 """Paths through latent space: straight, along cells, or geodesic.
 
 A waypoint is a latent position that a path must pass. The part of a path between two consecutive waypoints is a
-segment. Lengths called Fisher–Rao lengths measure the change in decoded expression. One unit of Fisher–Rao length is
-the standard deviation of a single count around its expected value; for real numbers, it is the standard deviation of
-the noise.
+segment. The Fisher–Rao length of a path measures the change of decoded expression along the path. One unit of
+Fisher–Rao length is the standard deviation of a single count around its expected value; for real numbers, it is the
+standard deviation of the noise.
 
 Shapes: n points, p paths, w waypoints, l segments, t points along a path or segment, c control points, k latent
 dimensions, g genes, m nodes of the neighbor graph.
@@ -28,11 +28,11 @@ from scvae_cli.progress import Progress, silent
 # A segment is a clamped cubic B-spline with this number of control points, evaluated at this number of points.
 _CONTROLS, _SOLVED = 12, 24
 # Each segment is optimized twice, each time with this number of iterations. In each optimization, the step size of a
-# control point starts at the respective latent length and decreases linearly to zero.
+# control point starts at a latent length in `_FIRST_STEPS` and decreases linearly to zero.
 _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
-# Rate at which the factor `cost` increases at first, between the density that half of the held-out cells exceed and the
-# density that 95% of them exceed; and largest increase. Where no cells were observed, nothing is known, and all
-# directions are equally good.
+# `_COST_INCREASE` is the initial rate at which the factor `cost` increases with −log density. The unit of −log density
+# is its increase from the density that half of the held-out cells exceed to the density that 95% of them exceed.
+# `_MOST_INCREASE` is the largest increase, because all directions are equally good where no cells were observed.
 _COST_INCREASE, _MOST_INCREASE = 10.0, 5.0
 # The straight line becomes a second initial guess if its weighted length is at most this multiple of the weighted
 # length of the segment found from the first guess.
@@ -67,7 +67,7 @@ def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarra
     """Compute the segments of the shortest paths through the neighbor graph of the cells.
 
     `nodes_pw` is the graph node nearest to each waypoint. Returns the segments of each path in order. Each segment runs
-    from one waypoint to the next through posterior means of cells. It has shape (t, k).
+    from one waypoint to the next through posterior means of cells. Each segment has shape (t, k).
     """
     pairs = [(int(a), int(b)) for path in nodes_pw for a, b in pairwise(path)]
     nodes = iter(graph.shortest_paths(pairs))
@@ -86,7 +86,7 @@ def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
 
     The factor is large where there are few cells. Wherever the density is at least the median density of the held-out
     cells, the factor is 1. Below the median, the factor increases with −log density to an upper limit of 6. A path
-    through a region without cells is therefore taken if all other paths are six times as long.
+    through a region without cells is therefore taken if all other paths are more than six times as long.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)
@@ -98,8 +98,8 @@ def with_squared_lengths(graph: CellGraph) -> CellGraph:
     """Square the lengths of the edges of a graph.
 
     A long edge then costs more than many short edges with the same total length, so that shortest paths stay where
-    there are many cells. Such a path length is called a Fermat distance (Groisman, Jonckheere & Sapienza,
-    arXiv:1810.09398).
+    there are many cells. The length of a shortest path with squared edge lengths is called a Fermat distance (Groisman,
+    Jonckheere & Sapienza, arXiv:1810.09398).
     """
     return replace(graph, lengths=graph.lengths.power(2))
 
@@ -115,8 +115,9 @@ def geodesics(
     Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is Σ
     (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost`, y are the Fisher–Rao coordinates of the decoded
     expression, and Δt is the constant distance between consecutive points in the parameter of the spline. After the
-    first optimization, the segment is resampled at constant speed and optimized again. Where the straight line between
-    the ends is not much longer in this metric, it is a second initial guess, and the shorter segment is returned.
+    first optimization, the segment is resampled at constant speed and optimized again. If the straight line between the
+    ends is not much longer than the segment in this metric, the straight line is a second initial guess. The shorter
+    one of the two optimized segments is then returned.
     """
     solved = _solved(geometry, density, guesses, progress=progress)
     straight_lines = [straight(segment_tk[[0, -1]], _SOLVED) for segment_tk in solved]
@@ -164,9 +165,9 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
     basis_tc = spline_basis(_SOLVED).to(guess_ltk)
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
-    # Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not change the result.
-    # The optimizers of torch are not used, because importing them also imports the compiler of torch and takes most of
-    # a second.
+    # The optimizer is Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not
+    # change the result. The optimizers of torch are not used, because importing them also imports the compiler of torch
+    # and takes most of a second.
     mean_lck, square_lc1 = torch.zeros_like(inner_lck), torch.zeros_like(inner_lck[..., :1])
     n_segments, k = guess_ltk.shape[0], guess_ltk.shape[2]
     for iteration in range(_ITERATIONS):

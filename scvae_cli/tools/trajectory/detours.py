@@ -1,7 +1,7 @@
 """Four signs that a trajectory is implausible.
 
-The trajectory returns to an earlier state, has a gap without cells, passes groups that are farther from its start than
-its end, or goes back along a known order of the cells.
+The trajectory returns to an earlier state, has a gap without cells, passes groups that are farther from the start than
+the end is, or goes back along a known order of the cells.
 
 Shapes: n cells, t steps, g genes, j nearest cells.
 """
@@ -15,14 +15,14 @@ from scipy.spatial.distance import cdist
 
 from scvae_cli.latent.selection import even
 
-# A trajectory returns if its distance from an earlier step falls below this fraction of the excursion in between, and
-# if the excursion is at least this fraction of the length of the trajectory. A circular trajectory returns, and a
-# gently bent trajectory does not.
+# A trajectory returns if the distance between two steps is below the fraction `_BACK` of the excursion between the two
+# steps, and if the excursion is at least the fraction `_FAR` of the length of the trajectory. A circular trajectory
+# thus returns, and a gently bent trajectory does not.
 _BACK, _FAR = 0.5, 0.1
-# A trajectory goes back along an order if both of its ends are farther along than its earliest step by at least this
-# fraction of the order.
+# A trajectory goes back along an order of the cells if its start and its end are both later in the order than some step
+# between them, by at least this fraction of the order.
 _GOES_BACK = 0.1
-# Largest number of steps that are compared with each other; the time grows with its cube.
+# Largest number of steps that are compared with each other; the computation time grows with the cube of this number.
 _MOST_STEPS = 100
 # A gap is reported if it is at least this fraction of the trajectory.
 _EMPTY = 0.2
@@ -31,9 +31,10 @@ _EMPTY = 0.2
 def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
     """Find the longest excursion of a trajectory that comes back to where it began.
 
-    `y_tg` are the Fisher–Rao coordinates of the decoded steps. Returns the step where the excursion begins, its
-    farthest step, and the step where it has come back; None without such an excursion. How far a step is from both
-    others is the smaller one of its two distances. Of very many steps, only some are compared, at regular intervals.
+    `y_tg` are the Fisher–Rao coordinates of the decoded steps. Returns three steps: where the excursion begins, where
+    it is farthest, and where it has come back. Returns None if no excursion comes back. The distance of a step from the
+    other two steps is the distance from the nearer one. If there are very many steps, only some are compared, at
+    regular intervals.
 
     >>> there_and_back = np.array([[0.0], [1], [2], [3], [2], [1], [0.1]])
     >>> returning_steps(there_and_back), returning_steps(there_and_back[:4])
@@ -57,7 +58,7 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
-    """Find the longest gap, a part of a trajectory in which no cell lies, as its first and last step.
+    """Find the longest part of a trajectory without cells (a gap), and return its first and last step.
 
     `position_n` are the positions, from 0 to 1, of the cells that belong to the trajectory. Returns None if the longest
     gap is short.
@@ -70,18 +71,18 @@ def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
     longest = int(gap_n.argmax())
     if gap_n[longest] < _EMPTY:
         return None
-    # The steps strictly between the two cells; rounding must not exclude a step.
+    # The gap consists of the steps strictly between the two cells at its edges; rounding must not exclude a step.
     first, last = sorted_n[longest] * (n_steps - 1), sorted_n[longest + 1] * (n_steps - 1)
     steps = np.arange(int(np.floor(first + 1e-9)) + 1, int(np.ceil(last - 1e-9)))
     return (int(steps[0]), int(steps[-1])) if len(steps) else None
 
 
 def groups_beyond(passed: Sequence[str], end: str, groups_n: np.ndarray, time_n: np.ndarray) -> tuple[str, ...]:
-    """Find the groups that a trajectory passes although they are farther from its start than its end.
+    """Find the groups that a trajectory passes although they are farther from the start than the end is.
 
-    Cells do not develop beyond their fate and come back, so such a group is the end of another branch. Groups are
-    compared by the median of `time_n`, the distance of the cells from the start along the order of the cells; NaN for
-    cells without it.
+    Cells do not develop beyond their fate and come back, so a group that is farther from the start than the end belongs
+    to another branch. Groups are compared by the median of `time_n`, the distance of the cells from the start along the
+    order of the cells. `time_n` is NaN for cells without a known distance.
 
     >>> groups_n = np.array(["stem", "a", "a", "sister", "sister", "end"], dtype=object)
     >>> time_n = np.array([0.0, 0.5, 0.4, 1.0, 0.9, 0.8])

@@ -13,7 +13,7 @@ from scvae_cli.model.posterior import Posterior
 
 # The cloud holds this fraction of a normal distribution.
 _HELD = 0.99
-# A covariance needs cells: with fewer than this number, there is no cloud.
+# The covariance of fewer cells than this number would be too uncertain, so there is no cloud.
 _LEAST = 20
 _ROUNDS = 10
 
@@ -23,7 +23,8 @@ def cloud(cells: Posterior, population: np.ndarray, seeds_n: np.ndarray) -> np.n
 
     As in the concentration steps of a robust covariance (Rousseeuw & Van Driessen 1999), a normal distribution is
     fitted to the chosen cells, and the cells within it are chosen for the next fit. Cells in another cluster of the
-    same population stay out. Latent positions are uncertain: the mean posterior variance is added to the covariance.
+    population are not chosen. Because latent positions are uncertain, the mean posterior variance is added to the
+    covariance.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def cloud(cells: Posterior, population: np.ndarray, seeds_n: np.ndarray) -> np.n
 
     Returns
     -------
-    Indices of the chosen cells. Without enough seeds in the population, the indices are empty.
+    Indices of the chosen cells. The indices are empty if the population contains too few seeds.
     """
     mean_mk = cells.mean_nk[torch.as_tensor(population)].double()
     var_mk = cells.var_nk[torch.as_tensor(population)].double()

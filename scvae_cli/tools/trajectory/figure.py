@@ -47,7 +47,7 @@ def path_figure(
     expression_nc: np.ndarray,
     chosen: np.ndarray,
 ) -> Figure:
-    """Draw a figure with three panels. The figure is not registered with pyplot; `save_figure` saves the figure.
+    """Draw a trajectory in three panels. The figure is not registered with pyplot; `save_figure` saves the figure.
 
     Parameters
     ----------
@@ -96,5 +96,5 @@ def _backdrop(session: Session, trajectory: Trajectory, groups_n: np.ndarray | N
 
 
 def _plane(z: np.ndarray) -> np.ndarray:
-    """Return the first two latent coordinates; the second one is zero in a latent space with one dimension."""
+    """Return the first two latent coordinates; the second coordinate is zero in a latent space with one dimension."""
     return np.concatenate([z, np.zeros_like(z)], axis=-1)[..., :2].astype(np.float64)

@@ -25,15 +25,15 @@ class GeneChanges:
     ----------
     effect_g, net_g
         The effect is the highest minus the lowest value along the trajectory. The net change is the value at the end
-        minus the value at the start. Both are in units of y, defined above.
+        minus the value at the start. Effect and net change are differences of the Fisher–Rao coordinate y.
     direction_g
-        "up" or "down" if the absolute net change is at least half of the effect. Otherwise, "peak" or "dip".
+        "up" or "down" if the absolute net change is at least half of the effect, and otherwise "peak" or "dip".
     monotonicity_g
         |net change| divided by the sum of the absolute changes between consecutive steps. A gene that only increases or
         only decreases has the value 1.
     switch_g
-        For "up" or "down", the first step beyond the midpoint between the lowest and the highest value. For "peak" or
-        "dip", the step with the highest or the lowest value.
+        For a gene with direction "up" or "down", the first step beyond the midpoint between the lowest and the highest
+        value. For a "peak", the step with the highest value; for a "dip", the step with the lowest value.
     """
 
     effect_g: np.ndarray

@@ -24,7 +24,7 @@ _BEYOND: dict[str, Any] = {"color": _CELLS, "marker": "s", "markersize": 3, "lin
 _BEYOND |= {"zorder": 4, "clip_on": False}
 _BINS = 400
 _MAX_DOTS = 1500
-# Means over fewer cells than this are not shown.
+# Means over fewer cells than this number are not shown.
 _MIN_CELLS = 5.0
 
 _LEFT, _RIGHT = 0.3, 0.12
@@ -37,9 +37,9 @@ def smoothed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Smooth values of cells whose positions lie between 0 and 1.
 
-    Returns means and standard errors at the positions `at_q`. Both have shape (q,) and are NaN where there are too few
-    cells. The weight of a cell decreases with the distance between the cell and the position in `at_q`, as a parabola.
-    Beyond twice `width`, the weight is zero, so that cells on the other side of a gap do not contribute.
+    Returns means and standard errors at the positions `at_q`. Means and errors have shape (q,) and are NaN where there
+    are too few cells. The weight of a cell decreases with the distance between the cell and the position in `at_q`, as
+    a parabola. Beyond twice `width`, the weight is zero, so that cells on the other side of a gap do not contribute.
     """
     # Cells are first counted in narrow bins, which is fast for a million cells.
     bin_n = np.minimum((position_n * _BINS).astype(int), _BINS - 1)
@@ -76,7 +76,7 @@ def draw_curves(
     expression_nc: np.ndarray,
     top: float,
 ) -> None:
-    """Draw the curves, with their upper edge at `top` inches."""
+    """Draw the gene curves, with the upper edge of the panel at `top` inches."""
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
@@ -112,7 +112,7 @@ def _panel_height(n_genes: int) -> float:
 
 
 def _draw_gene(axes: Axes, trajectory: Trajectory, gene: int, near: np.ndarray, value_n: np.ndarray) -> set[str]:
-    """Draw one gene. Returns the kinds of symbols that were drawn for cells, so that the legend explains these."""
+    """Draw the curves of one gene. Returns the kinds of symbols drawn for cells, which the legend then explains."""
     drawn = {"cells"} if len(near) else set()
     at_t = trajectory.steps.position_t
     decoded = (trajectory.mean_tg, trajectory.low_tg, trajectory.high_tg)
@@ -127,8 +127,8 @@ def _draw_gene(axes: Axes, trajectory: Trajectory, gene: int, near: np.ndarray, 
         mean_q, error_q = smoothed(position_n[between], value_n[between], at_q, width)
         drawn |= {"mean"} if np.isfinite(mean_q).any() else set()
         top = float(np.nanmax([top, *(mean_q + error_q)]))
-        # Cells before the start or beyond the end have position 0 or 1. These cells are many and would distort the
-        # curve, so their mean is drawn separately.
+        # Cells before the start or beyond the end have position 0 or 1. The mean of these many cells is drawn
+        # separately, because it would distort the curve.
         for end in (0, 1):
             at_end = value_n[position_n == end]
             if len(at_end) >= _MIN_CELLS:

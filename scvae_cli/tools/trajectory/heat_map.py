@@ -45,7 +45,7 @@ def heat_map_height(trajectory: Trajectory) -> float:
 
 
 def draw_heat_map(figure: Figure, trajectory: Trajectory, colors: dict[str, str], top: float, height: float) -> None:
-    """Draw the panel. `top` is the position of the upper edge; `top` and `height` are in inches."""
+    """Draw the heat map. `top` is the position of the upper edge; `top` and `height` are in inches."""
     rows = heat_map_genes(trajectory)
     names = [shortened(trajectory.genes[g], _NAME_LENGTH, tail=_NAME_LENGTH // 2) for g in rows]
     left = _LEFT + text_width(names, _NAME_SIZE) + 0.06

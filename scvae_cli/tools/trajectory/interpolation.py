@@ -45,14 +45,14 @@ def interpolate(
     groups_n: np.ndarray | None = None,
     orders: Iterable[tuple[str, np.ndarray]] = (),
 ) -> Trajectory:
-    """Interpolate a trajectory from the first of two or more waypoints to the last and decode every step.
+    """Interpolate a trajectory from the first to the last of two or more waypoints, and decode every step.
 
     Parameters
     ----------
     session
         The n cells and the model.
     waypoints
-        Populations or single cells.
+        Populations, or single cells, that the trajectory passes in this order.
     options
         Kind of path, number of steps, whether cells are paired, and library size and batch for decoding.
     name
@@ -60,8 +60,8 @@ def interpolate(
     groups_n
         Group of each cell, None for a cell without a group. The groups are used to describe the steps.
     orders
-        Known orders of the cells: the root, and the position of each cell from 0 to 1. The trajectory is compared with
-        them.
+        Known orders of the cells, with which the trajectory is compared. An order consists of its root and the position
+        of each cell, from 0 to 1.
 
     Raises
     ------
@@ -116,10 +116,11 @@ def interpolate(
 def _groups_beyond(
     session: Session, graph: CellGraph, trajectory: Trajectory, start: int, groups_n: np.ndarray | None
 ) -> tuple[str, ...]:
-    """Find the groups between the waypoints that are farther from the start than the end (`groups_beyond`)."""
+    """Find the groups between the waypoints that are farther from the start than the end is (`groups_beyond`)."""
     end, passed = trajectory.labels[-1], trajectory.steps.groups_passed()
     between = [group for group in passed if group not in trajectory.labels]
-    # Nothing is compared if the user named the way, if the ends are no groups, or in a model of an earlier version.
+    # The groups are not compared if the user named intermediate waypoints, if an end is not a group, or if the model
+    # was trained by an earlier version of scvae.
     if (
         groups_n is None
         or len(trajectory.labels) > 2
@@ -134,7 +135,7 @@ def _groups_beyond(
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
-    """Find the step at which a trajectory turns in the first order along which it goes back; None without one."""
+    """Find the step at which a trajectory turns, in the first order along which it goes back; None if it never does."""
     for root, time_n in orders:
         if np.isfinite(time_n[trajectory.steps.nearest_tj]).all():
             step = earliest_step(trajectory.steps.nearest_tj, time_n)
@@ -159,7 +160,7 @@ def described(
     endpoint: str = "density",
     couple: str = "none",
 ) -> Trajectory:
-    """Decode every step of a trajectory and describe it.
+    """Decode and describe every step of a trajectory.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def described(
         without a bundle.
     ends
         Populations at the start and at the end, whose cells may belong to the trajectory although they lie beyond its
-        ends. None for an end without a population of one kind of cells: a single cell, or all cells of a time point.
+        ends. The entry of an end is None if the end is a single cell, or all cells of a time point.
     seed
         Random seed of the posterior samples from which the 5% and 95% quantiles of the expected counts are computed.
     library, batch_as, name, kind, labels, endpoint, couple
@@ -240,7 +241,7 @@ def solve(
         solved = geodesics(geometry, model.density, guesses, progress=progress)
         paths = [solved[first : first + n_segments] for first in range(0, len(solved), n_segments)]
     joined = [np.concatenate([first, *(segment[1:] for segment in others)]) for first, *others in paths]
-    # Splines are computed in float32; the ends of a path must be exact.
+    # Splines are computed in float32, so the exact ends of each path are restored.
     for path_tk, z_wk in zip(joined, z_pwk, strict=True):
         path_tk[0], path_tk[-1] = z_wk[0], z_wk[-1]
     return np.stack([at_constant_speed(geometry, path_tk, options.n_steps) for path_tk in joined])

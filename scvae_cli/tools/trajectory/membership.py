@@ -5,14 +5,16 @@ are Fisher–Rao distances between decoded states. Distances in latent space are
 latent dimensions in use equally wide: unrelated cells are hardly farther away than the cells of the same population. A
 cell belongs to the trajectory in two cases:
 
-1. It lies in the tube. The width of the tube at a step is computed from the latent density there: it is the covariance
-   of the density's components, minus the posterior variance of the cells there, in the metric of the decoder.
-2. It lies in the cloud around an end of the trajectory: the cells of the end's population that form one normal
-   distribution with the cells in the tube. Most populations extend beyond the point where a trajectory ends.
+1. The cell lies in the tube. The width of the tube at a step is computed from the covariance of the components of the
+   latent density at the step, minus the posterior variance of the cells around the step, in the metric of the decoder.
+2. The cell lies in the cloud around an end of the trajectory. The cloud contains the cells of the end's population that
+   form one normal distribution with the cells in the tube. Most populations extend beyond the point where a trajectory
+   ends.
 
-A cell outside the tube and the clouds also belongs if at least half of its nearest cells lie in them. If groups are
-known, the nearest cells of each cell must also be of the groups of the cells around the nearest steps. This condition
-leaves out the cells of a sister fate that borders on the trajectory.
+A cell outside the tube and the clouds also belongs to the trajectory if at least half of its nearest cells lie in the
+tube or the clouds. If groups are known, most of the nearest cells of a cell must also belong to groups that occur
+around the nearest steps. The requirement on the groups leaves out the cells of a sister fate that borders on the
+trajectory.
 
 Shapes: n cells, t steps, k latent dimensions, g genes, d directions of expression, j nearest cells, r reference cells,
 c components or groups.
@@ -38,14 +40,16 @@ from scvae_cli.tools.trajectory.end_clouds import cloud
 
 # The tube holds this fraction of the cells whose states are those of the trajectory.
 HELD = 0.95
-# Number of nearest cells that decide, and the fraction of them that must belong.
+# Number of nearest cells that decide whether a cell belongs to the trajectory, and the fraction of them that must
+# belong.
 _NEIGHBORS, _MAJORITY = 15, 0.5
-# Nearest cells are looked up only for cells within this multiple of the width of the tube; no others can belong.
+# Nearest cells are looked up only for cells within this multiple of the width of the tube; cells farther away cannot
+# belong to the trajectory.
 _CANDIDATES = 2.0
-# Number of directions of expression in which distances are measured. These directions keep all but a hundredth of a
-# percent of the variance, and are computed from at most `_DIRECTION_CELLS` cells.
+# Number of directions of expression in which distances are measured. The directions keep all but a hundredth of a
+# percent of the variance of expression, and are computed from at most `_DIRECTION_CELLS` cells.
 _DIRECTIONS, _DIRECTION_CELLS = 64, 1000
-# Steps within this fraction of the trajectory on both sides count as nearby.
+# Two steps are nearby if the part of the trajectory between them is at most this fraction of the trajectory.
 _NEARBY = 0.1
 
 
@@ -66,22 +70,22 @@ def members(
     Parameters
     ----------
     geometry, density
-        Fisher–Rao geometry of the decoder and density of the cells, the latter on the CPU.
+        Fisher–Rao geometry of the decoder, and latent density of the cells (on the CPU).
     cells
         Posteriors of the cells, in the coordinates of the networks.
     z_tk, nearest_tj
-        Steps of the trajectory in the same coordinates, and the indices of the cells nearest to each step.
+        Steps of the trajectory in the coordinates of the networks, and the indices of the cells nearest to each step.
     ends
         Populations at the start and at the end; None for an end that has no population, such as a single cell.
     groups_n
         Group of each cell, None for a cell without a group. `groups_n` itself is None without groups.
     seed
-        Random seed of the choice of reference cells where there are very many cells.
+        Random seed of the choice of reference cells if there are very many cells.
 
     Returns
     -------
     The position of each cell along the trajectory, from 0 at the start to 1 at the end, and the mask of the cells that
-    belong to the trajectory. Both have shape (n,).
+    belong to the trajectory. Positions and mask have shape (n,).
     """
     points_tk = torch.as_tensor(z_tk, dtype=torch.float32)
     state_nd, state_td = _states(geometry, cells.mean_nk, points_tk, progress)
@@ -111,7 +115,7 @@ def project(points_nd: Tensor, path_td: Tensor) -> tuple[np.ndarray, np.ndarray]
     """Project points on a path of straight steps, by Euclidean distance.
 
     Returns, for each point, the position of the nearest point of the path, from 0 at the start to 1 at the end, and the
-    distance to this point. Both have shape (n,).
+    distance to this point. Positions and distances have shape (n,).
     """
     center_d = path_td.mean(0)
     path_td = path_td - center_d
@@ -147,13 +151,14 @@ def _states(geometry: Geometry, mean_nk: Tensor, points_tk: Tensor, progress: Pr
 def _widths(
     geometry: Geometry, density: LatentDensity, points_tk: Tensor, var_tk: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the width of the tube at every step: beside the trajectory, and beyond an end of it. Both shape (t,).
+    """Compute the width of the tube at every step, beside the trajectory and beyond its ends, each of shape (t,).
 
     C is the covariance of posterior means around a step: the covariance of the density's components, weighted by how
-    likely each of them is there, minus the posterior variance `var_tk` of the cells around the step. In the metric
-    M = LLᵀ, the squared distance of such points from the step is a quadratic form with the matrix A = LᵀCL.
-    Its distribution is close to a gamma distribution with the same mean tr A and variance 2 tr A²
-    (Satterthwaite 1946). Beside the trajectory, only the part of A across the trajectory counts.
+    likely each component is at the step, minus the posterior variance `var_tk` of the cells around the step. In the
+    metric M = LLᵀ of the decoder, the squared distance of posterior means from the step is a quadratic form with the
+    matrix A = LᵀCL. The distribution of the squared distance is close to a gamma distribution with the same mean tr A
+    and variance 2 tr A² (Satterthwaite 1946). Beside the trajectory, only the part of A perpendicular to the trajectory
+    counts.
     """
     device = geometry.vae.reference_library.device
     metric_tkk = geometry.metric(points_tk.to(device)).cpu().double()
@@ -184,9 +189,9 @@ def _quantile(form_tkk: Tensor) -> np.ndarray:
 
 
 def _nearest_cells(state_nd: Tensor, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Find the cells nearest to some cells, by decoded state and without the cell itself, shape (rows, j).
+    """Find the nearest cells of some cells by decoded state, without the cells themselves, shape (rows, j).
 
-    Where there are very many cells, the nearest cells are looked up among a random subset.
+    If there are very many cells, the nearest cells are looked up among a random subset.
     """
     reference = np.arange(len(state_nd))
     if len(reference) > MAX_NODES:
@@ -205,9 +210,9 @@ def _shared_groups(
 ) -> np.ndarray:
     """Compare the groups of the cells around a cell with those of the cells around the nearby steps, shape (n,).
 
-    Returns the sum over groups of the smaller one of two fractions: that among the cell's neighbors, and the largest
-    one among the cells nearest to any nearby step. The sum is 1 if the neighbors have only groups of these steps, and 0
-    if they have none of these groups. Cells without a group count as one group.
+    Returns the sum over groups of the smaller one of two fractions: the fraction of the group among the cell's
+    neighbors, and its largest fraction among the cells nearest to any nearby step. The sum is at most 1, and it is 0 if
+    the neighbors share no group with the cells around the nearby steps. Cells without a group count as one group.
     """
     names, code_n = np.unique(np.asarray([str(g) if g is not None else "" for g in groups_n]), return_inverse=True)
     step_tc, around_nc = (_fractions(code_n[rows], len(names)) for rows in (nearest_tj, neighbors_nj))

@@ -31,7 +31,7 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
             Flag(name="--from", help="Group at which the trajectory starts."),
             Flag(
                 name="--via",
-                help="Group that the trajectory passes on the way. This option may be used several times.",
+                help="Group that the trajectory passes between its ends. This option may be used several times.",
                 repeated=True,
             ),
             Flag(name="--to", help="Group at which the trajectory ends."),
@@ -105,7 +105,9 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
             )
         ends = self.groups or self.cells
         if len(ends) == 1:
-            raise ConfigError("a trajectory needs two ends", "name the groups or cells between which it runs")
+            raise ConfigError(
+                "a trajectory needs two ends", "name the groups or cells between which the trajectory runs"
+            )
 
 
 INTERPOLATE = Verb(
@@ -115,10 +117,10 @@ INTERPOLATE = Verb(
     home="scvae_cli.tools.trajectory.question:Interpolate",
     about="""Compute a trajectory in latent space between two groups or two cells, and decode every step.
 
-    Writes the trajectory to uns["scvae"]["paths"], and the expression of every gene along the trajectory to
-    varm["scvae_path_NAME"]. obs["scvae_pseudotime_NAME"] holds the position of each cell along the trajectory, or NaN
-    for cells that do not belong to it. The groups that the trajectory passes and the genes that change most are
-    printed. Warnings name steps where no cells were observed, and groups that the trajectory does not pass if many of
-    its cells belong to them.""",
+    uns["scvae"]["paths"] holds the trajectory, and varm["scvae_path_NAME"] the expression of every gene along the
+    trajectory. obs["scvae_pseudotime_NAME"] holds the position of each cell along the trajectory, or NaN for cells that
+    do not belong to the trajectory. The groups that the trajectory passes and the genes that change most are printed.
+    Warnings name the steps where no cells were observed. Warnings also name groups that the trajectory does not pass
+    although many of its cells belong to them.""",
     example='scvae interpolate data.h5ad --groupby cell_type --from HSC --to "CD14+ Monocyte"',
 )

@@ -228,7 +228,7 @@ def _draw_trajectory(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> 
     (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="trajectory")
     line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
     for first, last in segments(trajectory.steps.off):
-        # The marked part extends halfway to the neighboring steps where cells were observed.
+        # The line that marks steps without observed cells extends halfway to the neighboring steps.
         begin = (xy_t2[max(first - 1, 0)] + xy_t2[first]) / 2
         end = (xy_t2[min(last + 1, len(xy_t2) - 1)] + xy_t2[last]) / 2
         part = np.concatenate([begin[None], xy_t2[first : last + 1], end[None]])

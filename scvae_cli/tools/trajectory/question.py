@@ -42,7 +42,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         """Return the trajectory in a result."""
         raise NotImplementedError
 
-    def score_of(self, result: Result) -> np.ndarray | None:  # noqa: ARG002  # only an optimization has one
+    def score_of(self, result: Result) -> np.ndarray | None:  # noqa: ARG002  # only an optimization has scores
         """Return the score of every step; None for a trajectory without scores."""
         return None
 
@@ -187,7 +187,7 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
     def text(self, result: Trajectory, facts: dict[str, Any]) -> str:
         first = (
             f"{' → '.join(self.labels)}: {result.kind}, {amount(facts['n_steps'], 'step')}, length "
-            f"{facts['length']:.1f} {self.session.distance_unit}; {facts['n_cells_on_path']:,} of "
-            f"{facts['n_cells']:,} cells belong to it"
+            f"{facts['length']:.1f} {self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} "
+            "cells belong to the trajectory"
         )
         return "\n".join([first, *self.shared_lines(result, facts)])

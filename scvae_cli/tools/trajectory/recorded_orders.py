@@ -15,7 +15,7 @@ from scvae_cli.session import Session
 
 
 def recorded_orders(session: Session, names: SlotNames) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the root and the positions, shape (n,), from 0 to 1, of each order in the data; NaN for cells left out."""
+    """Yield the root of each order, and the position of each cell from 0 to 1, shape (n,); NaN for cells left out."""
     for record in read_runs(session.store, names.key_added).values():
         root, name = (record["options"].get(key) for key in ("root", "name"))
         if not (isinstance(root, str) and isinstance(name, str)) or record["model_hash"] != session.model.hash:

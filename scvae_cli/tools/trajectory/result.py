@@ -18,9 +18,9 @@ from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.tools.trajectory.gene_changes import GeneChanges
 from scvae_cli.tools.trajectory.steps import Steps
 
-# Kind of a trajectory that increases a score instead of connecting two populations.
+# Kind of the trajectories of `optimize`, along which a score increases.
 ASCENT = "ascent"
-# A warning abbreviates the list of groups that the trajectory passes if there are more groups than this.
+# A warning abbreviates the list of groups that the trajectory passes if there are more groups than this number.
 _LISTED_GROUPS = 6
 # A warning names groups that the trajectory does not pass if they make up more than this fraction of its cells.
 _OTHERS = 0.25
@@ -52,14 +52,15 @@ class Trajectory:
     pseudotime_n
         Position of each cell along the trajectory, from 0 to 1. Cells that do not belong to the trajectory have NaN.
     empty, returning
-        First and last step of the longest gap without cells, if it is long; and the steps where the longest
-        excursion that comes back begins, is farthest, and has come back. None for a trajectory without them.
+        `empty` contains the first and the last step of a long gap without cells; it is None if there is no such gap.
+        `returning` contains the steps where an excursion begins, is farthest, and has come back to where it began; it
+        is None if no excursion comes back.
     beyond
-        Groups that the trajectory passes although they are farther from its start than its end, along the order of the
-        cells.
+        Groups that the trajectory passes although they are farther from the start than the end is, along the order of
+        the cells.
     turning
-        Step at which the trajectory turns, if it goes back along an order of the cells that the data hold, and the root
-        of this order; None otherwise.
+        Step at which the trajectory turns, and root of the order of the cells along which the trajectory goes back
+        before it turns. `turning` is None if the trajectory goes back along none of the orders in the data.
     group_sizes
         Number of the cells of each group that belong to the trajectory, largest first; empty without groups.
     bundle_ptk
@@ -117,7 +118,7 @@ class Trajectory:
         return [text for text in texts if text is not None]
 
     def warning(self) -> str | None:
-        """Say at which steps no cells were observed, and how to avoid such steps. Returns None without such steps."""
+        """Warn of steps where no cells were observed, and say how to avoid them; return None if there are none."""
         off_t = np.flatnonzero(self.steps.off)
         if len(off_t) == 0:
             return None
@@ -136,53 +137,55 @@ class Trajectory:
         )
 
     def warning_of_gap(self) -> str | None:
-        """Name the steps between which no cell belongs to the trajectory; None if cells lie all along it."""
+        """Warn of steps to which no cell belongs; return None if cells lie along the whole trajectory."""
         if self.empty is None:
             return None
         first, last = self.empty
         steps = f"steps {first}–{last} of 0–{len(self.z_tk) - 1}"
-        text = f"no cell belongs to {steps}: no cell is like the states decoded there"
+        text = f"no cell belongs to {steps}: no cell is similar to the states decoded at these steps"
         if self.kind == ASCENT:
             return text
         return f"{text}, and {self.labels[0]!r} and {self.labels[-1]!r} may belong to different lineages"
 
     def warning_of_return(self) -> str | None:
-        """Name an excursion that comes back to where it began; None without one."""
+        """Warn of an excursion that comes back to where it began; return None if there is none."""
         if self.returning is None:
             return None
         begin, farthest, end = (
             f"{step} (near {group!r})" if (group := self.steps.group_t[step]) else str(step) for step in self.returning
         )
         return (
-            f"the trajectory returns to an earlier state: after step {farthest}, the expression at step {end} is "
-            f"like that at step {begin}; check the order of the groups, or end the trajectory at an earlier group"
+            f"the trajectory returns to an earlier state: it moves away until step {farthest}, but the expression at "
+            f"step {end} is similar to that at step {begin} again; check the order of the groups, or end the "
+            "trajectory at an earlier group"
         )
 
     def warning_of_sisters(self) -> str | None:
-        """Name the groups that are farther from the start than the end; None without such groups."""
+        """Warn of groups that are farther from the start than the end is; return None if there are none."""
         if not self.beyond:
             return None
         named = ", ".join(repr(group) for group in self.beyond)
         return (
-            f"the trajectory passes {named} before {self.labels[-1]!r}, but these cells are farther from "
-            f"{self.labels[0]!r} than its end along the order of the cells: this is probably the end of another "
-            "branch; name an intermediate group of the right branch with --via, or leave these cells out with --subset"
+            f"the trajectory passes {named} before {self.labels[-1]!r}, but the cells of {named} are farther from "
+            f"{self.labels[0]!r} along the order of the cells than those of {self.labels[-1]!r}, so they are probably "
+            "the end of another branch; name an intermediate group of the right branch with --via, or leave these "
+            "cells out with --subset"
         )
 
     def warning_of_turning(self) -> str | None:
-        """Name the step at which the trajectory stops to go back in an order of the cells; None without one."""
+        """Warn of a trajectory that first goes back along an order of the cells; return None if it does not go back."""
         if self.turning is None:
             return None
         step, root = self.turning
         where = f" (near {group!r})" if (group := self.steps.group_t[step]) else ""
         return (
-            f"the trajectory goes back toward {root!r}, where the order of scvae pseudotime in these data begins, up "
-            f"to step {step}{where}, and then forward: it joins two ends through their progenitors, and no cell "
-            f"develops along it; start at {root!r} to follow a differentiation"
+            f"up to step {step}{where}, the trajectory goes back toward {root!r}, where an order of scvae pseudotime "
+            "begins, and then it goes forward: the trajectory joins two ends through their progenitors, and no cell "
+            f"develops along this path; start at {root!r} to follow a differentiation"
         )
 
     def warning_of_groups(self) -> str | None:
-        """Name the groups that make up much of the cells although the trajectory does not pass them; None without."""
+        """Warn of groups that the trajectory does not pass although many of its cells belong to them."""
         known = {*self.labels, *self.steps.groups_passed()}
         others = {group: n for group, n in self.group_sizes.items() if group not in known}
         n_cells = int(np.isfinite(self.pseudotime_n).sum())
@@ -191,8 +194,9 @@ class Trajectory:
         named = ", ".join(f"{n:,} of {group!r}" for group, n in list(others.items())[:3])
         more = f" and {len(others) - 3} more groups" if len(others) > 3 else ""
         return (
-            f"{sum(others.values()) / n_cells:.0%} of the {n_cells:,} cells of the trajectory belong to groups that it "
-            f"does not pass: {named}{more}; their expression may differ from the decoded one"
+            f"{sum(others.values()) / n_cells:.0%} of the {n_cells:,} cells of the trajectory belong to groups that "
+            f"the trajectory does not pass: {named}{more}; the expression of these cells may differ from the decoded "
+            "expression"
         )
 
     def _remedy(self, off_t: np.ndarray, last: int) -> str:

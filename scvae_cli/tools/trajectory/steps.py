@@ -29,8 +29,8 @@ class Steps:
     Parameters
     ----------
     length
-        Fisher–Rao length of the trajectory. One unit is the standard deviation of a single count around its expected
-        value; for real numbers, it is the standard deviation of the noise.
+        Fisher–Rao length of the trajectory. One unit of length is the standard deviation of a single count around its
+        expected value; for real numbers, it is the standard deviation of the noise.
     position_t, speed_t
         Position along the trajectory, from 0 to 1, and Fisher–Rao speed: the Fisher–Rao length per unit of
         position.
@@ -61,9 +61,9 @@ class Steps:
     def groups_passed(self) -> list[str]:
         """List the groups in the order of the trajectory. A group that is passed again is listed again.
 
-        A group is passed if most of the nearest cells of a step belong to it. Between two groups, a third one may be
-        the most frequent among the nearest cells although it makes up the smaller part of them, as cells with a wrong
-        label do. The first and the last group are always listed.
+        A group is passed if more than half of the nearest cells of a step belong to the group. A group with cells that
+        have a wrong label may be the most frequent group at a step although less than half of the nearest cells belong
+        to it. The most frequent groups at the first and at the last step are always listed.
         """
         named = np.flatnonzero(self.group_t != "")
         listed = [t for t in named if t in (named[0], named[-1]) or self.group_share_t[t] > 0.5]
@@ -71,8 +71,8 @@ class Steps:
 
 
 def refuse_too_many(n_steps: int, n_genes: int, n_paths: int = 0) -> None:
-    """Raise a ConfigError if the expression along a trajectory, and along the paths of a bundle, is too large."""
-    # Memory per step: means, bands, differences and their copies; for a bundle, also every path and its quantiles.
+    """Raise a ConfigError if the expression along a trajectory, and along the paths of a bundle, exceeds the memory."""
+    # Memory per step: means, quantiles, differences and their copies; for a bundle, also every path and its quantiles.
     per_step = n_genes * (80 + 12 * n_paths)
     refuse_too_large(
         n_steps * per_step,

@@ -38,8 +38,8 @@ def positions(
 
     With the endpoint "density", the position is that of the cell with the highest latent density among the typical
     cells of the population. With "centroid", the position is the mean of the cells of the population. With "extreme",
-    the last population ends where its cells are farthest from the start (`end_cells.extreme`), and the others have the
-    position of "density". The position of a single cell is its posterior mean.
+    the last population is represented by a cell among those farthest from the start (`end_cells.extreme`), and the
+    other populations are represented as with "density". The position of a single cell is its posterior mean.
     """
     z, nodes = [], []
     for number, population in enumerate(populations):
@@ -73,8 +73,8 @@ def coupled(
     """Draw pairs of cells from the first and the last population, as the ends of paths.
 
     Pairs are drawn from the transport plan that moves one population onto the other with the least sum of squared
-    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). All paths have the
-    waypoints of `single` between the ends. A pair is repeated only if the plan has fewer pairs than `n_paths`.
+    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). All paths pass the waypoints of `single` between
+    their ends. A pair is repeated only if the plan has fewer pairs than `n_paths`.
     """
     import ot
 
