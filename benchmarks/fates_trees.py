@@ -4,7 +4,7 @@ The genes are those of `scvae simulate`, but other cells are drawn. Each branch 
 branch before it. Half of the cells of a branch are mature, because differentiated cells accumulate in tissues. In a
 nested tree, every second branch leaves the branch before it, at pseudotime 0.6, instead of the trunk.
 
-Shapes: n cells, g genes, s grid steps.
+Letters in array shapes: n cells, g genes, s grid steps.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ and a classifier would recognize these cells by it. Two scores are computed:
   of means.
 - Energy distance (Székely & Rizzo 2013): 2·E|X − Y| − E|X − X'| − E|Y − Y'|, 0 for equal distributions.
 
-Shapes: n cells, g genes, p components.
+Letters in array shapes: n cells, g genes, p components.
 """
 
 from __future__ import annotations

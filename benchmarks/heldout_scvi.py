@@ -141,7 +141,7 @@ def embed(files: list[Path], model_dir: Path, output: Path) -> dict[str, Any]:
 def _bounds(module: Any, batch: dict[str, Any], samples: int) -> tuple[Any, Any]:
     """Compute the ELBO and the importance bound of the cells of one minibatch, float64.
 
-    Shapes: s samples, n cells, g genes, k latent dimensions.
+    Letters in array shapes: s samples, n cells, g genes, k latent dimensions.
     """
     import torch
     from torch.distributions import Normal, kl_divergence

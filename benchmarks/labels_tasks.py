@@ -1,6 +1,6 @@
 """The tasks of `labels.py`: data sets, the cells whose label is given, and the cells that are scored.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Decoders, densities and cells made by hand, whose geometry is known.
 
-Shapes: n points, k latent dimensions, g genes, b batches.
+Letters in array shapes: n points, k latent dimensions, g genes, b batches.
 """
 
 from __future__ import annotations

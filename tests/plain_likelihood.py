@@ -1,6 +1,6 @@
 """Log-probabilities of counts, written as plain formulas: the reference for `count_nll`, in any dtype.
 
-Shapes: n cells, g genes. x counts, μ mean, θ inverse dispersion per gene, a zero-inflation logit.
+Letters in array shapes: n cells, g genes. x counts, μ mean, θ inverse dispersion per gene, a zero-inflation logit.
 Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
 """
 

@@ -1,6 +1,6 @@
 """Labels of cells: correct where they can be known, with calibrated probabilities and sets, and one-line refusals.
 
-Shapes: n cells, m labeled cells, c labels, v views.
+Letters in array shapes: n cells, m labeled cells, c labels, v views.
 """
 
 from __future__ import annotations

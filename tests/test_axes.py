@@ -1,6 +1,6 @@
 """Canonical axes: a rotation, determined by the expression of the cells, on which two trainings agree.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Counts drawn from the decoder's distributions, compared with the formulas of these distributions.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Straight, graph and geodesic paths for decoders and densities whose answers are known.
 
-Shapes: n cells, k latent dimensions, p paths, w waypoints, t steps.
+Letters in array shapes: n cells, k latent dimensions, p paths, w waypoints, t steps.
 """
 
 from __future__ import annotations

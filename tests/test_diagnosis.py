@@ -1,6 +1,6 @@
 """Diagnoses with known truth: collapse, rotation and holes that were put in, closed forms, and quadrature.
 
-Shapes: n cells, g genes, k latent dimensions.
+Letters in array shapes: n cells, g genes, k latent dimensions.
 """
 
 from __future__ import annotations

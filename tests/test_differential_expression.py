@@ -1,6 +1,6 @@
 """Differential expression: sizes of changes, and few false calls.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

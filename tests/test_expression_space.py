@@ -1,6 +1,6 @@
 """The embedding in expression space: its formula, its components, and what its distances mean.
 
-Shapes: n cells, g genes, j components, m random directions, b batches.
+Letters in array shapes: n cells, g genes, j components, m random directions, b batches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Absorption probabilities, diffusion coordinates and cells of an end, compared with plain formulas.
 
-Shapes: m nodes, e ends.
+Letters in array shapes: m nodes, e ends.
 """
 
 from __future__ import annotations

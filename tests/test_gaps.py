@@ -4,7 +4,7 @@ With p(x|z) = N(b + W z, σ²), the posterior is N(m, Λ⁻¹), Λ = I + WᵀW/�
 diagonal Gaussian has mean m and variances 1/Λ_kk. Its KL divergence from the posterior, ½(Σ log Λ_kk − log det Λ) nats,
 is the variational gap. The rest of the gap is the amortization gap of the encoder.
 
-Shapes: n cells, g features, k latent dimensions.
+Letters in array shapes: n cells, g features, k latent dimensions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The decoder's geometry, compared with the Kullback–Leibler divergence of its counts and torch's differentiation.
 
-Shapes: n points, m tangents, k latent dimensions, g genes.
+Letters in array shapes: n points, m tangents, k latent dimensions, g genes.
 """
 
 from __future__ import annotations

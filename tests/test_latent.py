@@ -1,6 +1,6 @@
 """Results of a model for cells, compared with independent computations.
 
-Shapes: n cells, g genes, k latent dimensions.
+Letters in array shapes: n cells, g genes, k latent dimensions.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Likelihoods, compared with scipy, with float64 autograd of the plain formulas, and with scvi-tools.
 
-Shapes: n cells, g genes, k latent dimensions.
+Letters in array shapes: n cells, g genes, k latent dimensions.
 """
 
 import json

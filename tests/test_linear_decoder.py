@@ -1,6 +1,6 @@
 """`--decoder linear`: logits are affine in the latent position, and all commands work with such a decoder.
 
-Shapes: n points, m tangents, k latent dimensions, g genes, b batches.
+Letters in array shapes: n points, m tangents, k latent dimensions, g genes, b batches.
 """
 
 from __future__ import annotations

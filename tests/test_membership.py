@@ -1,6 +1,6 @@
 """Cells that belong to a trajectory, compared with known lineages and known distributions.
 
-Shapes: n cells, k latent dimensions, c components.
+Letters in array shapes: n cells, k latent dimensions, c components.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The neighbor graph, compared with brute force, and distances through it where they are known.
 
-Shapes: n cells, k latent dimensions, m nodes.
+Letters in array shapes: n cells, k latent dimensions, m nodes.
 """
 
 from __future__ import annotations

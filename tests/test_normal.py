@@ -1,6 +1,6 @@
 """`--likelihood normal`: real numbers, compared with scipy's normal and closed-form marginals.
 
-Shapes: n cells, g features, k latent dimensions, m tangents, b batches.
+Letters in array shapes: n cells, g features, k latent dimensions, m tangents, b batches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every command on real numbers: it works with a model with a normal likelihood, or refuses unsuitable options.
 
-Shapes: n cells, g features.
+Letters in array shapes: n cells, g features.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Optimization, where the maximum is known: closed forms, and properties of trajectories among simulated cells.
 
-Shapes: n cells, k latent dimensions, g genes, t steps.
+Letters in array shapes: n cells, k latent dimensions, g genes, t steps.
 """
 
 from __future__ import annotations

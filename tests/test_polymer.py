@@ -1,6 +1,6 @@
 """The example of a polymer: its two latent dimensions describe the shapes.
 
-Shapes: n polymers, g = 24 numbers, k = 2 latent dimensions.
+Letters in array shapes: n polymers, g = 24 numbers, k = 2 latent dimensions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Order of the cells from a root, and their fates, compared with the known truth.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations

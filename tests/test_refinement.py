@@ -1,6 +1,6 @@
 """Refined posteriors, compared with the optimum found by brute force, with integrals by quadrature.
 
-Shapes: n cells, g genes, k latent dimensions, q nodes.
+Letters in array shapes: n cells, g genes, k latent dimensions, q nodes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sampled cells: densities and counts compared with their formulas, and files compared with the request.
 
-Shapes: n cells, g genes, k latent dimensions.
+Letters in array shapes: n cells, g genes, k latent dimensions.
 """
 
 from __future__ import annotations

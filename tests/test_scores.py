@@ -1,6 +1,6 @@
 """Scores: parts of the bounds, p-values of cells from the model and of foreign cells, and the written slots.
 
-Shapes: n cells, g genes, k latent dimensions.
+Letters in array shapes: n cells, g genes, k latent dimensions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trajectories between populations, compared with brute force.
 
-Shapes: n cells, g genes, k latent dimensions, t steps, p paths.
+Letters in array shapes: n cells, g genes, k latent dimensions, t steps, p paths.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The position of a population, and the cells that optimal transport pairs.
 
-Shapes: n cells, k latent dimensions, p paths.
+Letters in array shapes: n cells, k latent dimensions, p paths.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The effects of several covariates are added. If a category of one key occurs only together with one category of another
 key, the data determine only the sum of the two effects.
 
-Shapes: n cells, q batch keys, v continuous keys.
+Letters in array shapes: n cells, q batch keys, v continuous keys.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ values differ much less within batches than after a random assignment of the val
 and the variance over all random assignments (N. Mantel, Cancer Research 27:209, 1967), so no values need to be
 shuffled.
 
-Shapes: n cells, b batches, c values of a column. The computing time is linear in n.
+Letters in array shapes: n cells, b batches, c values of a column. The computing time is linear in n.
 """
 
 from __future__ import annotations

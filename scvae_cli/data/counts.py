@@ -2,7 +2,7 @@
 
 For a model with a normal likelihood, a `Counts` object contains real numbers, and its field `real` is True.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

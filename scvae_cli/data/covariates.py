@@ -3,7 +3,7 @@
 Batch keys name columns of categories (donor, lane). Continuous keys name columns of numbers (age, percent of
 mitochondrial counts).
 
-Shapes: n cells, q batch keys, v continuous keys.
+Letters in array shapes: n cells, q batch keys, v continuous keys.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The types are those of Cell Ranger, which scanpy stores in var["feature_types"].
 
-Shapes: f features.
+Letters in array shapes: f features.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The counts are read in blocks of cells, and only the columns of the requested genes are kept in memory. Genes that the
 model lacks can therefore be shown, too.
 
-Shapes: n cells of the data, c chosen genes.
+Letters in array shapes: n cells of the data, c chosen genes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Functions that select the genes to model, and that find the genes of a model in other data.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The labels that are known: which labels there are, and the label of each labeled cell.
 
-Shapes: n cells, c labels.
+Letters in array shapes: n cells, c labels.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ with the text that the caller gave. If no label has this text, and all labels ar
 then searches for the label with the same numeric value. The values 1, 1.0, "1", "1.0" and True therefore all find the
 label "1". If a column of strings contains both "1.0" and "1", the two strings remain different labels.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Minibatches of sparse counts, which are converted to dense matrices one minibatch at a time.
 
-Shapes: n cells of a minibatch, g genes, m nonzero counts in the minibatch.
+Letters in array shapes: n cells of a minibatch, g genes, m nonzero counts in the minibatch.
 """
 
 from __future__ import annotations

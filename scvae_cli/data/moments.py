@@ -1,6 +1,6 @@
 """Means and variances of the features of a sparse matrix, computed for some cells at a time.
 
-Shapes: n cells, g features.
+Letters in array shapes: n cells, g features.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Counts that were transformed and transformed back, for example by a logarithm an
 whole numbers. Nearly whole counts are always rounded. Tools that share a molecule between genes (alevin, kallisto,
 RSEM) or subtract ambient molecules (SoupX) give fractions of counts, which are rounded only with `--round`.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A training step may be recorded (as a CUDA graph) and replayed, which requires t
 addresses and shapes. The memory is therefore allocated once, and reused for every segment. Short minibatches are padded
 with cells of weight zero.
 
-Shapes: s minibatches of a segment, n cells of a minibatch, g genes, j positions for the nonzero counts of a cell.
+Letters in array shapes: s minibatches of a segment, n cells of a minibatch, g genes, j positions for the nonzero counts
+of a cell.
 """
 
 from __future__ import annotations

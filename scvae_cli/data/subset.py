@@ -1,6 +1,6 @@
 """Conditions on columns of obs that select some of the cells, such as "stage=E14.5,E15.5".
 
-Shapes: n cells of the data.
+Letters in array shapes: n cells of the data.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 scanpy copies the matrix, and then the cells of each batch. To save memory, this implementation copies only blocks of
 cells, in two passes over the matrix.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The classifier is a multinomial logistic regression. It is trained together with the VAE, so that the encoder separates
 the labels, and is not a part of the finished model.
 
-Shapes: n cells, k latent dimensions, c labels.
+Letters in array shapes: n cells, k latent dimensions, c labels.
 """
 
 from __future__ import annotations

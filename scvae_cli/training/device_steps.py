@@ -8,7 +8,7 @@ of a segment after the next segment has been queued, so that the device always h
 
 On a CPU, the same steps run without a recording; tests use this version.
 
-Shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors.
+Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors.
 """
 
 from __future__ import annotations

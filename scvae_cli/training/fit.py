@@ -1,6 +1,6 @@
 """Training of a model from raw counts: split the cells, choose genes, fit the networks, evaluate.
 
-Shapes: n cells, g genes, k latent dimensions.
+Letters in array shapes: n cells, g genes, k latent dimensions.
 """
 
 from __future__ import annotations

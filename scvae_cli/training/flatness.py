@@ -32,7 +32,8 @@ det M. Lengths of lines need no tangents, so stress can be computed for many pai
 third step with three times its weight. Compared with a penalty in every step, this takes a third of the time and gives
 models of about the same quality. The penalty needs no warm-up.
 
-Shapes: n cells, p points or pairs, t positions along a line, k latent dimensions, g genes, h hidden units.
+Letters in array shapes: n cells, p points or pairs, t positions along a line, k latent dimensions, g genes, h hidden
+units.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ bit, to an uninterrupted one.
 The held-out cells are evaluated with the optimizer's running average of the weights. The saved model has these averaged
 weights.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ The shift of the encoder's first hidden layer has the same effect as any change 
 cells of a batch, such as a factor for every gene, but far fewer numbers. The affine map of the posterior mean corrects
 what differs between populations.
 
-Shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches, s simulated cells.
+Letters in array shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches, s simulated cells.
 """
 
 from __future__ import annotations

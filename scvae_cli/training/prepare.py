@@ -1,6 +1,6 @@
 """Preparation of a training: check the data, hold out cells, and initialize a network at the averages of the data.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The classifiers are those of `learning`, one for each part of the labeled cells.
 cells gets the mean of the log probabilities of these classifiers. The weights of the views, the prediction sets and the
 p-values are calibrated on the predictions of held-out cells.
 
-Shapes: n cells, h labeled cells that were held out once, c labels, v views, k parts, j coordinates.
+Letters in array shapes: n cells, h labeled cells that were held out once, c labels, v views, k parts, j coordinates.
 """
 
 from __future__ import annotations

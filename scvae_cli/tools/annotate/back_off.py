@@ -4,7 +4,7 @@ Every fine label lies in one coarse label. The probability of a coarse label is 
 labels. A cell keeps its fine label if the probability of this label is high enough; otherwise it backs off to its most
 probable coarse label.
 
-Shapes: n cells, m held-out labeled cells, c labels, d coarse labels.
+Letters in array shapes: n cells, m held-out labeled cells, c labels, d coarse labels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A warning about cells in batches without labeled cells. The measured quality may not hold for these cells.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ inverse temperature (Guo et al. 2017, doi:10.48550/arXiv.1706.04599), so the wei
 well. Views that generalize worse get smaller weights. With few labeled cells, the genes add little to what the model
 knows. With many labeled cells, the genes add information that the model lacks.
 
-Shapes: n cells, m labeled cells, c labels, v views, j coordinates.
+Letters in array shapes: n cells, m labeled cells, c labels, v views, j coordinates.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reading of coarse labels: a second column of the labeled cells, in whose values the labels are nested.
 
-Shapes: n cells, c labels, d coarse labels.
+Letters in array shapes: n cells, c labels, d coarse labels.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ parts.
 Labels with few held-out cells are calibrated together, because a few cells do not show how low scores can be. If all
 these labels together have too few cells, all held-out cells are used.
 
-Shapes: n cells, m held-out labeled cells, c labels, k parts.
+Letters in array shapes: n cells, m held-out labeled cells, c labels, k parts.
 """
 
 from __future__ import annotations

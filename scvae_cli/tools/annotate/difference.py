@@ -9,7 +9,7 @@ equally many cells of both kinds are compared, because other proportions of the 
 The figure is the area under the ROC curve of the classifier: 0.5 if the cells are alike, and 1 if the classifier
 is always right.
 
-Shapes: n cells, c labels, j coordinates.
+Letters in array shapes: n cells, c labels, j coordinates.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The figure of an annotation: which labels are confused, and whether probabilities say how often labels are right.
 
-Shapes: c labels, d bins of probability.
+Letters in array shapes: c labels, d bins of probability.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ few of their cells. If a label has only one cell, this cell is in no part: all c
 never held out. The same holds for cells with whose labels the model was trained: their positions depend on their
 labels, so predictions for them would seem better than they are for other cells.
 
-Shapes: n cells, m labeled cells, c labels.
+Letters in array shapes: n cells, m labeled cells, c labels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Columns of labels as they are written: labels of numbers, or of True and False, have the values of their column.
 
-Shapes: n cells, c labels.
+Letters in array shapes: n cells, c labels.
 """
 
 from __future__ import annotations

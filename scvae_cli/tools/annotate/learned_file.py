@@ -2,8 +2,8 @@
 
 A model folder may come from a stranger, so all shapes and ranges are checked.
 
-Shapes: h held-out labeled cells, c labels, v views, k parts, j coordinates of the decoded states, e coordinates of the
-embedding, g genes.
+Letters in array shapes: h held-out labeled cells, c labels, v views, k parts, j coordinates of the decoded states, e
+coordinates of the embedding, g genes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The labeled cells are divided into parts (`held_out_parts`). For each part there is one classifier, which learns from
 the cells of the other parts. The predictions for the held-out cells calibrate the classifiers (`annotation`).
 
-Shapes: n cells, m labeled cells that train the classifiers, h of them that are held out once, c labels, v views,
-k parts, j coordinates, g genes.
+Letters in array shapes: n cells, m labeled cells that train the classifiers, h of them that are held out once, c
+labels, v views, k parts, j coordinates, g genes.
 """
 
 from __future__ import annotations

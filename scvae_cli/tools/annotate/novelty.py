@@ -6,7 +6,7 @@ doi:10.48550/arXiv.2106.09022). The difference removes directions that vary in a
 which a cell of a known type may be far from its type too. Positions are those of the decoded states in expression
 space. Probabilities of a classifier say little about novelty: they compare the known types with each other.
 
-Shapes: n cells, m labeled cells, c labels, j coordinates.
+Letters in array shapes: n cells, m labeled cells, c labels, j coordinates.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 All measures are computed on labeled cells that were held out from the classifier. A held-out cell has a weight: the
 number of labeled cells for which it stands.
 
-Shapes: m held-out labeled cells, c labels, d bins of probability.
+Letters in array shapes: m held-out labeled cells, c labels, d bins of probability.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The annotation of the cells, and the slots of an AnnData to which it is written.
 
-Shapes: n cells, c labels.
+Letters in array shapes: n cells, c labels.
 """
 
 from __future__ import annotations

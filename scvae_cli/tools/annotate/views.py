@@ -10,7 +10,7 @@
 
 Scales and components come from the labeled cells.
 
-Shapes: n cells, m labeled cells, g genes, j coordinates.
+Letters in array shapes: n cells, m labeled cells, g genes, j coordinates.
 """
 
 from __future__ import annotations

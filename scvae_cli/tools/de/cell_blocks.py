@@ -1,6 +1,6 @@
 """Expected counts of cells, from the decoder for the genes of the model, and from library sizes for all other genes.
 
-Shapes: n cells of a block, g genes, s samples (groups of cells).
+Letters in array shapes: n cells of a block, g genes, s samples (groups of cells).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ of cells, because the spread between cells is not the uncertainty of a group's m
 because it smooths expression over similar cells, and the posterior of the latent position does not include these
 errors.
 
-Shapes: g genes, t of them tested, s batches or replicates.
+Letters in array shapes: g genes, t of them tested, s batches or replicates.
 """
 
 from __future__ import annotations

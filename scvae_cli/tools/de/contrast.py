@@ -1,6 +1,6 @@
 """The two groups of cells that are compared, and how large groups are subsampled.
 
-Shapes: n cells of the data.
+Letters in array shapes: n cells of the data.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The figure of a comparison: a volcano plot, 90% intervals of the first genes, and false discovery rates.
 
-Shapes: g genes, t of them tested.
+Letters in array shapes: g genes, t of them tested.
 """
 
 from __future__ import annotations

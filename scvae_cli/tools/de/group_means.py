@@ -31,7 +31,7 @@ In this module, a sample is the part of a group that is in one batch, or the cel
 computed for each sample, with shares v_n that sum to 1 in each sample. The sums of a group are the averages of the
 samples' sums, weighted by the shares of the samples.
 
-Shapes: n cells, g genes, s samples.
+Letters in array shapes: n cells, g genes, s samples.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Each gene's residual variance s² has `df` degrees of freedom. Over the genes, s
 and df0 degrees of freedom. The moderated variance is the average of s0² and s², weighted by df0 and df, and has df0 +
 df degrees of freedom (Smyth 2004, doi:10.2202/1544-6115.1027, "limma").
 
-Shapes: g genes.
+Letters in array shapes: g genes.
 """
 
 from __future__ import annotations

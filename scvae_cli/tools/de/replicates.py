@@ -19,7 +19,7 @@ by the group's mean, E = 1/σ² is the effective number of counts of the sample,
 2014, doi:10.1186/gb-2014-15-2-r29). The log is used because the expression of a gene differs between donors by factors.
 In simulations, ratios without the log gave more false discoveries than expected, because a few ratios were very large.
 
-Shapes: g genes, s samples, i observations, p columns of the design.
+Letters in array shapes: g genes, s samples, i observations, p columns of the design.
 """
 
 from __future__ import annotations

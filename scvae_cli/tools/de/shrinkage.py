@@ -8,7 +8,7 @@ rates are computed from the probability that the absolute value of each effect e
 
 `common_shift` fits a shift that is added to every effect: each estimate is then distributed as N(β + shift, error²).
 
-Shapes: g effects, c components of the prior.
+Letters in array shapes: g effects, c components of the prior.
 """
 
 from __future__ import annotations

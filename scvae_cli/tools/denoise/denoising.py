@@ -1,6 +1,6 @@
 """Denoise the counts of every cell, and compare denoised and raw mean counts in groups of cells.
 
-Shapes: n cells, g modeled genes, f genes of the data, d denoised genes, c columns of the result.
+Letters in array shapes: n cells, g modeled genes, f genes of the data, d denoised genes, c columns of the result.
 """
 
 from __future__ import annotations

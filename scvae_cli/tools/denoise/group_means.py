@@ -10,7 +10,7 @@ Poisson distribution. The decoder was fitted to the compared cells, so denoised 
 sampling error alone would imply. Agreement of denoised and raw means is therefore weaker evidence than disagreement.
 Cells are treated as independent: variation between samples or donors is not part of the error.
 
-Shapes: n cells, g modeled genes, p groups.
+Letters in array shapes: n cells, g modeled genes, p groups.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ this state combined with the cell's own counts. The weight of the cell's own cou
 gene (`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the withheld molecules from the
 cell's own counts alone. A latent space is useful if its predictions are better than those of "no denoising".
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A diagnosis consists of sections, each with its values and verdicts. Most sections describe only the diagnosed model.
 Two more sections compare the diagnosed model with models from further trainings (`with_trainings`), which take longer.
 
-Shapes: n cells, k latent dimensions, g genes.
+Letters in array shapes: n cells, k latent dimensions, g genes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ is isometric. The condition number over all dimensions is large if some dimensio
 decoder hardly changes along them. The condition number over the active dimensions shows how much latent distances
 between cells can be trusted.
 
-Shapes: n cells, k latent dimensions, p pairs of cells.
+Letters in array shapes: n cells, k latent dimensions, p pairs of cells.
 """
 
 from __future__ import annotations

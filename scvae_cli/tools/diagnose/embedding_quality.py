@@ -3,7 +3,7 @@
 PCA has 30 components of log-normalized counts of the model's genes. Harmony corrects the principal components for
 batches. Harmony is left out if harmonypy is not installed, and Leiden clusters are left out if igraph is not installed.
 
-Shapes: n cells, k coordinates, m neighbors.
+Letters in array shapes: n cells, k coordinates, m neighbors.
 """
 
 from __future__ import annotations

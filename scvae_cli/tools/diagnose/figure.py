@@ -4,7 +4,7 @@ The panels of the latent axes show how much each axis is used, and the correlati
 between two bounds on log p(x). The panels of the genes compare observed and simulated zero fractions and variances. The
 panel of the embedding compares the embedding with PCA and Harmony.
 
-Shapes: k latent dimensions, g genes, b bins.
+Letters in array shapes: k latent dimensions, g genes, b bins.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ bound is loose, and the true variational gap is larger than the estimate.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; weights with the density of a mixture: Owen & Zhou 2000.
 
-Shapes: n cells, k latent dimensions, s samples.
+Letters in array shapes: n cells, k latent dimensions, s samples.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The embedding that a diagnosis judges: the coordinates that `scvae embed` writes for neighbors, clusters and UMAPs.
 
-Shapes: n cells, k coordinates.
+Letters in array shapes: n cells, k coordinates.
 """
 
 from __future__ import annotations

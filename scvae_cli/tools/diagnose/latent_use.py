@@ -12,7 +12,8 @@ have no meaning.
 
 Sources: active units, Burda et al. 2016, arXiv:1509.00519; mutual information, Hoffman & Johnson 2016, "ELBO surgery".
 
-Shapes: n cells, m posterior samples of held-out cells, k latent dimensions, c mixture components, b bins.
+Letters in array shapes: n cells, m posterior samples of held-out cells, k latent dimensions, c mixture components, b
+bins.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ slightly too well.
 
 Source: Gelman, Meng & Stern 1996.
 
-Shapes: n cells, g genes, r replicates.
+Letters in array shapes: n cells, g genes, r replicates.
 """
 
 from __future__ import annotations

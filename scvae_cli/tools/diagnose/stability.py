@@ -6,7 +6,7 @@ The fraction of nearest neighbors that two embeddings share shows how stable clu
 would be. For comparison, the fraction of shared neighbors is also computed for pairs of PCAs, each of genes drawn with
 replacement (bootstrapped genes).
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations

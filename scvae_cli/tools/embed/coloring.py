@@ -1,6 +1,6 @@
 """Colors of the cells of a figure, from a column of obs or from the expression of a gene.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

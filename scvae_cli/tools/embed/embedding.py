@@ -1,6 +1,6 @@
 """The embedding of each cell, its latent position, and the uncertainty of the latent position.
 
-Shapes: n cells, k latent dimensions, j coordinates of the embedding.
+Letters in array shapes: n cells, k latent dimensions, j coordinates of the embedding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figure of a UMAP: one panel for each column of obs, gene or clustering that colors the cells.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """UMAP and Leiden clusters of an embedding, computed by scanpy from one neighbor graph.
 
-Shapes: n cells, k dimensions of the embedding.
+Letters in array shapes: n cells, k dimensions of the embedding.
 """
 
 from __future__ import annotations

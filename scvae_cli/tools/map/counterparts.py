@@ -1,6 +1,6 @@
 """Find cells without a counterpart: cells whose state does not occur among the training cells of the model.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations

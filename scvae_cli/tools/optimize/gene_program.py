@@ -7,7 +7,7 @@ standardized value of the genes to decrease. Before standardization, decoded val
 coordinates, in which the noise of a count is the same at all expression levels. Highly expressed genes and noisy genes
 therefore do not dominate the score.
 
-Shapes: n cells or latent positions, k latent dimensions, g genes, c genes of the program.
+Letters in array shapes: n cells or latent positions, k latent dimensions, g genes, c genes of the program.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ gradient predicts, the step is halved. The score therefore increases from each p
 path is stopped early, the gradient at its end is zero or points straight out of the region (the Karush–Kuhn–Tucker
 conditions). The path then ends at a local maximum of the score, but not always at the global maximum in the region.
 
-Shapes: n latent positions, k latent dimensions, t points of the path.
+Letters in array shapes: n latent positions, k latent dimensions, t points of the path.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ or from the cell with the highest score, may end at a higher maximum. If another
 start to this maximum is constructed through regions with cells, across a saddle point of the latent density. Along a
 path across a saddle point, the score need not increase everywhere.
 
-Shapes: n cells, k latent dimensions, t steps, s starting positions.
+Letters in array shapes: n cells, k latent dimensions, t steps, s starting positions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An optimized trajectory with the score of every step, and the slots of an AnnData to which both are written.
 
-Shapes: t steps, f genes of the file.
+Letters in array shapes: t steps, f genes of the file.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ method (E, Ren & Vanden-Eijnden 2007, doi:10.1063/1.2720838) then moves the poin
 perpendicular to the path, until the density is high enough at all points. If the maximum number of iterations is
 reached, the result is the path whose lowest density is highest.
 
-Shapes: t points of the path, k latent dimensions, e edges, m nodes.
+Letters in array shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A typical cell lies where the cells of the group are dense. Only the cells of the group determine its typical cell. A
 few cells with a wrong label therefore do not move the typical cell, even if they lie among many cells of other groups.
 
-Shapes: n cells, m cells of the group, k latent dimensions, s starts.
+Letters in array shapes: n cells, m cells of the group, k latent dimensions, s starts.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ logarithm is not the logarithm of a mean: for a gene with at most one count in a
 nearly proportional to the probability of that count. The logarithm is therefore averaged over the distribution of the
 counts.
 
-Shapes: n cells, g genes, t pairs of a cell and a gene for which large counts are not negligible.
+Letters in array shapes: n cells, g genes, t pairs of a cell and a gene for which large counts are not negligible.
 """
 
 from __future__ import annotations

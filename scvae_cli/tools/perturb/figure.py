@@ -1,6 +1,6 @@
 """Figure of a perturbation: changes of the genes, latent positions of the cells, and accuracy in other groups.
 
-Shapes: n cells, m predicted cells, g genes.
+Letters in array shapes: n cells, m predicted cells, g genes.
 """
 
 from __future__ import annotations

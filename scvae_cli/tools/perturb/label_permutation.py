@@ -14,7 +14,7 @@ p-value of every permutation, and its rank yields the p-value of the test (Westf
 changed if at most 5% of the labelings have a gene with an equal or larger absolute z-score. The probability that any
 unchanged gene counts as changed is then at most 5%.
 
-Shapes: n cells, g genes, b labelings (the observed labels and their permutations).
+Letters in array shapes: n cells, g genes, b labelings (the observed labels and their permutations).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ method "ot" pairs the control cells of each source group with its treated cells 
 of a source group shifts to the mean of the treated cells with which it is paired. A target cell shifts by the average
 shift of the nearest control cells of the source groups.
 
-Shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
+Letters in array shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Observed changes under a perturbation: differences of mean log expression, without a model.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

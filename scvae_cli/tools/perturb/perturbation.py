@@ -7,7 +7,7 @@ mean shift, the prediction contains the change that the model decodes for the ce
 If no change is detected in the groups from which it would be learned, the prediction is no change. If the mean change
 of the other groups predicts left-out groups better than the recipe, the prediction is this mean change.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Labels of single and combined perturbations; the parts of a combination may have any order and spacing.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ added. If both perturbations raise the gene, or both lower the gene, the joint c
 two changes or only as large as the stronger change. For two changes in the same direction, the result is therefore the
 mean of the sum and the stronger change.
 
-Shapes: s groups, p perturbations, g genes.
+Letters in array shapes: s groups, p perturbations, g genes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ of each group, the mixed log ratio is multiplied by the scale with which these m
 If the plain mean change of the other groups predicts the left-out groups better than the mixture, this mean is the
 prediction.
 
-Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
+Letters in array shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A predicted perturbation: cells, changes of the genes, and the accuracy in groups whose response was observed.
 
-Shapes: m predicted cells, g genes, k latent dimensions.
+Letters in array shapes: m predicted cells, g genes, k latent dimensions.
 """
 
 from __future__ import annotations

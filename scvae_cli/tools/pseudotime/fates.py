@@ -16,7 +16,7 @@ absorption probabilities, the solution of a linear system.
 - A walk may get lost in a branch that belongs to none of the ends. A walk therefore loses its direction after a
   thousand steps on average, and then moves to any neighbor, also back in the order.
 
-Shapes: m nodes, e ends.
+Letters in array shapes: m nodes, e ends.
 """
 
 from __future__ import annotations

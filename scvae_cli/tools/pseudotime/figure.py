@@ -2,7 +2,7 @@
 
 Without ends, the cells are colored by group instead, if groups are known.
 
-Shapes: n cells, e ends, c genes, q points of a curve.
+Letters in array shapes: n cells, e ends, c genes, q points of a curve.
 """
 
 from __future__ import annotations

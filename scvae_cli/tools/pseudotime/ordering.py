@@ -10,7 +10,7 @@ The root is where the order of the cells begins, and the ends are groups where t
   Fisher–Rao lengths.
 - The probabilities of the ends are computed in `fates.py`.
 
-Shapes: n cells, m nodes of the graphs, e ends, p nodes of a population.
+Letters in array shapes: n cells, m nodes of the graphs, e ends, p nodes of a population.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The order of the cells, and the slots of an AnnData to which the order is written.
 
-Shapes: n cells, e ends.
+Letters in array shapes: n cells, e ends.
 """
 
 from __future__ import annotations

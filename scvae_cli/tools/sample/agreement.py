@@ -4,7 +4,7 @@ The real cells are split into two random halves. One half of the real cells is t
 with the reference. As a baseline, equally many real cells of the other half are compared with the reference. A
 difference larger than that of the baseline is an error of the model.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

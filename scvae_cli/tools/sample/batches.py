@@ -1,6 +1,6 @@
 """The batches of new cells: drawn at random, taken from real cells, or fixed by the user.
 
-Shapes: n new cells, r effects of a design.
+Letters in array shapes: n new cells, r effects of a design.
 """
 
 from __future__ import annotations

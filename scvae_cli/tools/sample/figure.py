@@ -3,7 +3,7 @@
 The off-manifold score of a sampled cell is the share of the held-out cells' posterior samples that lie at a higher
 latent density. A sampled cell with a score above 0.95 lies in a hole of latent space.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

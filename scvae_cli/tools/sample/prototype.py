@@ -1,6 +1,6 @@
 """The cell at the center of the latent space: z = 0, decoded and compared with the average training cell.
 
-Shapes: k latent dimensions, g genes.
+Letters in array shapes: k latent dimensions, g genes.
 """
 
 from __future__ import annotations

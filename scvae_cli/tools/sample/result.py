@@ -1,6 +1,6 @@
 """Sampled cells, and the slots of an AnnData to which the cells are written.
 
-Shapes: n sampled cells, k latent dimensions, g genes.
+Letters in array shapes: n sampled cells, k latent dimensions, g genes.
 """
 
 from __future__ import annotations

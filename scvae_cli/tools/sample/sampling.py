@@ -12,7 +12,7 @@ the aggregated posterior of the group.
 Positions are drawn in the latent coordinates that the encoder and the decoder use. In the result, positions are along
 the canonical axes, which are ordered by the variance of expression that they explain.
 
-Shapes: n sampled cells, m proposed cells, c cells of the data, k latent dimensions.
+Letters in array shapes: n sampled cells, m proposed cells, c cells of the data, k latent dimensions.
 """
 
 from __future__ import annotations

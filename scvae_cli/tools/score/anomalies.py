@@ -17,7 +17,7 @@ p-values are extrapolated: a tail distribution is fitted to the excesses of the 
 permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without
 extrapolation, no cell could be significant after adjustment for testing many cells.
 
-Shapes: n cells, k latent dimensions, b batches, f inputs of the regression on
+Letters in array shapes: n cells, k latent dimensions, b batches, f inputs of the regression on
 library size, batch and latent position, m excesses.
 """
 

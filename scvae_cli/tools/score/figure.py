@@ -1,6 +1,6 @@
 """The figure of scores: p-values of the cells, scores by library size, and positions of the anomalies.
 
-Shapes: n cells, m simulated cells, d bins of library size.
+Letters in array shapes: n cells, m simulated cells, d bins of library size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The scores of every cell, and the slots to which they are written.
 
-Shapes: n cells, m simulated cells.
+Letters in array shapes: n cells, m simulated cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The likelihood of each cell under the model, and how well the cell fits the model compared with simulated cells.
 
-Shapes: n cells, k latent dimensions, s samples.
+Letters in array shapes: n cells, k latent dimensions, s samples.
 """
 
 from __future__ import annotations

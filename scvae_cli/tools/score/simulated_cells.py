@@ -4,7 +4,7 @@ The latent position of a cell is drawn from the latent density of the training c
 prior, because large regions of the prior contain no cells. The library size and the batch of each simulated cell are
 given. The counts are drawn gene by gene from the decoder's distribution.
 
-Shapes: n cells, g genes, k latent dimensions.
+Letters in array shapes: n cells, g genes, k latent dimensions.
 """
 
 from __future__ import annotations

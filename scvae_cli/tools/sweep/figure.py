@@ -1,6 +1,6 @@
 """The figure of a sweep: rate and distortion, the criterion that compares runs, and the number of active dimensions.
 
-Shapes: r runs.
+Letters in array shapes: r runs.
 """
 
 from __future__ import annotations

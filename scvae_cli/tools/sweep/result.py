@@ -1,6 +1,6 @@
 """The result of a sweep: one row per run, the suggested value, and where the rate–distortion curve is unreliable.
 
-Shapes: r runs.
+Letters in array shapes: r runs.
 """
 
 from __future__ import annotations

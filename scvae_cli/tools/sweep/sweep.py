@@ -12,7 +12,7 @@ every cell would appear best.
 
 The rate–distortion curve comes from the same trainings, so it describes only the molecules that were not withheld.
 
-Shapes: n cells, g genes, r runs.
+Letters in array shapes: n cells, g genes, r runs.
 """
 
 from __future__ import annotations

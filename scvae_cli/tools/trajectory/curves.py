@@ -5,8 +5,8 @@ segment. The Fisher–Rao length of a path measures the change of decoded expres
 Fisher–Rao length is the standard deviation of a single count around its expected value; for real numbers, it is the
 standard deviation of the noise.
 
-Shapes: n points, p paths, w waypoints, l segments, t points along a path or segment, c control points, k latent
-dimensions, g genes, m nodes of the neighbor graph.
+Letters in array shapes: n points, p paths, w waypoints, l segments, t points along a path or segment, c control points,
+k latent dimensions, g genes, m nodes of the neighbor graph.
 """
 
 from __future__ import annotations

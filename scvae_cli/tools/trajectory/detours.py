@@ -3,7 +3,7 @@
 The trajectory returns to an earlier state, has a gap without cells, passes groups that are farther from the start than
 the end is, or goes back along a known order of the cells.
 
-Shapes: n cells, t steps, g genes, j nearest cells.
+Letters in array shapes: n cells, t steps, g genes, j nearest cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cloud of cells around an end of a trajectory.
 
-Shapes: n cells, m cells of the population, k latent dimensions.
+Letters in array shapes: n cells, m cells of the population, k latent dimensions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The figure of a trajectory: the path among the cells, a heat map of genes, and gene curves compared with cells.
 
-Shapes: n cells, t steps, g genes, c chosen genes.
+Letters in array shapes: n cells, t steps, g genes, c chosen genes.
 """
 
 from __future__ import annotations

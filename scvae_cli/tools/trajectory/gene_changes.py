@@ -4,7 +4,7 @@ Changes are measured in the Fisher–Rao coordinate y = 2√θ·asinh(√(μ/θ)
 dispersion. One unit of y is the standard deviation of a single count around its expected value. Changes of rare and of
 highly expressed genes can therefore be compared.
 
-Shapes: t steps, g genes.
+Letters in array shapes: t steps, g genes.
 """
 
 from __future__ import annotations

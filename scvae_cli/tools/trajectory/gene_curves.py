@@ -1,6 +1,6 @@
 """Decoded curves of single genes along a trajectory, compared with the counts of the trajectory's cells.
 
-Shapes: n cells, t steps, c chosen genes, b bins, q points of a curve.
+Letters in array shapes: n cells, t steps, c chosen genes, b bins, q points of a curve.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each row is one gene. The colors of a row run from the lowest to the highest value of the gene. Rows are ordered by
 kind of change ("down", "peak", "up", "dip"), then by the step at which the gene changes (`GeneChanges.switch_g`).
 
-Shapes: t steps, r genes shown.
+Letters in array shapes: t steps, r genes shown.
 """
 
 from __future__ import annotations

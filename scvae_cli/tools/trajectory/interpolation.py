@@ -4,7 +4,8 @@ All computations use the latent coordinates in which the encoder and decoder net
 coordinates: the coordinates of `obsm["scvae_latent"]`. A bundle is a set of paths between paired cells of two
 populations.
 
-Shapes: n cells, k latent dimensions, g genes, t steps, s intervals between steps, w waypoints, p paths of a bundle.
+Letters in array shapes: n cells, k latent dimensions, g genes, t steps, s intervals between steps, w waypoints, p paths
+of a bundle.
 """
 
 from __future__ import annotations

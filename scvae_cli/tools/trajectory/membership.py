@@ -16,8 +16,8 @@ tube or the clouds. If groups are known, most of the nearest cells of a cell mus
 around the nearest steps. The requirement on the groups leaves out the cells of a sister fate that borders on the
 trajectory.
 
-Shapes: n cells, t steps, k latent dimensions, g genes, d directions of expression, j nearest cells, r reference cells,
-c components or groups.
+Letters in array shapes: n cells, t steps, k latent dimensions, g genes, d directions of expression, j nearest cells, r
+reference cells, c components or groups.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The cells lie in a plane, such as a UMAP. A bundle is a set of trajectories between paired cells of two groups.
 
-Shapes: n cells, t steps, p paths of a bundle.
+Letters in array shapes: n cells, t steps, p paths of a bundle.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Orders of the cells that `scvae pseudotime` wrote into the data, with the same model.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A decoded trajectory, and the slots of an AnnData to which the trajectory is written.
 
-Shapes: n cells, k latent dimensions, g genes of the model, f genes of the file, t steps, j nearest cells, p paths.
+Letters in array shapes: n cells, k latent dimensions, g genes of the model, f genes of the file, t steps, j nearest
+cells, p paths.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Description of the steps of a trajectory: speed, distance from the observed cells, nearest cells, and groups.
 
-Shapes: t steps, s intervals between steps, n cells, k latent dimensions, j nearest cells.
+Letters in array shapes: t steps, s intervals between steps, n cells, k latent dimensions, j nearest cells.
 """
 
 from __future__ import annotations

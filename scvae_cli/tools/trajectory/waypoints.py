@@ -1,6 +1,6 @@
 """Waypoints of trajectories: one position for each population, or pairs of cells from optimal transport.
 
-Shapes: n cells, k latent dimensions, w waypoints, p paths.
+Letters in array shapes: n cells, k latent dimensions, w waypoints, p paths.
 """
 
 from __future__ import annotations
