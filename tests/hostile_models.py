@@ -76,7 +76,8 @@ def sign(folder: Path) -> None:
         (folder / STATE[1]).write_text(json.dumps(numbers | {"sha256": hashlib.sha256(content).hexdigest()}))
         return
     config = json.loads((folder / "config.json").read_text())
-    config["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in TENSORS + TEXTS}
+    names = [name for name in TENSORS + TEXTS if (folder / name).exists()]
+    config["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     config["sha256"]["config.json"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -107,7 +108,9 @@ def _json_file(folder: Path) -> Path:
 
 
 def _tensor_file(folder: Path, random: Random) -> Path:
-    return folder / STATE[0] if (folder / STATE[0]).exists() else folder / _any(TENSORS, random)
+    if (folder / STATE[0]).exists():
+        return folder / STATE[0]
+    return folder / _any([name for name in TENSORS if (folder / name).exists()], random)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -101,7 +101,7 @@ KEYS = {
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
     "active_condition rank_correlation embedding_rank_correlation embedding baselines stability missing_genes plot "
     "slots",
-    "info MODEL": "model hash n_genes batches covariates facts config",
+    "info MODEL": "model hash n_genes batches covariates labels facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
 }

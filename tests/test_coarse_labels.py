@@ -12,9 +12,9 @@ from command_line import run_well
 from simulated import learned
 
 import scvae_cli as scvae
+from scvae_cli.data.known_labels import values_by_label
 from scvae_cli.errors import DataError
 from scvae_cli.tools.annotate.back_off import CoarseLabels, back_off, back_off_quality
-from scvae_cli.tools.annotate.label_categories import values_by_label
 
 COARSE = {
     "stem": "immature", "progenitor": "immature", "intermediate_1": "branch 1", "mature_1": "branch 1",

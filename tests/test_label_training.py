@@ -228,6 +228,7 @@ def test_the_command_line_trains_with_labels_and_annotates_without(tmp_path):
     query, model = tmp_path / "query.h5ad", tmp_path / "cells.scvae"
     done = run_well("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
     assert "known for 150 of 150 cells" in done.err
+    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_well("info", model).out
     done = run_well("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
     assert "labeled cells of the training" in done.out
     assert (tmp_path / "labels.png").exists()

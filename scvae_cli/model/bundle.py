@@ -308,8 +308,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         run = RunConfig.from_dict(config["run"])
         design: Design | None = None
         batches: tuple[str, ...] = ()
-        # A model of format 7 has a design only if it has several covariates.
-        if config["format"] == WITHOUT_LABELS or "continuous" in config:
+        # Models of format 6 have several covariates; models of format 7 may have several.
+        if config["format"] == WITHOUT_LABELS or (config["format"] == FORMAT and "continuous" in config):
             design = check_design(config["batches"], config.get("continuous"), run.data)
         elif len(run.data.batch_keys) > 1 or run.data.continuous_keys:
             raise ValueError("the combinations of several covariates are missing")

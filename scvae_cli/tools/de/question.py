@@ -173,7 +173,9 @@ class De(Question[DeOptions, DifferentialExpression]):
         if self.writes and (how := self._how_to_make_categories()) is not None:
             groupby = self.options.groupby
             column = f'adata.obs["{groupby}"]'
-            warned.append(f"scanpy's plots need categories of text in obs[{groupby!r}]; use {column} = {column}{how}")
+            warned.append(
+                f"scanpy's plots need categories of text in obs[{groupby!r}]. Convert the column: {column} = {column}{how}"
+            )
         return warned
 
     def _how_to_make_categories(self) -> str | None:

@@ -33,6 +33,7 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # the comm
             "n_genes": len(model.genes),
             "batches": list(model.batches),
             "covariates": _covariates(model),
+            "labels": [] if model.labels is None else list(model.labels.names),
             "facts": model.facts,
             "config": model.config.as_dict(),
         }
@@ -80,6 +81,7 @@ def _model_text(values: dict[str, Any]) -> str:
         f"{amount(facts['n_genes'], 'gene')} ({facts['genes_chosen']})",
         f"{amount(facts['n_cells'], 'cell')} from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
         *_covariate_lines(values),
+        *([f"labels ({run['data']['labels_key']}): {', '.join(values['labels'])}"] if values["labels"] else []),
         f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
         f"{length} on {facts['compute']}",
     ]
