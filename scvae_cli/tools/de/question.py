@@ -174,7 +174,8 @@ class De(Question[DeOptions, DifferentialExpression]):
             groupby = self.options.groupby
             column = f'adata.obs["{groupby}"]'
             warned.append(
-                f"scanpy's plots need categories of text in obs[{groupby!r}]. Convert the column: {column} = {column}{how}"
+                f"scanpy's plots need categories of text in obs[{groupby!r}]. Convert the column: {column} = "
+                f"{column}{how}"
             )
         return warned
 
