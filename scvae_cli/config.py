@@ -223,7 +223,7 @@ class TrainConfig(Options):
         "latent space; with 0, the labels only train the classifiers that scvae annotate uses.",
         panel=MODEL,
         least=0,
-        shown_default="10 with at least 500 labeled cells, otherwise 0",
+        shown_default="3 with at least 500 labeled cells, otherwise 0",
     )
     max_epochs: int | None = option(
         None,

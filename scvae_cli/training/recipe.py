@@ -29,7 +29,7 @@ EASED_DROPOUT = 0.7
 MIXING = 30.0
 # Weight of the labels, nats, and number of labeled cells from which on they have it. Fewer labels hardly change the
 # latent space, but the cells whose labels are learned cannot be used to test the predictions.
-LABELING, MANY_LABELED = 10.0, 500
+LABELING, MANY_LABELED = 3.0, 500
 # Learning rate at the small batch size. The rate grows with the square root of the number of cells per step.
 RATE = 8e-3
 
