@@ -1,12 +1,12 @@
 """AdamW with a running average of the weights.
 
 The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
-saved. The average is about as good as weights for which the learning rate was lowered to zero, and it is available at
-any time. There is therefore no need to choose a step at which the learning rate is lowered.
+saved. The averaged weights are about as good as weights after a decay of the learning rate to zero, and are available
+at any step. No step has to be chosen at which the learning rate is lowered.
 
-On a CPU, one compiled pass over the parameters replaces a dozen passes in torch: clipping, weight decay, moments, step
-and average. On other devices the optimizer uses plain torch. A step in plain torch can be recorded as a CUDA graph,
-because the numbers that differ between steps (`Factors`) can be tensors.
+On a CPU, one compiled pass over the parameters does the clipping, weight decay, moments, step and average. Plain torch
+would need a dozen passes. On other devices the optimizer uses plain torch. A step in plain torch can be recorded as a
+CUDA graph, because the numbers that differ between steps (`Factors`) can be tensors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Factors(NamedTuple):
     ----------
     rate, corrected, scale
         Learning rate; learning rate multiplied by the bias correction of the first moment; bias correction of the
-        second moment. The corrections are needed because the moments start at zero.
+        second moment. The bias corrections are needed because the moments start at zero.
     weight
         Weight of the current parameters in the running average; 0 in steps that do not update the average.
     """
@@ -56,7 +56,8 @@ class Factors(NamedTuple):
         """Compute the factors of the step that follows `n_before` steps."""
         weight = 0.0
         if n_before % AVERAGE_EVERY == 0:
-            # Early averages cover fewer steps, so that the random initial weights do not remain in them.
+            # Early in a training, the running average covers fewer steps, so that it soon forgets the random initial
+            # weights.
             weight = 1 - min(1 - 1 / AVERAGED_STEPS, (1 + n_before) / (10 + n_before)) ** AVERAGE_EVERY
         return cls(rate, rate / (1 - BETA_1 ** (n_before + 1)), 1 / (1 - BETA_2 ** (n_before + 1)), weight)
 
@@ -88,7 +89,7 @@ class AveragedAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
-        """Restore a saved state."""
+        """Restore moments and averages that `state_dict` returned."""
         for index, state in enumerate(self.state.values()):
             for name, tensor in state.items():
                 tensor.copy_(state_dict[index][name])
