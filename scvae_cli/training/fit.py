@@ -285,7 +285,7 @@ def fit_to_end(
 
 @torch.inference_mode()
 def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Compute posterior means and variances of an evenly spaced part of the training cells and of all held-out cells."""
+    """Compute posterior means and variances of evenly spaced training cells and of all held-out cells."""
 
     def encode(table: CellTable, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [
