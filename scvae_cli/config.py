@@ -192,7 +192,7 @@ class ModelConfig(Options):
 
     @property
     def of_counts(self) -> bool:
-        """Whether the model describes counts. If False, it describes real numbers, which have no library size."""
+        """Whether the model describes counts, and not real numbers, which have no library size."""
         return self.likelihood != "normal"
 
 

@@ -60,14 +60,14 @@ class Counts:
         Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
         With several batch keys, a batch is a combination of their categories.
     covariates
-        The categories of each cell, and its values of the continuous keys. The field is None if there is at most one
+        The categories of each cell, and its values of the continuous keys. `covariates` is None if there is at most one
         batch key and no continuous key.
     labels
         Labels of the cells, for a training with labels; None otherwise.
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
-        Whether the values are treated as real numbers. Cells then have no library size, and no cell is
+        Whether the values are treated as real numbers. For real numbers, cells have no library size, and no cell is
         treated as empty.
     rounding
         Method by which fractions of counts were rounded; None if all values were whole numbers within the tolerance.
@@ -255,7 +255,7 @@ def read_rows(
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 
-    If `layer` is given, only the name of this layer is returned. Otherwise, if `real` is True, only X is returned.
+    If `layer` is given, only the name of this layer is returned. Without `layer`, only X is returned if `real` is True.
     Raises a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
@@ -315,8 +315,8 @@ def _load(
 ) -> Counts | str:
     """Read a whole matrix.
 
-    If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count or, with
-    `real`, not a finite number.
+    If the matrix cannot be used, return the reason as text. A matrix cannot be used, for example, if a value is not a
+    raw count or, with `real`, not a finite number.
     """
     all_genes = store.matrix_genes(name)
     wanted = set(store.gene_names if features is None else store.gene_names[features.are_genes])

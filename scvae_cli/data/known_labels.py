@@ -90,7 +90,7 @@ def known_labels(
     key
         Column of obs with the labels.
     unlabeled
-        Value that also means that a cell has no label. Cells with a missing value or an empty text never have a label.
+        Value of the column that means that a cell has no label, in addition to missing values and empty texts.
     warn
         Function that is called with warnings about labels that are empty texts, or that usually mean that a cell has no
         label.

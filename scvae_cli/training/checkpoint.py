@@ -68,7 +68,7 @@ class Checkpoint:
             raise ModelError(error.message, error.hint) from error
 
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
-        """Restore the saved state of a trainer, and return the history so far, one row per epoch.
+        """Restore the saved state of a training, and return the history of the training, one row per epoch.
 
         Raises a ModelError if there is no saved state, if the saved state is damaged, or if it belongs to other data or
         to another configuration.

@@ -3,12 +3,13 @@
 On a GPU, computing a training step takes less time than launching the operations of the step one by one. The cells of
 many steps (a segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise,
 seeds and optimizer factors of these steps. A counter on the device selects the data of each step. One step is recorded
-as a CUDA graph, and this graph is replayed for every step. Torch can also compile the step. The host reads the losses
-of a segment after the next segment has been queued, so that the device always has work.
+as a CUDA graph, and this graph is replayed for every step. `torch.compile` can also compile the training step. The host
+reads the losses of a segment after the next segment has been queued, so that the device always has work.
 
-On a CPU, the same steps run without a CUDA graph; tests run the steps on a CPU.
+On a CPU, training steps run without a CUDA graph; tests run the steps on a CPU.
 
-Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors.
+Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors of the
+optimizer.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from scvae_cli.model.torch_operations import TorchOperations
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.optimizer import AveragedAdamW, Factors
 
-# Steps per segment: enough that the overhead between segments is negligible, and few enough to report progress often.
+# Number of training steps in a segment: large enough that the overhead between segments is negligible, and small enough
+# to report progress often.
 SEGMENT_STEPS = 64
-# Number of times that a step runs before it is recorded. In its first runs, libraries allocate working memory, and
-# torch compiles the step.
+# Number of times that a step runs before it is recorded. In the first runs of a step, libraries allocate working
+# memory, and torch compiles the step.
 _WARM_UP_STEPS = 3
 
 
@@ -47,7 +49,7 @@ class Plan:
 
 
 class Losses:
-    """The losses of the steps of a segment. The losses are copied from the device while the host continues."""
+    """The losses of a segment of training steps, which are copied from the device while the host continues."""
 
     def __init__(self, loss_s: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None

@@ -51,7 +51,7 @@ CHECKPOINT_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Event: the training is about to start. The fields describe the data and the settings.
+    """Event: the training is about to start. The fields describe the data and the settings of the training.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ def fit(
     Parameters
     ----------
     counts
-        All cells and all genes of the data. If the caller keeps a reference to `counts`, the counts of all genes remain
-        in memory in addition to those of the chosen genes.
+        Counts of all cells and all genes of the data. If the caller keeps a reference to `counts`, the counts of all
+        genes remain in memory in addition to those of the chosen genes.
     config
         Options of the user. `fit` chooses the options that are None, and records the choices in the model.
     names
@@ -120,9 +120,9 @@ def fit(
         Folder in which the caller will save the finished model; whether to resume from a saved state. During a
         training, its state is saved next to the model folder. If `model_folder` is None, no state is saved.
     start_from
-        A trained model of the same data, whose weights are the starting point, so that training takes less time. If
-        this model has the same β, training continues from its weights. If β differs, each weight matrix is first moved
-        most of the way back to random initial values.
+        A trained model of the same data, whose weights are the starting point, so that training takes less time. If the
+        model has the same β as the new training, training continues from the weights of the model. With another β, each
+        weight matrix is first moved most of the way back to random initial values.
     stop_requested
         Function that is called after every epoch; training stops if it returns True.
 

@@ -1,12 +1,12 @@
-"""The training loop. It yields events and prints nothing.
+"""The training loop, which yields events and prints nothing.
 
 In every epoch, the order of the cells, the noise and the dropout are drawn with a new seed. The seed of an epoch is
 derived from three numbers: the seed of the training, the number of the epoch, and the number of rollbacks. A rollback
 repeats an epoch in which a loss was not finite. A training that is resumed after any epoch therefore gives the same
 results, bit for bit, as an uninterrupted training.
 
-The held-out cells are evaluated with the optimizer's running average of the weights. The saved model has averaged
-weights, too.
+The held-out cells are evaluated with the optimizer's running average of the weights. The saved model contains the
+averaged weights of the best epoch.
 
 Letters in array shapes: n cells, k latent dimensions.
 """
@@ -52,7 +52,8 @@ class EpochReport:
         Learning rate and KL weight at the last step of the epoch.
     train_loss
         Mean training loss, nats: NLL + KL weight · KL, averaged over the training cells, where NLL is −log p(x|z). The
-        penalties of `--mix-batches` and `--flat` and the weighted cross-entropy of the labels are added.
+        training loss also includes the penalties of `--mix-batches` and `--flat`, and the weighted cross-entropy of the
+        labels.
     heldout_nll, heldout_kl, heldout_loss
         Means of NLL and KL over the held-out cells, and the held-out loss heldout_nll + β · heldout_kl, nats. The
         held-out loss decides which weights are best and when training ends.
@@ -80,7 +81,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Event: a training step. `step` is the number of steps before this one; `loss` is in nats per cell."""
+    """Event: a training step. `step` is the number of earlier steps; `loss` is in nats per cell."""
 
     step: int
     loss: float
@@ -88,7 +89,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollback:
-    """Event: a loss was not finite. The weights before the epoch are restored and the learning rate is lowered.
+    """Event: a loss was not finite, so the weights from before the epoch are restored and the learning rate is lowered.
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ class Trainer:
         self.seconds = 0.0
 
     def events(self) -> Iterator[Event]:
-        """Train to the end and yield events. Afterwards the VAE has the best weights and is in eval mode."""
+        """Train to the end and yield events. After the last event, the VAE has the best weights and is in eval mode."""
         with self._compute.repeating():
             yield from self._events()
 
@@ -273,7 +274,8 @@ class Trainer:
     def _on_device(self, steps: DeviceSteps, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
         """Take the steps of an epoch on the device, and yield the cells and the loss of each step.
 
-        The steps are queued in segments. The losses of a segment are read after the next segment has been queued.
+        The training steps are queued on the device in segments, that is, in groups of steps. The losses of a segment
+        are read after the next segment has been queued.
         """
         schedule = self.schedule
         queued: list[tuple[list[np.ndarray], Losses]] = []
@@ -331,7 +333,8 @@ class Trainer:
         if not self._mixing or effect is None or cells.batch_n is None:
             return mean_nk.new_zeros(())
         value, gradient_nk = batch_discrepancy(mean_nk.detach(), *effect.members(effect.weights(cells.batch_n)))
-        # The second term has the value 0, and `gradient_nk` is its gradient with respect to the posterior means.
+        # The sum with `gradient_nk` has the value 0, and its gradient with respect to the posterior means is
+        # `gradient_nk`.
         return self._mixing * (value + ((mean_nk - mean_nk.detach()) * gradient_nk).sum())
 
     def _label_loss(self, z_nk: Tensor, cells: Minibatch) -> Tensor:

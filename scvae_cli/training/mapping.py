@@ -1,27 +1,28 @@
 """Training of the parameters of new batches: their effects on the decoder, and shifts of the encoder.
 
-The other parameters of the model remain identical. The effects of a new batch are differences δ from the mean effects
-of the batches of the training. The differences δ are shrunk toward 0, because new batches may have few cells. The loss
-is
+All parameters of the model that do not belong to new batches remain identical. The effects of a new batch are
+differences δ from the mean effects of the batches of the training. The differences δ are shrunk toward 0, because new
+batches may have few cells. The loss is
 
-    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy,
+    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy.
 
-where τ is the typical size of the differences, n is the number of new cells, and λ is the weight of the discrepancy.
-For effects on genes, τ is the typical difference of a gene's log proportion between batches. The function
-`typical_difference` estimates τ before the training, from how much more the observed and expected counts of the genes
-differ than by chance. If observed and expected counts differ only by chance, τ is 0, and the effects are not trained.
+In the loss, τ is the typical size of the differences δ, n is the number of new cells, and λ is the weight of the
+discrepancy. For effects on genes, τ is the typical difference of a gene's log proportion between batches. The function
+`typical_difference` estimates the typical difference τ before the training, from how much more the observed and
+expected counts of the genes differ than by chance. If observed and expected counts differ only by chance, τ is 0, and
+the effects are not trained.
 
 The effects of a batch may differ between populations of cells (`model/mapped_batches.py`). The likelihood alone cannot
 distinguish an effect on one population from a change of the latent positions of this population. As in a training with
-batches, the loss therefore contains the discrepancy. The discrepancy is the maximum mean discrepancy between the
-posterior means of the new cells and those of the training cells. A model contains no training cells, so the model
-simulates cells that replace them. The weight λ grows with the number of new cells, because a few cells may happen to
-come from few populations.
+batches, the loss therefore contains a discrepancy: the maximum mean discrepancy between the posterior means of the new
+cells and those of the training cells. A model contains no training cells, so the model simulates cells that replace
+them. The weight λ of the discrepancy grows with the number of new cells, because a few cells may happen to come from
+few populations.
 
-Each new batch shifts the first hidden layer of the encoder. The shift can have the same effect as any change of the
-encoder's input that is equal for all cells of the batch, such as a factor for every gene. The shift needs far fewer
-parameters than a change of the input. In addition, an affine map of the posterior mean corrects differences between
-batches that depend on the population.
+Each new batch shifts the first hidden layer of the encoder. A shift of the hidden layer can have the same effect as any
+change of the encoder's input that is equal for all cells of a batch, such as a factor for every gene. A shift of the
+hidden layer needs far fewer parameters than a change of the input. An affine map of the posterior mean corrects
+differences between batches that depend on the cell population.
 
 Letters in array shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches, s simulated cells.
 """
@@ -59,8 +60,8 @@ STEPS, STEPS_PER_BATCH, STEP_CELLS = 80, 20, 128
 # Largest number of cells of a new batch that are used to train its effects.
 MOST_CELLS = 5000
 RATE = 0.05
-# Prior standard deviations: shifts of the decoder's hidden layer, shifts of the encoder's hidden layer, and parameters
-# of the affine map of the posterior mean.
+# Prior standard deviations of the shifts of the decoder's hidden layer, of the shifts of the encoder's hidden layer,
+# and of the affine map of the posterior mean.
 HIDDEN_SD, SHIFT_SD, TURN_SD = 0.1, 1.0, 0.3
 # Prior standard deviation of the change of a gene's batch effect along a latent axis, as a fraction of τ.
 SLOPE_SHARE = 0.3
@@ -131,7 +132,7 @@ def typical_difference(
 
     Returns
     -------
-    τ, and the posterior mean of each gene's difference given τ, shape (g,).
+    The typical difference τ, and the posterior mean of each gene's difference given τ, shape (g,).
     """
     variance_g = 1 / np.maximum(information_g, 1e-6)
     ratio_g = np.log((observed_g + 0.5) / (expected_g + 0.5))
@@ -156,12 +157,12 @@ def typical_difference(
 
 @dataclass(frozen=True, kw_only=True)
 class MappedBatches:
-    """A network with new batches.
+    """A network after mapping, with the effects of new batches.
 
     Parameters
     ----------
     vae
-        The network, in eval mode.
+        The network with the new batches, in eval mode.
     difference_b, n_cells_b, seconds
         Typical difference of a gene's log proportion between a new batch and the batches of the training; number of
         cells of each new batch; duration of the mapping in seconds.
@@ -242,7 +243,7 @@ def simulated_positions(model: Model, *, seed: int) -> Tensor:
 
 
 def _differences(sums_3g: np.ndarray, present_g: np.ndarray) -> tuple[float, np.ndarray]:
-    """Estimate the typical difference and the difference of each gene; genes that the data lack have the count 0."""
+    """Estimate the typical difference τ and each gene's difference; genes that the data lack have the count 0."""
     tau, present_difference_g = typical_difference(*sums_3g[:, present_g])
     difference_g = np.log(0.5 / (sums_3g[1] + 0.5))
     difference_g[present_g] = present_difference_g
@@ -255,7 +256,7 @@ def _evenly(cells: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.ndarray]]:
-    """Compute the quantities from which the training starts.
+    """Compute the quantities from which the training of the new effects starts.
 
     Returns the output of the encoder's first linear map, shape (n, h), and for each new batch the three arguments of
     `typical_difference`, shape (3, g).

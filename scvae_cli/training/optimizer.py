@@ -2,11 +2,11 @@
 
 The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
 saved. The averaged weights are about as good as weights after a decay of the learning rate to zero, and are available
-at any step. No step has to be chosen at which the learning rate is lowered.
+at any step. Training therefore needs no planned step at which the learning rate is lowered.
 
 On a CPU, one compiled pass over the parameters does the clipping, weight decay, moments, step and average. Plain torch
-would need a dozen passes. On other devices the optimizer uses plain torch. A step in plain torch can be recorded as a
-CUDA graph, because the numbers that differ between steps (`Factors`) can be tensors.
+would need a dozen passes over the parameters. On other devices the optimizer uses plain torch. An optimizer step in
+plain torch can be recorded as a CUDA graph, because the numbers that differ between steps (`Factors`) can be tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AVERAGED_STEPS = 100
 # An average over the weights of every fifth step is as good as one over all steps, and costs almost no time.
 AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
-# Parameters with fewer numbers than this are updated by one thread, because starting more threads would take longer.
+# Parameters with fewer than SMALL numbers are updated by one thread, because starting more threads would take longer.
 SMALL = 20_000
 
 
@@ -186,7 +186,8 @@ def _squares(gradient: Any) -> Any:
 @compiled(inline=True)
 def _inverse_root(x: Any) -> Any:
     """Compute 1/√x of a positive number to 5 parts in a million, three times as fast as a root and a division."""
-    # Halving and negating the exponent gives a first approximation, which two Newton steps improve (Lomont 2003).
+    # Halving and negating the exponent of x gives a first approximation of 1/√x, which two Newton steps improve (Lomont
+    # 2003).
     y = uint32(uint32(0x5F375A86) - uint32(float32(x).view(uint32) >> uint32(1))).view(float32)
     half = float32(0.5) * x
     y = y * (float32(1.5) - half * y * y)
@@ -200,7 +201,7 @@ def _update(
 ) -> None:  # fmt: skip
     """If `moves` is True, update a part of a parameter; otherwise sum the squares of the gradient of this part.
 
-    One function for both tasks compiles faster than two functions.
+    One function for updates and sums compiles faster than two functions.
     """
     beta_1, beta_2, one, tiny = float32(BETA_1), float32(BETA_2), float32(1), float32(EPSILON**2)
     n, is_bits = len(p), gradient.itemsize == 2

@@ -23,7 +23,7 @@ from scvae_cli.model.design import Design
 from scvae_cli.model.vae import VAE
 
 MIN_CELLS = 10
-# More held-out cells than this slow down every epoch without making the held-out loss more precise.
+# More than MAX_HELDOUT_CELLS held-out cells would slow down every epoch without making the held-out loss more precise.
 MAX_HELDOUT_CELLS = 10_000
 
 
@@ -109,12 +109,12 @@ class Conditions:
 
     @classmethod
     def of(cls, counts: Counts, training: np.ndarray) -> Conditions:
-        """Return the conditions of all cells of `counts`; `training` holds the indices of the training cells.
+        """Return the batches or covariates of all cells; `training` holds the indices of the training cells.
 
         Raises
         ------
         DataError
-            If a continuous key has the same value in all training cells.
+            If a continuous covariate has the same value in all training cells.
         """
         if counts.covariates is None:
             batches, code_n = batch_codes(counts)
@@ -125,7 +125,7 @@ class Conditions:
 
 
 def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
-    """Raise a ConfigError if the network and a minibatch do not fit into memory; the hint says what would fit."""
+    """Raise a ConfigError if network and minibatch do not fit into memory; the hint names a size that would fit."""
     shape = config.model
     assert shape.n_hidden is not None, "the recipe has chosen it"
     assert shape.n_latent is not None, "the recipe has chosen it"
@@ -167,7 +167,7 @@ def labels_to_learn(counts: Counts, heldout: np.ndarray, train: TrainConfig) -> 
     Raises
     ------
     DataError
-        If no labeled cells are left to learn from, or none are left to test predictions.
+        If no labeled cells are left to learn from, or no labeled cells are left to test predictions.
     """
     if counts.labels is None or not train.label_weight:
         return None
@@ -199,7 +199,8 @@ def started(config: RunConfig, counts: Counts, training: np.ndarray, conditions:
     if counts.real:
         vae.start_from_moments(*moments(counts.matrix, training), batch_of_training)
         return vae
-    # Held-out cells have weight 0. A weighted sum avoids a copy of the counts of the training cells.
+    # In the weighted sum of the counts, held-out cells have weight 0. A weighted sum avoids a copy of the counts of the
+    # training cells.
     weight_n = np.zeros(counts.n_cells, dtype=np.float32)
     weight_n[training] = 1
     depth = float(np.median(counts.library_n[training]))

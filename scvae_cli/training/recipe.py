@@ -29,8 +29,9 @@ FEW_FEATURES = 200
 EASED_DROPOUT = 0.7
 # Default weight (in nats) of the penalty on differences between batches in the latent space.
 MIXING = 30.0
-# Default weight of the labels (in nats), and number of labeled cells from which on labels have a weight. Fewer labels
-# hardly change the latent space. Cells whose labels are learned cannot be used to test predictions of labels.
+# Default weight of the labels (in nats), and smallest number of labeled cells for which this default is used. A smaller
+# number of labels hardly changes the latent space. Cells whose labels are learned cannot be used to test predictions of
+# labels.
 LABELING, MANY_LABELED = 10.0, 500
 # Learning rate at the batch size SMALL_BATCH. The learning rate grows with the square root of the number of cells per
 # step.

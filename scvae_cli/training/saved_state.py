@@ -17,8 +17,8 @@ from scvae_cli.model.folder_checks import check_number, check_shapes, read_tenso
 from scvae_cli.training.loop import EpochReport, Trainer
 from scvae_cli.training.schedule import Schedule
 
-# Fields of the schedule that change during a training. All other fields of the schedule follow from the data and the
-# options.
+# Fields of the schedule that change during a training. Fields of the schedule that are not in _CHANGES follow from the
+# data and the options.
 _CHANGES = ("peak_rate", "epoch", "step", "best_loss", "best_epoch", "noticed_loss", "noticed_epoch", "eased_epoch")
 
 
@@ -32,7 +32,7 @@ def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def restore_state(trainer: Trainer, content: bytes, numbers: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Restore the state of a trainer, and return the history so far, one row per epoch.
+    """Restore the saved state of a training, and return the history of the training, one row per epoch.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def restore_state(trainer: Trainer, content: bytes, numbers: Mapping[str, Any]) 
     Raises
     ------
     ValueError
-        If the saved state does not fit the training, or a weight is not a finite number. This error leaves the trainer
-        unchanged.
+        If the saved state does not fit the training, or a weight is not a finite number. If a ValueError is raised, the
+        trainer is unchanged.
     """
     tensors = read_tensors(content)
     check_shapes(tensors, tensors_of(trainer))

@@ -2,9 +2,9 @@
 
 The learning rate warms up and then decreases as one over the square root of the step, so the length of the training
 need not be known in advance. The KL weight rises from 0 to β in at most 400 steps; in a short training, it rises during
-the first third. When the held-out loss stops decreasing noticeably, dropout and the learning rate are lowered. When the
-held-out loss stops decreasing for the second time, training ends. If the configuration keeps dropout constant, training
-ends when the held-out loss stops decreasing for the first time.
+the first third of the training. When the held-out loss stops decreasing noticeably, dropout and the learning rate are
+lowered. When the held-out loss stops decreasing for the second time, training ends. If the configuration keeps dropout
+constant, training ends when the held-out loss stops decreasing for the first time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from scvae_cli.config import TrainConfig
 
-# Durations are given in training steps, so that the schedule is the same for small and large data sets.
+# Durations of the schedule are given in training steps, so that the schedule is the same for small and large data sets.
 RATE_WARMUP_STEPS = 100
 # The KL warm-up must be short, because networks overfit small data sets within a few hundred steps. A finished model
 # never has weights from before the end of the KL warm-up.
@@ -24,10 +24,11 @@ PATIENCE_STEPS = 120
 MIN_PATIENCE_EPOCHS = 3
 # Factor on the learning rate after dropout is lowered, so that the weights converge.
 EASED_RATE = 0.3
-# Factor on the patience in trainings with `--flat`. Without this factor, trainings with `--flat` would often end too
+# Factor on the patience in trainings with `--flat`. Without the factor, trainings with `--flat` would often end too
 # early, with a loss about 0.1% above the lowest possible loss.
 PATIENCE_IF_FLAT = 3
-# A decrease of the held-out loss is noticeable, and restarts the patience, if it is at least this fraction of the loss.
+# A decrease of the held-out loss is noticeable, and restarts the patience, if it is at least the fraction NOTICEABLE of
+# the loss.
 NOTICEABLE = 2e-4
 MAX_STEPS = 60_000
 MAX_EPOCHS = 400

@@ -12,10 +12,11 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.prepare import Conditions
 
-# A training with another β that starts from unchanged weights ends with a higher loss than a training from scratch. The
-# network overfits, collapsed latent dimensions stay collapsed, and latent dimensions in use stay in use. If each weight
-# matrix is mostly reset (Ash & Adams 2020, arXiv:1910.08475), training reaches the loss of a training from scratch in
-# half the epochs. After the reset, the KL weight warms up again, in half the usual number of steps.
+# A training with another β that starts from unchanged weights ends with a higher loss than a training from scratch. If
+# training starts from unchanged weights, the network overfits, collapsed latent dimensions stay collapsed, and latent
+# dimensions in use stay in use. If each weight matrix is mostly reset (Ash & Adams 2020, arXiv:1910.08475), training
+# reaches the loss of a training from scratch in half the epochs. After the reset, the KL weight warms up again, in half
+# the usual number of steps.
 REMEMBERED, KL_WARMUP = 0.3, 0.5
 
 
@@ -40,8 +41,8 @@ def refuse_unlike(model: Model, config: RunConfig, counts: Counts, heldout: np.n
 def take_over(vae: VAE, model: Model, beta: float) -> float:
     """Copy the weights of a model to a newly initialized VAE, and return the fraction of the usual KL warm-up to use.
 
-    If `beta` is the β of the copied model, training continues from the copied weights. If β differs, each weight matrix
-    is moved most of the way back to its initial values.
+    If `beta` is the β of the copied model, training continues from the copied weights. With another `beta`, each weight
+    matrix is moved most of the way back to its initial values.
     """
     continues = model.config.train.beta == beta
     fresh = {name: p.clone() for name, p in vae.named_parameters()}
