@@ -118,7 +118,8 @@ def fit(
         the ids of genes (var_names).
     model_folder, resume
         Folder in which the caller will save the finished model; whether to resume from a saved state. During a
-        training, its state is saved next to the model folder. If `model_folder` is None, no state is saved.
+        training, its state is saved next to the model folder. If `model_folder` is None, the state of the training is
+        not saved.
     start_from
         A trained model of the same data, whose weights are the starting point, so that training takes less time. If the
         model has the same β as the new training, training continues from the weights of the model. With another β, each

@@ -44,7 +44,7 @@ MAX_ROLLBACKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """Event: an epoch has ended. The first epoch has the number 1.
+    """Event: an epoch has ended. Epochs are numbered from 1.
 
     Parameters
     ----------

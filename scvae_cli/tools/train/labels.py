@@ -1,4 +1,4 @@
-"""Classifiers of the labels of the training, stored in the model so that `annotate` needs no labeled cells."""
+"""Classifiers of known labels, which a trained model contains so that `annotate` needs no labeled cells."""
 
 from __future__ import annotations
 
