@@ -1,20 +1,21 @@
 """What do labels change in the training of a model, and does the rest of the model suffer?
 
     python benchmarks/label_training.py [--seeds 0,1,2] [--sets mixology,kang,paul15,pbmc68k] [--threads 2]
+        [--labels "none,default,weight 10"]
 
 Half of the cells of a set, drawn at random, have their label. A tenth of every cell's molecules is withheld
-(`scvae_cli.evaluation.thinning`). Two models are trained on the same cells and molecules with the same seed: one
-without labels, and one with labels (`train --labels-key`, with its defaults). Both are measured on
+(`scvae_cli.evaluation.thinning`). Three models are trained on the same cells and molecules with the same seed: without
+labels, with labels (`train --labels-key`, with its defaults), and with `--label-weight 10`. All are measured on
 
 - elbo: held-out ELBO, nats per cell;
 - loss: Poisson loss of the withheld molecules, nats per cell up to a constant (the expected counts of the states);
 - votes and silhouette, in `scvae_latent` and in `X_scvae`, of the cells whose label was not given. Votes are the
   accuracy of the 15 nearest labeled cells;
-- accuracy, macro_f1, ece and coverage of `annotate` for these cells, with the classifiers that are saved with the model
-  (with labels), or from the labeled cells (without);
+- accuracy, macro_f1, ece and coverage of `annotate` for these cells. The classifiers are those that are saved with the
+  model; for the model without labels, they are learned from the labeled cells;
 - seconds of the training, without the classifiers of labels, and of these classifiers.
 
-Results are written to results/label_training.json and .md; results of sets and seeds that are not requested are kept.
+Results are written to results/label_training.json and .md; results that are not requested are kept.
 """
 
 from __future__ import annotations
@@ -46,14 +47,18 @@ from scvae_cli.model.bundle import Model
 RESULTS = Path(__file__).parent / "results" / "label_training.json"
 LABELS = {"mixology": "cell_line", "kang": "cell_type", "paul15": "cell_type", "pbmc68k": "bulk_labels"}
 NEIGHBORS = 15
+# Options of the trainings, besides those that all have.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "none": {}, "default": {"labels_key": "given"}, "weight 10": {"labels_key": "given", "label_weight": 10.0},
+}  # fmt: skip
 COLUMNS = (
     "elbo", "loss", "votes_latent", "votes_X", "silhouette_latent", "silhouette_X", "accuracy", "macro_f1", "ece",
     "coverage", "seconds", "seconds_of_classifiers",
 )  # fmt: skip
 
 
-def measure(name: str, seed: int, threads: int) -> list[dict[str, Any]]:
-    """Train both models and return their rows."""
+def measure(name: str, seed: int, trainings: list[str], threads: int) -> list[dict[str, Any]]:
+    """Train models and return their rows."""
     path, batch_key = SETS[name]
     adata = anndata.read_h5ad(path)
     counts = read_counts(open_store(adata))
@@ -66,17 +71,16 @@ def measure(name: str, seed: int, threads: int) -> list[dict[str, Any]]:
     cells.obs["given"] = cells.obs[LABELS[name]].astype(object).where(given_n)
     task = Task(name=name, label_n=label_n, given_n=given_n, scored_n=~given_n, exchangeable=True)
     rows = []
-    for with_labels in (False, True):
+    for labels in trainings:
         asked: dict[str, Any] = {"seed": seed, "threads": threads, "device": "cpu", "genes": "all"}
         asked |= {"batch_key": batch_key} if batch_key else {}
-        asked |= {"labels_key": "given"} if with_labels else {}
         start = time.perf_counter()
-        model = scvae.train(cells, **asked)
+        model = scvae.train(cells, **asked, **TRAININGS[labels])
         whole = time.perf_counter() - start
-        row = {"set": name, "seed": seed, "labels": with_labels, "elbo": model.facts["heldout_elbo"]}
+        row = {"set": name, "seed": seed, "labels": labels, "elbo": model.facts["heldout_elbo"]}
         row |= {"seconds": model.facts["seconds"], "seconds_of_classifiers": whole - model.facts["seconds"]}
         row["loss"] = float(thinned.poisson_loss(predicted(model, _in_batches(kept, cells, batch_key), STATE)).mean())
-        rows.append(row | _of_cells(cells, model, task, with_labels=with_labels))
+        rows.append(row | _of_cells(cells, model, task))
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()})
     return rows
 
@@ -86,7 +90,7 @@ def _in_batches(kept: Any, cells: anndata.AnnData, batch_key: str | None) -> Any
     return kept if batch_key is None else read_counts(open_store(cells), batch_key=batch_key)
 
 
-def _of_cells(cells: anndata.AnnData, model: Model, task: Task, *, with_labels: bool) -> dict[str, float]:
+def _of_cells(cells: anndata.AnnData, model: Model, task: Task) -> dict[str, float]:
     """Score the positions of the cells without a label, and their predicted labels."""
     embedding = scvae.embed(cells, model, inplace=False)
     found: dict[str, float] = {}
@@ -95,7 +99,7 @@ def _of_cells(cells: anndata.AnnData, model: Model, task: Task, *, with_labels: 
         voters = KNeighborsClassifier(NEIGHBORS).fit(position_nj[given_n], label_n[given_n])
         found[f"votes_{where}"] = float((voters.predict(position_nj[~given_n]) == label_n[~given_n]).mean())
         found[f"silhouette_{where}"] = float(silhouette_score(position_nj[~given_n], label_n[~given_n]))
-    asked = {} if with_labels else {"labels_key": "given"}
+    asked = {"labels_key": "given"} if model.labels is None else {}
     result = scvae.annotate(cells, model, inplace=False, **asked)
     order = np.argsort(result.labels)
     answer = Answer(
@@ -106,19 +110,23 @@ def _of_cells(cells: anndata.AnnData, model: Model, task: Task, *, with_labels: 
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Format means over the seeds, and the difference that labels make with its standard error."""
+    """Format means over the seeds, and the differences that labels make with their standard errors."""
     lines = [f"| set | labels | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name in dict.fromkeys(row["set"] for row in rows):
-        without, with_labels = (
-            np.asarray([[row[c] for c in COLUMNS] for row in rows if row["set"] == name and row["labels"] == labels])
-            for labels in (False, True)
-        )
-        for labels, values in (("no", without), ("yes", with_labels)):
-            lines.append(f"| {name} | {labels} | {' | '.join(f'{value:.3f}' for value in values.mean(axis=0))} |")
-        change = with_labels - without
-        error = change.std(axis=0, ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.full(len(COLUMNS), np.nan)
-        cells = [f"{mean:+.3f} ± {of:.3f}" for mean, of in zip(change.mean(axis=0), error, strict=True)]
-        lines.append(f"| {name} | difference | {' | '.join(cells)} |")
+        of = {
+            labels: np.asarray(
+                [[row[c] for c in COLUMNS] for row in rows if (row["set"], row["labels"]) == (name, labels)]
+            )
+            for labels in TRAININGS
+        }
+        lines.append(f"| {name} | none | {' | '.join(f'{value:.3f}' for value in of['none'].mean(axis=0))} |")
+        for labels in list(TRAININGS)[1:]:
+            if not len(of[labels]) == len(of["none"]) > 1:
+                continue
+            change = of[labels] - of["none"]
+            error = change.std(axis=0, ddof=1) / np.sqrt(len(change))
+            cells = [f"{mean:+.3f} ± {one:.3f}" for mean, one in zip(change.mean(axis=0), error, strict=True)]
+            lines.append(f"| {name} | {labels}, difference | {' | '.join(cells)} |")
     return lines
 
 
@@ -127,14 +135,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--sets", default=",".join(SETS), type=lambda text: text.split(","))
+    parser.add_argument("--labels", default=",".join(TRAININGS), type=lambda text: text.split(","))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         for name in arguments.sets:
-            new = measure(name, seed, arguments.threads)
+            new = measure(name, seed, arguments.labels, arguments.threads)
             rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-            rows = [row for row in rows if (row["set"], row["seed"]) != (name, seed)] + new
-            rows.sort(key=lambda row: (list(SETS).index(row["set"]), row["seed"]))
+            again = {(row["set"], row["seed"], row["labels"]) for row in new}
+            rows = [row for row in rows if (row["set"], row["seed"], row["labels"]) not in again] + new
+            rows.sort(key=lambda row: (list(SETS).index(row["set"]), row["seed"], list(TRAININGS).index(row["labels"])))
             machine = describe_machine(arguments.threads)
             stored = {"date": str(date.today()), "machine": machine, "rows": rows}
             RESULTS.write_text(json.dumps(stored, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """The options of a training: the data, the model, the fitting and the device.
 
-For most options, None means that training chooses the value. The model folder records what was chosen.
+For most options, None means that training chooses the value. The model folder records the chosen values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Likelihood = Literal["zinb", "nb", "poisson", "normal"]
 DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
-# Largest number of latent dimensions. Each component of the density of the cells has a matrix of n_latent × n_latent.
+# Largest number of latent dimensions. The limit saves memory: each component of the density in latent space has a
+# matrix of n_latent × n_latent.
 MAX_LATENT = 1000
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 # The matrix that is modeled by default.
@@ -42,8 +43,8 @@ class DataConfig(Options):
     modality: str | None = modality_option()
     batch_key: tuple[str, ...] | None = option(
         None,
-        help="Column of obs with the batch of each cell. The decoder is conditioned on the batch. May be given several "
-        "times, for example for donor and lane: the effects of the columns are added.",
+        help="Column of obs with the batch of each cell. The decoder is conditioned on the batch. The option may be "
+        "given several times, for example for donor and lane; the effects of the columns are added.",
         python_help="Column of obs with the batch of each cell, or several columns. The decoder is conditioned on the "
         "batch. The effects of several columns are added.",
         panel=INPUT,
@@ -51,16 +52,17 @@ class DataConfig(Options):
     )
     continuous_key: tuple[str, ...] | None = option(
         None,
-        help="Column of obs with numbers, such as age, on which the decoder is conditioned. May be given several "
-        "times.",
+        help="Column of obs with numbers, such as age, on which the decoder is conditioned. The option may be "
+        "given several times.",
         python_help="Column of obs with numbers, such as age, on which the decoder is conditioned, or several columns.",
         panel=INPUT,
         metavar="COLUMN",
     )
     labels_key: str | None = option(
         None,
-        help="Column of obs with the known labels of cells, such as cell types. The latent space then separates the "
-        "labels. Cells with a missing value or an empty text have no label.",
+        help="Column of obs with the known labels of cells, such as cell types. With enough labeled cells (see "
+        "--label-weight), the latent space separates the labels. Cells with a missing value or an empty text have no "
+        "label.",
         panel=INPUT,
         metavar="COLUMN",
     )
@@ -89,17 +91,19 @@ class DataConfig(Options):
         None, help="Column of var with the gene names used in --genes @FILE.", panel=INPUT, shown_default="var_names"
     )
     drop_empty: bool = option(
-        False, help="Leave out cells without any counts. By default, such data are refused.", panel=INPUT
+        False,
+        help="Leave out cells without any counts. By default, data that contain cells without counts are refused.",
+        panel=INPUT,
     )
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
-        """The columns with batches; empty without them."""
+        """The columns of obs with batches; empty if no batch key was given."""
         return self.batch_key or ()
 
     @property
     def continuous_keys(self) -> tuple[str, ...]:
-        """The columns with numbers on which the decoder is conditioned; empty without them."""
+        """The columns of numbers on which the decoder is conditioned; empty if no continuous key was given."""
         return self.continuous_key or ()
 
     def check(self) -> None:
@@ -119,8 +123,9 @@ class DataConfig(Options):
 class ModelConfig(Options):
     """The likelihood and the network of the model.
 
-    A linear decoder computes one affine function of the latent position for each gene. The weights of this function are
-    the loadings of the gene, as in a factor analysis (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169).
+    A linear decoder computes one affine function of the latent position for each gene. The weights of a gene's affine
+    function are the loadings of the gene, as in a factor analysis (Svensson et al. 2020,
+    doi:10.1093/bioinformatics/btaa169).
     """
 
     likelihood: Likelihood = option(
@@ -128,7 +133,7 @@ class ModelConfig(Options):
     )
     variance: float | None = option(
         None,
-        help="Variance of the normal likelihood. All features get this variance.",
+        help="Variance of the normal likelihood, the same for all features.",
         panel=MODEL,
         above=0,
         shown_default="learned for each feature",
@@ -187,7 +192,7 @@ class ModelConfig(Options):
 
     @property
     def of_counts(self) -> bool:
-        """Whether the model describes counts. If False, it describes real numbers, which have no library size."""
+        """Whether the model describes counts, and not real numbers, which have no library size."""
         return self.likelihood != "normal"
 
 
@@ -203,9 +208,9 @@ class TrainConfig(Options):
     )
     flat: float = option(
         0.0,
-        help="Weight of the flatness penalty. The penalty makes latent distances follow distances in expression. A "
-        "weight of 1 works well. With this weight, the ELBO is about 0.35% lower, and training takes two to three "
-        "times as long.",
+        help="Weight of the flatness penalty, which makes latent distances follow distances in expression. A weight of "
+        "1 works well. With a weight of 1, the ELBO is about 0.35% lower, and training takes two to three times as "
+        "long.",
         panel=MODEL,
         least=0,
     )
@@ -243,7 +248,7 @@ class TrainConfig(Options):
     )
     learning_rate: float | None = option(
         None,
-        help="Highest learning rate of the optimizer AdamW. This rate is reached after 100 training steps.",
+        help="Highest learning rate of the optimizer AdamW, which is reached after 100 training steps.",
         panel=FITTING,
         above=0,
         shown_default="depends on the batch size",
@@ -257,9 +262,9 @@ class TrainConfig(Options):
     )
     eased_dropout: float | None = option(
         None,
-        help="Factor by which the dropout rates are multiplied when the held-out loss has stopped falling. Training "
-        "then continues from the best weights, at a lower learning rate, until the loss stops falling again. With 1, "
-        "training ends when the loss stops falling for the first time.",
+        help="Factor by which the dropout rates are multiplied when the held-out loss stops falling for the first "
+        "time. After dropout is lowered, training continues from the best weights, at a lower learning rate, until the "
+        "loss stops falling again. If the factor is 1, training ends when the loss stops falling for the first time.",
         least=0,
         most=1,
         takes="a share from 0 to 1",
@@ -338,7 +343,9 @@ class RunConfig(Options):
         if self.train.mix_batches and not self.data.batch_keys:
             raise ConfigError("--mix-batches was given without --batch-key", "name the batches with --batch-key COLUMN")
         if self.data.round is not None and not self.model.of_counts:
-            raise ConfigError("--round was given with --likelihood normal", "real numbers are not rounded; remove one")
+            raise ConfigError(
+                "--round was given with --likelihood normal", "remove --round, because real numbers are not rounded"
+            )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -353,13 +360,14 @@ class RunConfig(Options):
         return config
 
     def of_all_genes(self) -> RunConfig:
-        """Return a copy of the options that models all genes, for counts that contain only the chosen genes."""
+        """Return a copy of the options for modeling all genes, for counts that contain only the chosen genes."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, genes="all", n_top_genes=None))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options as nested dicts of plain values, which config.json in a model folder contains."""
+        """Return the options as nested dicts of plain values, as config.json in a model folder contains them."""
         values = dataclasses.asdict(self)
-        # Models with at most one batch key and no labels are written as version 0.2 wrote them, which also reads them.
+        # Models with at most one batch key and no labels are written in the format of version 0.2, so that version 0.2
+        # can read them.
         if len(self.data.batch_keys) == 1:
             values["data"]["batch_key"] = self.data.batch_keys[0]
         if not self.data.continuous_keys:

@@ -1,4 +1,4 @@
-"""The counts on which a model is trained, what the user should know about them, and the same cells with the model."""
+"""Reading the data for a training, with messages about them, and opening the same data with the trained model."""
 
 from __future__ import annotations
 

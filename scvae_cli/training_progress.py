@@ -1,4 +1,4 @@
-"""The progress of a training, as the user sees it."""
+"""Messages and the progress bar that show the user the progress of a training."""
 
 from __future__ import annotations
 

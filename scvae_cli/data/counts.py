@@ -23,7 +23,7 @@ from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 from scvae_cli.shared_options import Rounding
 
-# Larger numbers are not counts of molecules or reads, and float32 holds only their first seven digits.
+# Numbers above 2³¹ − 1 are not counts of molecules or reads, and float32 stores only their first seven digits.
 _LARGEST_COUNT = 2**31 - 1
 # Values that do not occur in raw counts.
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
@@ -39,7 +39,8 @@ _FAULTS_OF_INTEGERS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("a negative value ({})", lambda values: values < 0),
     ("a value too large for a count ({})", lambda values: values > _LARGEST_COUNT),
 ]
-# Values that are refused in real-valued data. scvae computes in float32, so values outside its range are refused.
+# Values that are refused in real-valued data. scvae computes in float32, so values outside the range of float32 are
+# refused.
 _LARGEST = float(np.finfo(np.float32).max)
 _FAULTS_OF_REAL: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     *_FAULTS[:2],
@@ -59,19 +60,19 @@ class Counts:
         Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
         With several batch keys, a batch is a combination of their categories.
     covariates
-        The categories of each cell, and its values of the continuous keys. None if there is at most one batch key and
-        no continuous key.
+        The categories of each cell, and its values of the continuous keys. `covariates` is None if there is at most one
+        batch key and no continuous key.
     labels
         Labels of the cells, for a training with labels; None otherwise.
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
-        Whether the values are treated as real numbers. Cells then have no library size, and no cell is
+        Whether the values are treated as real numbers. For real numbers, cells have no library size, and no cell is
         treated as empty.
     rounding
-        How fractions of counts were rounded; None if no value was farther from a whole number than the tolerance.
+        Method by which fractions of counts were rounded; None if all values were whole numbers within the tolerance.
     notes
-        Remarks on how the values were read: what was rounded and which features were left out.
+        Texts on how the values were read: which values were rounded, and which features were left out.
     """
 
     matrix: sp.csr_matrix
@@ -97,7 +98,7 @@ class Counts:
 
     @property
     def library_n(self) -> np.ndarray:
-        """Library size of each cell: the sum over the g genes, shape (n,), float64; 1 for real numbers."""
+        """Library size of each cell: the sum of its counts over all genes, shape (n,), float64; 1 for real numbers."""
         if self.real:
             return np.ones(self.n_cells)
         return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
@@ -144,7 +145,7 @@ class Counts:
     def genes(self, columns: np.ndarray) -> Counts:
         """Return the counts of some genes, in the order of the given indices.
 
-        If these are all genes in their current order, the same object is returned.
+        If the indices select all genes in their current order, the object itself is returned.
         """
         if np.array_equal(columns, np.arange(self.n_genes)):
             return self
@@ -162,10 +163,10 @@ def read_counts(
 ) -> Counts:
     """Read the raw counts or the real numbers of a store.
 
-    With `layer`, the values are read from that layer. Without `layer`, real numbers are read from X, and raw counts are
-    read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. With `rounding`, a
-    matrix with fractions of counts is read if no matrix contains only integers. From raw, only the genes in var_names
-    are read. If var["feature_types"] says that some features are not genes, these are left out of counts.
+    If `layer` is given, the values are read from this layer. Without `layer`, real numbers are read from X, and raw
+    counts are read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. With
+    `rounding`, a matrix with fractions of counts is read if no matrix contains only integers. From raw, only the genes
+    in var_names are read. Features that are not genes according to var["feature_types"] are left out of raw counts.
 
     Raises a DataError if there are no cells or genes, if gene or cell names are not unique or have line breaks, or if
     no matrix contains only raw counts. With `real`, a matrix may contain any finite numbers.
@@ -181,14 +182,15 @@ def read_counts(
             raise DataError(message, f"adata.{frame}_names_make_unique()")
         if "\n" in "".join(names):
             broken = next(name for name in names if "\n" in name)
-            # A model stores one name per line.
+            # A model folder stores one gene or cell name per line, so a name cannot contain a line break.
             message = f"{store.title}: {kind} name {broken!r} has a line break"
             raise DataError(message, f"rename it: adata.{frame}_names = [...]")
 
     features = None if real else types_of_features(store)
     refusals = []
     candidates = candidate_matrices(store, layer, real=real)
-    # All matrices are first tried as whole counts. Only if none of them holds whole counts are fractions rounded.
+    # All matrices are first tried as raw counts. If no matrix contains raw counts and `rounding` is given, the matrices
+    # are tried again with rounding.
     attempts: list[tuple[str, Rounding | None]] = [(name, None) for name in candidates]
     attempts += [(name, rounding) for name in candidates if rounding is not None and not real]
     for name, how in attempts:
@@ -214,7 +216,7 @@ def read_counts(
 
 
 def types_of_features(store: CellStore) -> FeatureTypes | None:
-    """Find the genes of a store by var["feature_types"]; None if there is no such column.
+    """Find out from var["feature_types"] which features are genes; return None if there is no such column.
 
     Raises a DataError if no feature is a gene.
     """
@@ -228,7 +230,7 @@ def read_rows(
 ) -> sp.csr_matrix:
     """Read some cells and columns of a matrix, which `read_counts` has checked, as CSR.
 
-    Only the values of these columns are held in memory.
+    Only the values of the requested columns are held in memory.
 
     Parameters
     ----------
@@ -237,7 +239,7 @@ def read_rows(
     rows, columns
         Indices of the cells of the store, in ascending order, and indices of the columns of the matrix.
     rounding
-        How fractions are rounded (`Counts.rounding`).
+        Method by which fractions of counts are rounded (`Counts.rounding`).
     """
     stack, start = RowStack(len(columns)), 0
     rounder = Rounder(rounding, store.matrix_genes(source)[columns])
@@ -253,7 +255,7 @@ def read_rows(
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 
-    If `layer` is given, only the name of this layer is returned. Otherwise, if `real` is True, only X is returned.
+    If `layer` is given, only the name of this layer is returned. Without `layer`, only X is returned if `real` is True.
     Raises a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
@@ -283,10 +285,10 @@ def first_duplicate(names: np.ndarray) -> str | None:
 def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:
     """Find a value that is not a raw count; return the reason and the index of this value, or None if there is none.
 
-    With `real`, the values must be finite and not too large for float32. With `fractions`, they must be finite and not
-    negative. Values very close to a whole number, and very small negative ones, are accepted in any case. Kinds of
-    faults are checked in a fixed order. The first kind that occurs is returned, with the index of the first value that
-    has this fault.
+    With `real`, the values must be finite and not too large for float32. With `fractions`, the values must be finite
+    and not negative. Values very close to a whole number, and negative values very close to 0, are always accepted. The
+    possible faults are checked in a fixed order. The first fault that occurs is returned, with the index of the first
+    value that has this fault.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
@@ -313,8 +315,8 @@ def _load(
 ) -> Counts | str:
     """Read a whole matrix.
 
-    If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count or, with
-    `real`, not a finite number.
+    If the matrix cannot be used, return the reason as text. A matrix cannot be used, for example, if a value is not a
+    raw count or, with `real`, not a finite number.
     """
     all_genes = store.matrix_genes(name)
     wanted = set(store.gene_names if features is None else store.gene_names[features.are_genes])

@@ -1,4 +1,4 @@
-"""The labels that are known: which labels there are, and the label of each labeled cell.
+"""Known labels of cells, such as cell types: the names of the labels, and the label of each labeled cell.
 
 Letters in array shapes: n cells, c labels.
 """
@@ -22,7 +22,8 @@ from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 from scvae_cli.labels import BETWEEN, UNKNOWN
 
-# One label in this many is hidden from a training, so that predictions can be tested on cells with a hidden label.
+# On average, the label of one cell in HIDDEN_ONE_IN is hidden from a training, so that predictions can be tested on
+# cells with a hidden label.
 HIDDEN_ONE_IN = 5
 _SHOWN = 5
 # Texts that usually mean that a cell has no label, in lower case.
@@ -33,9 +34,9 @@ _USUALLY_NONE = frozenset(
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """The labels in their order, and the index of each cell's label, shape (n,); −1 for cells without a label.
+    """The sorted names of the labels, and the index of each cell's label, shape (n,); −1 for cells without a label.
 
-    `values` are the values of the column if they are numbers, or True and False; None otherwise.
+    `values` holds the value of each label if the labels are numbers or booleans; otherwise, `values` is None.
     """
 
     names: tuple[str, ...]
@@ -52,9 +53,9 @@ class KnownLabels:
         return replace(self, code_n=self.code_n[rows])
 
     def ranks(self) -> np.ndarray:
-        """Return the rank of each label in the order of their first cells, shape (c,).
+        """Return the rank of each label when the labels are sorted by their first cell, shape (c,).
 
-        This order depends on which cells share a label, and neither on the names of the labels nor on their order.
+        The ranks do not change if labels are renamed or listed in another order.
         """
         code_m = self.code_n[self.code_n >= 0]
         _, first_c = np.unique(code_m, return_index=True)
@@ -65,7 +66,8 @@ class KnownLabels:
 def hidden_from_training(cell_names: np.ndarray, seed: int) -> np.ndarray:
     """Return a mask of the cells whose labels a training with this seed does not use, shape (n,).
 
-    Whether a label is hidden depends only on the name of the cell and on the seed, so that it is also known later.
+    Whether a label is hidden depends only on the name of the cell and on the seed, so later commands can find out which
+    labels were hidden.
     """
     remainder_n = np.fromiter((zlib.crc32(f"{seed} {name}".encode()) for name in cell_names), np.int64, len(cell_names))
     hidden_n: np.ndarray = remainder_n % HIDDEN_ONE_IN == 0
@@ -88,21 +90,22 @@ def known_labels(
     key
         Column of obs with the labels.
     unlabeled
-        Label of the cells that have no label, besides cells with a missing value or an empty text.
+        Value of the column that means that a cell has no label, in addition to missing values and empty texts.
     warn
-        Receives warnings about labels that are empty texts, or that usually mean that a cell has no label.
+        Function that is called with warnings about labels that are empty texts, or that usually mean that a cell has no
+        label.
     kept
-        Mask of the cells of the store whose labels are read; None for all.
+        Mask of the cells of the store whose labels are read; None for all cells.
     key_added
-        Name under which the results will be written. If the column does not exist, the columns of earlier results are
-        not offered in its place.
+        Name under which results are written. If the column `key` does not exist, the error message suggests other
+        columns, but none that an earlier `annotate` wrote under this name.
 
     Raises
     ------
     DataError
-        If the column does not exist or holds measurements, if no cell has the label `unlabeled`, if fewer than two
-        labels or no label of two cells are left, if a label has the name of the cells of no known type, or if a label
-        contains the text that separates the labels of a prediction set.
+        If the column does not exist or holds measurements, or if no cell has the label `unlabeled`. A DataError is also
+        raised if there are fewer than two labels, if every label has only one cell, if a label is "unknown", or if a
+        label contains " | ", which separates the labels of a prediction set.
     """
     title = store.title
     column = obs_values(store, key, purpose="--labels-key", without=annotated_columns(store, key_added))
@@ -137,13 +140,13 @@ def known_labels(
 
 
 def annotated_columns(store: CellStore, key_added: str) -> set[str]:
-    """Return the columns of obs that an earlier `annotate` wrote; they are not offered as known labels."""
+    """Return the columns of obs that an earlier `annotate` wrote; messages do not suggest them as known labels."""
     record = read_runs(store, key_added).get("annotate", {})
     return {path.removeprefix("obs/") for path in record.get("slots", []) if path.startswith("obs/")}
 
 
 def in_order(store: CellStore, key: str, present: list[str]) -> tuple[str, ...]:
-    """Sort labels like the categories of the column, or by their numbers, or by the alphabet."""
+    """Sort labels like the categories of the column; without categories, by their numbers or alphabetically."""
     categories = store.obs_categories(key)
     if categories is not None:
         known = set(present)
@@ -159,17 +162,17 @@ def _check(title: str, key: str, names: tuple[str, ...], code_n: np.ndarray) -> 
             "give another column; annotate also reads labeled cells from another file (--reference)",
         )
     if len(names) == 1:
-        raise DataError(f"{where} has only the label {names[0]!r}", "there must be two labels or more to choose from")
+        raise DataError(f"{where} has only the label {names[0]!r}", "a classifier needs at least two different labels")
     if UNKNOWN in names:
         raise DataError(
-            f"{where} has the label {UNKNOWN!r}, which stands for cells of no known type",
+            f"{where} has the label {UNKNOWN!r}, which is reserved for cells of no known type",
             f"use --unlabeled {UNKNOWN} if these cells have no label, or give the label another name",
         )
     ambiguous = [name for name in names if BETWEEN in f" {name} "]
     if ambiguous:
         raise DataError(
             f"{where} has the label {ambiguous[0]!r}, but {BETWEEN!r} separates the labels of a prediction set",
-            f"rename such labels: adata.obs[{key!r}] = adata.obs[{key!r}].str.replace('|', '/')",
+            f"rename labels with {BETWEEN!r}: adata.obs[{key!r}] = adata.obs[{key!r}].str.replace('|', '/')",
         )
     if np.bincount(code_n[code_n >= 0]).max() < 2:
         raise DataError(
@@ -195,7 +198,7 @@ def _warn_of_usually_none(
 
 
 def values_by_label(column: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
-    """Return the value of each label in a column of numbers, or of True and False, shape (c,); None for other columns.
+    """Return the value of each label in a column of numbers or booleans, shape (c,); None for other columns.
 
     >>> values_by_label(np.array([2.0, 1.0, np.nan]), ["1", "2"])
     array([1., 2.])

@@ -1,8 +1,9 @@
 """Saving the state of a training between epochs, and resuming the training from this state.
 
 A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved in one
-file next to the future model folder: a line of JSON, and then the tensors in the safetensors format. The file is always
-the state of one epoch, because it is replaced in one step. The file is removed when the model is saved.
+file next to the future model folder: a line of JSON, and then the tensors in the safetensors format. The file with the
+saved state is replaced in one step, so that it always contains the complete state of one epoch. The saved state is
+removed when the model is saved.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Checkpoint:
         self._run_hash = run_hash
 
     def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
-        """Replace the saved state by the current state. Raises a ModelError if it cannot be written."""
+        """Replace the saved state by the current state. Raises a ModelError if the file cannot be written."""
         content = save_tensors(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(trainer).items()}
         )
@@ -67,7 +68,7 @@ class Checkpoint:
             raise ModelError(error.message, error.hint) from error
 
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
-        """Restore the saved state of a trainer, and return the history so far, one row per epoch.
+        """Restore the saved state of a training, and return the history of the training, one row per epoch.
 
         Raises a ModelError if there is no saved state, if the saved state is damaged, or if it belongs to other data or
         to another configuration.
@@ -95,7 +96,7 @@ class Checkpoint:
             raise ModelError(message, "train again without --resume") from error
 
     def discard(self) -> None:
-        """Remove the saved state, because the model has been saved."""
+        """Remove the saved state after the model has been saved."""
         self._remove_old_format()
         discard(self.file)
 
@@ -107,14 +108,14 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def only_training(model_folder: Path) -> Iterator[None]:
-    """Context manager in whose block no other process trains this model: two trainings would share one saved state.
+    """Context manager that prevents other processes from training the same model and replacing its saved state.
 
-    Raises a ModelError if another process trains it, or if the folder of the model cannot be written to.
+    Raises a ModelError if another process trains the model, or if the model folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(only_writer(resolved(model_folder), wait=0, error=ModelError, work="training"))
-            # Otherwise, the training would end before it is known that the model cannot be written.
+            # The folder is tested before the training, so that a model that cannot be written is noticed early.
             with only_writer(resolved(model_folder), error=ModelError):
                 pass
         except OSError as error:
@@ -126,8 +127,8 @@ def only_training(model_folder: Path) -> Iterator[None]:
 def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:
     """Hash all inputs that determine the weights: data, configuration and the model to start from.
 
-    Device and compilation are excluded. The number of CPU threads is included, because it determines the order in which
-    sums are computed.
+    The hash does not include the device and the compilation. The hash includes the number of CPU threads, because this
+    number determines the order in which sums are computed.
     """
     settings = config.as_dict()
     settings["compute"] = {"threads": torch.get_num_threads(), "precision": config.compute.precision}

@@ -2,13 +2,14 @@
 
 On a GPU, computing a training step takes less time than launching the operations of the step one by one. The cells of
 many steps (a segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise,
-seeds and optimizer factors of these steps. A counter on the device tells a step which data to use. One step is recorded
-as a CUDA graph, and this graph is replayed for every step. Torch can also compile the step. The host reads the losses
-of a segment after the next segment has been queued, so that the device always has work.
+seeds and optimizer factors of these steps. A counter on the device selects the data of each step. One step is recorded
+as a CUDA graph, and this graph is replayed for every step. `torch.compile` can also compile the training step. The host
+reads the losses of a segment after the next segment has been queued, so that the device always has work.
 
-On a CPU, the same steps run without a recording; tests use this version.
+On a CPU, training steps run without a CUDA graph; tests run the steps on a CPU.
 
-Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors.
+Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors of the
+optimizer.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ from scvae_cli.model.torch_operations import TorchOperations
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.optimizer import AveragedAdamW, Factors
 
-# Steps per segment: enough that the overhead between segments is negligible, and few enough to report progress often.
+# Number of training steps in a segment: large enough that the overhead between segments is negligible, and small enough
+# to report progress often.
 SEGMENT_STEPS = 64
-# Number of runs before a step is recorded. In the first runs, libraries allocate working memory and torch compiles.
+# Number of times that a step runs before it is recorded. In the first runs of a step, libraries allocate working
+# memory, and torch compiles the step.
 _WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One step: the indices of its cells in a `CellTable`, the weight of the KL, and the factors of the optimizer."""
+    """A training step: the indices of its cells in a `CellTable`, the KL weight, and the factors of the optimizer."""
 
     cells: np.ndarray
     kl_weight: float
@@ -46,7 +49,7 @@ class Plan:
 
 
 class Losses:
-    """The losses of the steps of a segment. The losses are copied from the device while the host continues."""
+    """The losses of a segment of training steps, which are copied from the device while the host continues."""
 
     def __init__(self, loss_s: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -59,7 +62,7 @@ class Losses:
             self._loss_s = loss_s.to("cpu", copy=True)
 
     def read(self) -> list[float]:
-        """Wait for the copy and return the losses."""
+        """Wait until the losses have been copied from the device, and return the losses."""
         if self._arrived is not None:
             self._arrived.synchronize()
         losses: list[float] = self._loss_s.tolist()
@@ -69,8 +72,8 @@ class Losses:
 class DeviceSteps:
     """Training steps on a device, with minibatches of at most `n_cells` training cells of a `CellTable`.
 
-    `mixing` is the weight of the discrepancy between the batches (`model/batch_discrepancy.py`), and `labeling` that of
-    the cross-entropy of the labels (`model/label_loss.py`).
+    `mixing` is the weight of the discrepancy between the batches (`model/batch_discrepancy.py`). `labeling` is the
+    weight of the cross-entropy of the labels (`model/label_loss.py`).
     """
 
     def __init__(
@@ -107,11 +110,11 @@ class DeviceSteps:
         return Losses(self._loss_s[: len(plans)])
 
     def forget(self) -> None:
-        """Discard the compiled or recorded step, which would still apply the dropout from before a change."""
+        """Discard the compiled or recorded step after the dropout has changed, because it applies the old dropout."""
         self.play = None
 
     def step(self) -> None:
-        """Take the step whose number is in the counter. No operation depends on a value that the host has to read."""
+        """Take the step that the counter on the device selects. The host reads no value during a step."""
         at = self._at
         cells = self.segment.cells(at)
         kl_weight, *factors = self._factors_sf.index_select(0, at)[0].unbind()
@@ -128,7 +131,7 @@ class DeviceSteps:
         at.add_(1)
 
     def _prepared(self) -> Callable[[], None]:
-        """Return the step in its fastest form: compiled, recorded, both or neither.
+        """Return the training step in the fastest form that works: compiled, recorded as a CUDA graph, both or neither.
 
         If compiling or recording fails, training takes longer and the results do not change.
         """
@@ -146,7 +149,7 @@ class DeviceSteps:
         return self.step
 
     def _without(self, what: str, error: RuntimeError) -> None:
-        """Warn the user that compiling or recording failed. From now on, copy no data while steps are running."""
+        """Warn the user that compiling or recording failed, and copy no more data while steps are running."""
         self.segment.send_in_turn()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
@@ -154,9 +157,9 @@ class DeviceSteps:
         )
 
     def _tried(self, step: Callable[[], None], *, record: bool) -> Callable[[], None]:
-        """Run a step and optionally record it, and return the function that takes this step.
+        """Try a training step, record the step if `record` is True, and return the function that takes the step.
 
-        The model and the optimizer are restored after these runs.
+        After the trial, the model and the optimizer are restored.
         """
         moving = [*self.vae.parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
         before = [tensor.clone() for tensor in moving]
@@ -174,7 +177,7 @@ class DeviceSteps:
                     step()
             now.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # By default, torch records on a stream that it created for the first device on which it recorded.
+            # Without the argument `stream`, torch would record on a stream of the device on which torch recorded first.
             with torch.cuda.graph(graph, stream=side):
                 step()
             return graph.replay

@@ -51,7 +51,7 @@ CHECKPOINT_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Event: the training is about to start, with these data and settings.
+    """Event: the training is about to start. The fields describe the data and the settings of the training.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Prepared:
         Number of cells per step; number of epochs that were complete when a resumed training was interrupted, 0 for a
         new training.
     genes_chosen, compute
-        Text on how the genes were chosen; text on the device, the precision, and the reason for this choice.
+        Text on how the genes were chosen; text on the device and the precision, and on why they were chosen.
     """
 
     n_training: int
@@ -79,7 +79,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """Event: the training stopped on request. If there is a model folder, the state is saved for `--resume`."""
+    """Event: the training stopped on request. If a model folder was given, the state is saved for `--resume`."""
 
     epoch: int
 
@@ -109,19 +109,21 @@ def fit(
     Parameters
     ----------
     counts
-        All cells and all genes of the data. If the caller keeps a reference to `counts`, all genes remain in memory in
-        addition to the chosen genes.
+        Counts of all cells and all genes of the data. If the caller keeps a reference to `counts`, the counts of all
+        genes remain in memory in addition to those of the chosen genes.
     config
-        Configuration of the user. Values that are None are chosen here and recorded in the model.
+        Options of the user. `fit` chooses the options that are None, and records the choices in the model.
     names
-        Names of the genes that a gene list may contain. With None, a gene list contains the ids of the genes.
+        Gene names (ids and symbols) that a gene list of the user may contain. If `names` is None, a gene list contains
+        the ids of genes (var_names).
     model_folder, resume
-        Folder in which the caller will save the finished model. During training, the state is saved next to this
-        folder; with None, no state is saved. Whether to resume from the saved state.
+        Folder in which the caller will save the finished model; whether to resume from a saved state. During a
+        training, its state is saved next to the model folder. If `model_folder` is None, the state of the training is
+        not saved.
     start_from
-        A model of the same data whose weights are the starting point, so that training takes less time. With the same
-        β, training continues from these weights. With another β, each weight matrix is first moved most of the way back
-        to random initial values.
+        A trained model of the same data, whose weights are the starting point, so that training takes less time. If the
+        model has the same β as the new training, training continues from the weights of the model. With another β, each
+        weight matrix is first moved most of the way back to random initial values.
     stop_requested
         Function that is called after every epoch; training stops if it returns True.
 
@@ -129,10 +131,11 @@ def fit(
     ------
     DataError
         If cells have no counts and are not dropped, if there are too few cells or genes, if the data are real numbers
-        and the likelihood describes counts, or if a continuous key is constant.
+        and the likelihood describes counts, or if a column of `continuous_key` has the same value in all training
+        cells.
     ModelError
         If there is nothing to resume, if `start_from` has other genes, batches, networks or held-out cells, or if
-        training diverges repeatedly or ends at positions that cannot be used.
+        training diverges repeatedly or ends with unusable latent positions.
     """
     compute = choose_compute(config.compute)
     counts = as_modelled(counts, config)
@@ -141,10 +144,11 @@ def fit(
     training, heldout = split(counts, config)
     columns, genes_chosen = select_genes(counts, training, config.data, names)
     checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config, start_from))
-    # Without this reference, the memory of the other genes is freed, unless the caller holds a reference to them.
+    # From now on, `fit` has no reference to genes that are not modeled, so their memory is freed unless the caller has
+    # a reference.
     counts = refuse_empty(counts.genes(columns), drop=drop)
     if counts.n_cells < len(training) + len(heldout):
-        # Some cells had counts only in the other genes.
+        # Cells with counts only in genes that are not modeled were dropped, so the remaining cells are split again.
         training, heldout = split(refuse_few(counts), config)
 
     if config.model.of_counts and config.train.flat == 0:
@@ -207,7 +211,7 @@ def fit(
         else:
             yield event
 
-    vae.label_classifier = None  # only the training needs it
+    vae.label_classifier = None  # only the training needs the classifier
     training_posterior, heldout_posterior = _posteriors(trainer)
     _refuse_absurd(training_posterior, heldout_posterior)
     try:
@@ -215,7 +219,8 @@ def fit(
         axes = canonical_axes(Geometry(vae), training_posterior[0])
         some = trainer.training.of_cells(training[:: -(-len(training) // FITTED_CELLS)])
         expression = fit_expression_space(vae, some)
-    # Eigenvalues of matrices with extreme values. torch documents this class, but does not declare it as exported.
+    # For matrices with extreme values, torch may not find the eigenvalues and then raises a LinAlgError. torch
+    # documents the class LinAlgError, but does not declare it as exported.
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise _unusable("decoded expression") from error
     nll, kl = trainer.evaluate()
@@ -281,7 +286,7 @@ def fit_to_end(
 
 @torch.inference_mode()
 def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Compute posterior means and variances of training cells at regular intervals, and of all held-out cells."""
+    """Compute posterior means and variances of evenly spaced training cells and of all held-out cells."""
 
     def encode(table: CellTable, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [
@@ -296,7 +301,7 @@ def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
 
 
 def _refuse_absurd(*posteriors: tuple[Tensor, Tensor]) -> None:
-    """Raise a ModelError if latent positions are out of range, because the training began at extreme weights."""
+    """Raise a ModelError if latent positions are out of range, which extreme initial weights can cause."""
     for mean_nk, var_nk in posteriors:
         if not ((mean_nk.abs() <= FARTHEST).all() and torch.isfinite(var_nk).all() and (var_nk > 0).all()):
             raise _unusable("latent positions")

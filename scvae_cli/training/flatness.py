@@ -1,36 +1,38 @@
 """The penalty of `--flat`: it makes the decoder nearly isometric in the region of latent space where the cells are.
 
-y(z) is the decoder in isometric coordinates and M(z) = J_yᵀJ_y is its Fisher–Rao metric (`scvae_cli.model.geometry`).
-The first of the three terms of the penalty uses lines between cells; the other two use the metric at single points.
-None of the three terms depends on the scale of y, so the penalty neither enlarges nor shrinks the latent space:
+The output of the decoder in isometric coordinates is called y(z), and its Fisher–Rao metric is M(z) = J_yᵀJ_y with the
+Jacobian J_y (`scvae_cli.model.geometry`). The penalty is a weighted sum of three terms: stress uses lines between
+cells; flatness and evenness use the metric at single points. None of the three terms of the penalty depends on the
+scale of y, so the penalty neither enlarges nor shrinks the latent space:
 
 - **stress**, min_s Σ(sL − d)² / Σd² over pairs of cells, where d is the latent distance of a pair, L is the Fisher–Rao
-  length of the straight line between the two cells, and s is one scale for all pairs. This is the stress of
-  multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of the squared distances that no common
-  scale explains. Users read distances, and the other two terms constrain distances only weakly. These two terms treat
-  every point and direction separately, and penalize deviations that cancel along a line as much as deviations that add
-  up. Where cells form groups, most of the length of a line between two groups lies in the gap between the groups, and
-  the other two terms are not computed in gaps. Stress trains both the encoder and the decoder, whereas the other two
-  terms train only the decoder. Moving the cells lowers the ELBO less than bending the decoder around the cells. When
-  stress trained only the decoder, the decrease in ELBO was larger by a third to a half, and latent distances agreed
-  less well with Fisher–Rao lengths.
+  length of the straight line between the two cells, and s is one scale for all pairs. The term is the stress of
+  multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of the squared latent distances that
+  Fisher–Rao lengths times a common scale do not explain. Users interpret latent distances, and flatness and evenness
+  constrain latent distances only weakly. Flatness and evenness treat every point and direction separately, and penalize
+  deviations that cancel along a line as much as deviations that add up. Most of the length of a line between two groups
+  of cells lies in the gap between the groups, where flatness and evenness are not computed. Stress trains both the
+  encoder and the decoder, whereas flatness and evenness train only the decoder. Moving cells in latent space lowers the
+  ELBO less than bending the decoder around the cells. When stress trained only the decoder, the decrease in ELBO was
+  larger by a third to a half, and latent distances agreed less well with Fisher–Rao lengths.
 - **flatness**, (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, where C is the covariance of the cells' posterior means and α
-  is the mean of tr(MC) / tr C over the points. E is the mean over the points, and ‖·‖_F is the Frobenius norm. If the
-  cells vary equally along all directions, this term is the penalty ‖M/α − I‖²_F of FlatVI (ICML 2025). Otherwise,
-  flatness demands isometry only along the directions in which the cells differ. Demanding isometry in all k dimensions
-  would make the decoder respond equally to unused dimensions, and the KL would increase along these dimensions. The
-  gradient is also computed through α. If α were held constant, training could lower the term by shrinking M as a whole,
-  until the posterior collapses.
+  is the mean of tr(MC) / tr C over the points. E is the mean over the points at which M is computed, and ‖·‖_F is the
+  Frobenius norm. If the cells vary equally along all directions, flatness is the penalty ‖M/α − I‖²_F of FlatVI (ICML
+  2025). In general, flatness demands isometry only along the directions in which the cells differ. Isometry in all k
+  latent dimensions would make the decoder respond equally to unused dimensions, and would increase the KL along unused
+  dimensions. The gradient of flatness is also computed through α. If α were held constant, training could lower
+  flatness by shrinking M as a whole, until the posterior collapses.
 - **evenness**, E[k log(tr M / k) − log det M], the log-det divergence of M from the nearest multiple of the identity.
   The less the decoder responds to a direction, the larger is the gradient of evenness along this direction. The
-  gradient of flatness, in contrast, vanishes if the decoder does not respond.
+  gradient of flatness, in contrast, vanishes along directions to which the decoder does not respond.
 
-M is computed exactly, with k tangents, at a few posterior samples of the minibatch. FlatVI also evaluates M between
-samples. Here, the lines of the first term cover the region between samples. Evaluating M in this region as well lowered
-the ELBO and improved nothing. Two random tangents at many more points would take as long and give no information about
-det M. Lengths of lines need no tangents, so stress can be computed for many pairs. The penalty is applied in every
-third step with three times its weight. Compared with a penalty in every step, this takes a third of the time and gives
-models of about the same quality. The penalty needs no warm-up.
+The metric M is computed exactly at a few posterior samples of the minibatch, with k tangent vectors at each. FlatVI
+also evaluates the metric M between samples. In scvae, the lines of the stress cover the regions between samples.
+Evaluating the metric M between samples as well lowered the ELBO and improved nothing. Two random tangent vectors at
+many more points would take as long and give no information about det M. Lengths of lines need no tangent vectors, so
+stress can be computed for many pairs of cells. The penalty of `--flat` is applied in every third step, with three times
+its weight. A penalty in every third step takes a third of the time of a penalty in every step, and gives models of
+about the same quality. The penalty of `--flat` needs no warm-up.
 
 Letters in array shapes: n cells, p points or pairs, t positions along a line, k latent dimensions, g genes, h hidden
 units.
@@ -45,29 +47,31 @@ from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.vae import VAE
 
 # Weight of the penalty at --flat 1, as a fraction of the reconstruction loss −log p(x|z). Because the weight is a
-# fraction, one value of --flat suits few and many genes, and small and large library sizes.
+# fraction, the same value of --flat suits data with few or many genes, and with small or large library sizes.
 PRICE = 0.16
-# The penalty is applied once in this number of steps.
+# The penalty of `--flat` is applied once in PENALTY_EVERY training steps.
 PENALTY_EVERY = 3
 # Number of posterior samples per step at which the metric is computed.
 _SAMPLES = 6
 # Number of pairs of cells per step, and number of chords that approximate the line between two cells.
 _PAIRS, _CHORDS = 64, 3
-# Weights of flatness and evenness; the weight of the stress is 1. More evenness lowers the condition number of M, but
-# also the ELBO. Without flatness, latent distances agree less well with Fisher–Rao lengths. With much more flatness,
-# the decrease in ELBO outweighs the improvement of the distances.
+# Weights of flatness and evenness; the weight of the stress is 1. A larger weight of evenness lowers the condition
+# number of the metric M, but also the ELBO. Without the term flatness, latent distances agree less well with Fisher–Rao
+# lengths. With a much larger weight of flatness, the ELBO decreases more than the distances improve.
 _FLATNESS, _EVENNESS = 0.002, 0.0009
 
 
 def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
-    """Compute how far the decoder is from an isometry: the weighted sum of the three terms, 0 or more; differentiable.
+    """Compute the penalty of `--flat`: the weighted sum of stress, flatness and evenness, 0 or more; differentiable.
 
-    Stress is computed from the posterior means `mean_nk` of a minibatch, and the other two terms at some of the
-    posterior samples `z_nk`. The decoder is evaluated without dropout and at the reference library size. The samples
-    receive no gradient. Random numbers come from torch's generator.
+    Stress is computed from the posterior means `mean_nk` of a minibatch, and flatness and evenness at some of the
+    posterior samples `z_nk`. The decoder is evaluated without dropout and at the reference library size. The penalty
+    has no gradient with respect to the posterior samples. The random numbers of the penalty come from torch's
+    generator.
     """
     mean_nk = mean_nk.float()
-    # These tensors have no gradient: the encoder must not move cells to positions where the decoder happens to be flat.
+    # Flatness and evenness have no gradient for the encoder. Otherwise, the encoder would move cells to positions where
+    # the decoder happens to be flat.
     seen_nk, apart_nk = z_nk.detach(), (mean_nk - mean_nk.mean(0)).detach()
     metric_pkk = pulled_back(vae, seen_nk[torch.randint(len(z_nk), (_SAMPLES,), device=z_nk.device)])
     cov_kk = apart_nk.T @ apart_nk / len(apart_nk)
@@ -87,7 +91,7 @@ def lengths_between(vae: VAE, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
     line_tpk = torch.lerp(from_pk, to_pk, along_t11)
     y_tpg = Geometry(vae).coordinates(line_tpk.flatten(0, 1)).reshape(_CHORDS, len(from_pk), -1)
     next_tpg = torch.cat([y_tpg[1:], y_tpg[:1].roll(-1, dims=1)])
-    # The root has no gradient at 0.
+    # The square root has no finite gradient at 0, so a small constant is added.
     length_p = ((next_tpg - y_tpg).square().sum(2) + 1e-12).sqrt().sum(0)
     return length_p, (to_pk - from_pk).norm(dim=1)
 
@@ -95,9 +99,9 @@ def lengths_between(vae: VAE, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
 def stress(length_p: Tensor, distance_p: Tensor) -> Tensor:
     """Compute min_s Σ(s·length − distance)² / Σdistance², a scalar from 0 to 1.
 
-    At the best s, this is one minus the squared cosine between the vectors of lengths and of distances.
+    At the best scale s, the stress is one minus the squared cosine between the vectors of lengths and of distances.
     """
-    # The constant avoids 0/0 for a collapsed posterior.
+    # The constant 1e-12 avoids 0/0 for a collapsed posterior.
     both = length_p.square().sum() * distance_p.square().sum() + 1e-12
     return 1 - (length_p * distance_p).sum().square() / both
 
@@ -114,10 +118,10 @@ def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
 def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
     """Compute (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar.
 
-    M is the metric at each point, C is the covariance of the posterior means, α is the mean of tr(MC) / tr C over the
-    points, and E is the mean over the points.
+    M is the Fisher–Rao metric at each point, C is the covariance of the posterior means, α is the mean of tr(MC) / tr C
+    over the points, and E is the mean over the points.
     """
-    # The constant avoids 0/0 for a collapsed posterior.
+    # The constant 1e-6 avoids 0/0 for a collapsed posterior.
     cov_kk = cov_kk + 1e-6 * torch.eye(len(cov_kk), dtype=cov_kk.dtype, device=cov_kk.device)
     seen_pkk = metric_pkk @ cov_kk
     trace = cov_kk.trace()
@@ -131,12 +135,13 @@ def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
 def unevenness(metric_pkk: Tensor) -> Tensor:
     """Compute E[k log(tr M / k) − log det M], a scalar.
 
-    E is the mean over the points. At each point, the term is k log(a / b), where a is the arithmetic mean and b is the
-    geometric mean of the eigenvalues of M.
+    M is the Fisher–Rao metric at each point, and E is the mean over the points. At each point, the value is k log(a /
+    b), where a is the arithmetic mean and b is the geometric mean of the eigenvalues of M.
     """
     k = metric_pkk.shape[1]
     mean_p = metric_pkk.diagonal(dim1=1, dim2=2).mean(1)
-    # The floor is about the rounding error; it keeps the logarithm and its gradient finite if an eigenvalue is zero.
+    # A small constant, about as large as rounding errors, is added to the eigenvalues of M, so that the logarithm and
+    # its gradient stay finite if an eigenvalue is zero.
     floor_pkk = 1e-6 * mean_p.detach()[:, None, None] * torch.eye(k, dtype=mean_p.dtype, device=mean_p.device)
     log_det_p: Tensor = torch.linalg.slogdet(metric_pkk + floor_pkk).logabsdet
     return (k * mean_p.log() - log_det_p).mean()

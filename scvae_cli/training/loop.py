@@ -1,12 +1,12 @@
-"""The training loop. It yields events and prints nothing.
+"""The training loop, which yields events and prints nothing.
 
-In every epoch, the order of the cells, the noise and the dropout are drawn with a new seed. This seed is derived from
-three numbers: the seed of the training, the number of the epoch, and the number of rollbacks, that is, of epochs that
-were repeated because a loss was not finite. A training that is resumed at any epoch is therefore identical, bit for
-bit, to an uninterrupted one.
+In every epoch, the order of the cells, the noise and the dropout are drawn with a new seed. The seed of an epoch is
+derived from three numbers: the seed of the training, the number of the epoch, and the number of rollbacks. A rollback
+repeats an epoch in which a loss was not finite. A training that is resumed after any epoch therefore gives the same
+results, bit for bit, as an uninterrupted training.
 
-The held-out cells are evaluated with the optimizer's running average of the weights. The saved model has these averaged
-weights.
+The held-out cells are evaluated with the optimizer's running average of the weights. The saved model contains the
+averaged weights of the best epoch.
 
 Letters in array shapes: n cells, k latent dimensions.
 """
@@ -44,19 +44,19 @@ MAX_ROLLBACKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """Event: an epoch has ended. The first epoch has the number 1.
+    """Event: an epoch has ended. Epochs are numbered from 1.
 
     Parameters
     ----------
     learning_rate, kl_weight
-        Learning rate and weight of the KL at the last step.
+        Learning rate and KL weight at the last step of the epoch.
     train_loss
-        Mean over the training cells of NLL + KL weight · KL, plus the penalties of `--mix-batches` and `--flat`, and
-        the cross-entropy of the labels times `--label-weight`, nats.
-        NLL is −log p(x|z).
+        Mean training loss, nats: NLL + KL weight · KL, averaged over the training cells, where NLL is −log p(x|z). The
+        training loss also includes the penalties of `--mix-batches` and `--flat`, and the weighted cross-entropy of the
+        labels.
     heldout_nll, heldout_kl, heldout_loss
-        Means of NLL and KL over the held-out cells, and the loss heldout_nll + β · heldout_kl, nats. This loss decides
-        which weights are best and when training ends.
+        Means of NLL and KL over the held-out cells, and the held-out loss heldout_nll + β · heldout_kl, nats. The
+        held-out loss decides which weights are best and when training ends.
     is_best
         Whether the averaged weights of this epoch are the best so far.
     seconds
@@ -81,7 +81,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Event: a training step. `step` is the number of steps before this one; `loss` is in nats per cell."""
+    """Event: a training step. `step` is the number of earlier steps; `loss` is in nats per cell."""
 
     step: int
     loss: float
@@ -89,7 +89,7 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollback:
-    """Event: a loss was not finite. The weights before the epoch are restored and the learning rate is lowered.
+    """Event: a loss was not finite, so the weights from before the epoch are restored and the learning rate is lowered.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class Rollback:
         Number of the epoch that is repeated, and the new peak learning rate.
     cells, cell_names
         Cells whose loss was not finite: their indices among the training cells, and their names. `fit` fills in the
-        names, because the training loop does not know them.
+        names, because the training loop does not know the names of cells.
     """
 
     epoch: int
@@ -126,7 +126,7 @@ class Trainer:
     training, heldout
         Cells on which the model is trained; held-out cells, which decide when training ends and which weights are best.
     config, batch_size
-        Options of the training, such as β, rates and seed; number of cells per step.
+        Options of the training, such as β, learning rate and seed; number of cells per step.
     kl_warmup_share
         Length of the KL warm-up as a fraction of its usual length; see `Schedule`.
     """
@@ -158,7 +158,7 @@ class Trainer:
         self.seconds = 0.0
 
     def events(self) -> Iterator[Event]:
-        """Train to the end and yield events. Afterwards the VAE has the best weights and is in eval mode."""
+        """Train to the end and yield events. After the last event, the VAE has the best weights and is in eval mode."""
         with self._compute.repeating():
             yield from self._events()
 
@@ -188,9 +188,9 @@ class Trainer:
                 yield Rollback(epoch=schedule.epoch + 1, learning_rate=schedule.peak_rate, cells=broken)
                 continue
             rate, weight = schedule.learning_rate(), schedule.kl_weight()
-            # This loss excludes the penalty of `--flat`, because the random draws of the penalty would make the loss
-            # noisy, and because a smaller penalty must not outweigh a worse ELBO. The criteria for the best weights and
-            # for the end of the training are therefore the same with and without `--flat`.
+            # The held-out loss excludes the penalty of `--flat` for two reasons. The random draws of the penalty would
+            # make the loss noisy, and a smaller penalty must not outweigh a worse ELBO. The criteria for the best
+            # weights and for the end of the training are therefore the same with and without `--flat`.
             heldout_loss = nll + self._config.beta * kl
             is_best = schedule.end_epoch(heldout_loss)
             if is_best:
@@ -223,7 +223,7 @@ class Trainer:
         nll = kl = 0.0
         for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
             noise_nk = torch.randn(len(rows), self.vae.n_latent, generator=noise).to(self._compute.device)
-            # The evaluation is never in bfloat16, because the finished model is not used in bfloat16 either.
+            # Held-out cells are never evaluated in bfloat16, because a finished model never computes in bfloat16.
             mean_nll, mean_kl, *_ = self.vae.elbo_terms(cells, noise_nk)
             share = len(rows) / self.heldout.n_cells
             nll += share * float(mean_nll)
@@ -274,7 +274,8 @@ class Trainer:
     def _on_device(self, steps: DeviceSteps, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
         """Take the steps of an epoch on the device, and yield the cells and the loss of each step.
 
-        The steps are queued in segments. The losses of a segment are read after the next segment has been queued.
+        The training steps are queued on the device in segments, that is, in groups of steps. The losses of a segment
+        are read after the next segment has been queued.
         """
         schedule = self.schedule
         queued: list[tuple[list[np.ndarray], Losses]] = []
@@ -294,7 +295,8 @@ class Trainer:
     @torch.no_grad()
     def _compiled(self, cells: Minibatch, noise_nk: Tensor, kl_weight: float) -> tuple[float, dict[Tensor, Tensor]]:
         """Compute the loss of some cells and its gradients on the CPU, with compiled code."""
-        # The module is imported only here, because a training on a GPU does not need the compiler for the CPU.
+        # `CompiledOperations` is imported only here, because a training on a GPU does not need the compiler for the
+        # CPU.
         from scvae_cli.model.compiled.operations import CompiledOperations
 
         narrow, operations = self._compute.precision == "bf16", CompiledOperations(cells)
@@ -317,7 +319,8 @@ class Trainer:
             found = torch.autograd.grad(loss, parameters, retain_graph=flat)
         if not flat:
             return loss.item(), dict(zip(parameters, found, strict=True))
-        # The penalty is never in bfloat16, because log det M depends on the smallest eigenvalues.
+        # The penalty of `--flat` is never computed in bfloat16, because log det M depends on the smallest eigenvalues
+        # of the metric M.
         weight = self._config.flat * PRICE * PENALTY_EVERY * self.vae.decoder.head.typical_loss(terms.nll.detach())
         penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
         added = torch.autograd.grad(penalty, parameters, materialize_grads=True)
@@ -330,7 +333,8 @@ class Trainer:
         if not self._mixing or effect is None or cells.batch_n is None:
             return mean_nk.new_zeros(())
         value, gradient_nk = batch_discrepancy(mean_nk.detach(), *effect.members(effect.weights(cells.batch_n)))
-        # The difference is 0; its gradient with respect to the means is the gradient that was computed.
+        # The sum with `gradient_nk` has the value 0, and its gradient with respect to the posterior means is
+        # `gradient_nk`.
         return self._mixing * (value + ((mean_nk - mean_nk.detach()) * gradient_nk).sum())
 
     def _label_loss(self, z_nk: Tensor, cells: Minibatch) -> Tensor:

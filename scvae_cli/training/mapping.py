@@ -1,24 +1,28 @@
 """Training of the parameters of new batches: their effects on the decoder, and shifts of the encoder.
 
-All other parameters of the model remain identical. The effects of a new batch are differences δ from the mean effects
-of the batches of the training. They are shrunk toward 0, because new batches may have few cells: the loss is
+All parameters of the model that do not belong to new batches remain identical. The effects of a new batch are
+differences δ from the mean effects of the batches of the training. The differences δ are shrunk toward 0, because new
+batches may have few cells. The loss is
 
-    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy,
+    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy.
 
-where τ is the typical size of the differences. For the genes, τ is the typical difference of a log proportion, and is
-estimated before the training (`typical_difference`). The estimate is based on how much more the summed counts of the
-genes differ from the expected counts than they would by chance. If observed and expected counts differ by no more than
-chance, τ is 0, and nothing is trained.
+In the loss, τ is the typical size of the differences δ, n is the number of new cells, and λ is the weight of the
+discrepancy. For effects on genes, τ is the typical difference of a gene's log proportion between batches. The function
+`typical_difference` estimates the typical difference τ before the training, from how much more the observed and
+expected counts of the genes differ than by chance. If observed and expected counts differ only by chance, τ is 0, and
+the effects are not trained.
 
 The effects of a batch may differ between populations of cells (`model/mapped_batches.py`). The likelihood alone cannot
-tell such a difference from a change of the latent position. As in a training with batches, the discrepancy decides: the
-maximum mean discrepancy between the posterior means of the new cells and those of the cells of the training. The latter
-are not at hand, so cells that the model simulates stand for them. Few cells may happen to be of few populations, so the
-weight λ of the discrepancy grows with their number.
+distinguish an effect on one population from a change of the latent positions of this population. As in a training with
+batches, the loss therefore contains a discrepancy: the maximum mean discrepancy between the posterior means of the new
+cells and those of the training cells. A model contains no training cells, so the model simulates cells that replace
+them. The weight λ of the discrepancy grows with the number of new cells, because a few cells may happen to come from
+few populations.
 
-The shift of the encoder's first hidden layer has the same effect as any change of its input that is the same for all
-cells of a batch, such as a factor for every gene, but far fewer numbers. The affine map of the posterior mean corrects
-what differs between populations.
+Each new batch shifts the first hidden layer of the encoder. A shift of the hidden layer can have the same effect as any
+change of the encoder's input that is equal for all cells of a batch, such as a factor for every gene. A shift of the
+hidden layer needs far fewer parameters than a change of the input. An affine map of the posterior mean corrects
+differences between batches that depend on the cell population.
 
 Letters in array shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches, s simulated cells.
 """
@@ -49,35 +53,39 @@ from scvae_cli.progress import Progress, silent
 from scvae_cli.training.optimizer import AveragedAdamW
 from scvae_cli.training.recipe import MIXING
 
-# Number of steps of the training, and number of cells per step. The effects have few parameters, so more steps or cells
-# would hardly change them. The time hardly depends on the number of cells in the data.
+# Number of training steps, number of additional steps for each new batch, and number of cells per step. Batch effects
+# have few parameters, so more steps or cells would hardly change the effects. The duration of the training steps does
+# not depend on the number of cells in the data.
 STEPS, STEPS_PER_BATCH, STEP_CELLS = 80, 20, 128
-# Largest number of cells of a batch that the training uses.
+# Largest number of cells of a new batch that are used to train its effects.
 MOST_CELLS = 5000
 RATE = 0.05
-# Typical size of the shifts of hidden layers, of the decoder and of the encoder, and of the affine map of the mean.
+# Prior standard deviations of the shifts of the decoder's hidden layer, of the shifts of the encoder's hidden layer,
+# and of the affine map of the posterior mean.
 HIDDEN_SD, SHIFT_SD, TURN_SD = 0.1, 1.0, 0.3
-# Typical change of the effect on a gene along a latent axis, relative to the typical effect.
+# Prior standard deviation of the change of a gene's batch effect along a latent axis, as a fraction of τ.
 SLOPE_SHARE = 0.3
-# Number of cells with which the weight of the discrepancy is half of that in a training.
+# Number of new cells for which the discrepancy has half of the weight that it has when a model is trained.
 HALF_MIXING_CELLS = 500
-# Number of simulated cells that stand for the cells of the training.
+# Number of simulated cells that replace the training cells.
 SIMULATED = 1000
 _BLOCK_CELLS = 512
 
 
 class NewEffects(nn.Module):
-    """Differences between the effects of the new batches and those that `with_new_batches` gives them.
+    """Effects of new batches, as differences from the initial effects that `with_new_batches` sets.
 
     Parameters
     ----------
     gene_bg, sd_b
-        Initial shifts of the log proportions; their typical size in each batch. If the typical size is 0, nothing is
-        trained.
+        Initial shifts of the genes' log proportions in each batch; typical size τ of these shifts in each batch. The
+        effects of a batch with τ = 0 are not trained.
     present_g
-        Mask of the genes that the data have. The shifts of other genes do not change the loss: their counts are all 0.
+        Mask of the genes that are in the data. Shifts of genes that the data lack have no prior, because all counts of
+        these genes are 0.
     n_hidden, n_latent
-        Number of hidden units, which the decoder has only if `in_decoder` is True, and of latent dimensions.
+        Number of hidden units of the encoder, and also of the decoder if `in_decoder` is True; number of latent
+        dimensions.
     """
 
     sd_b: Tensor
@@ -113,23 +121,24 @@ def typical_difference(
     """Estimate how much the log proportions of the genes differ between two batches, beyond chance.
 
     The log ratio of observed to expected counts of a gene varies by chance with the variance 1/I, where I is the Fisher
-    information of the counts on their log mean. The variance τ² of the true differences is the one for which the mean
-    of ratio² / (τ² + 1/I) over the genes is 1 (Paule & Mandel 1982, doi:10.6028/jres.087.022).
+    information of the counts on their log mean. The variance τ² of the true differences is the one for which ratio² /
+    (τ² + 1/I) has the mean 1 over the genes, where ratio is a gene's log ratio (Paule & Mandel 1982,
+    doi:10.6028/jres.087.022).
 
     Parameters
     ----------
     observed_g, expected_g, information_g
-        Counts of each gene summed over cells, their expectation, and I.
+        Counts of each gene, summed over cells; expected values of these sums; Fisher information I of each gene.
 
     Returns
     -------
-    τ, and the posterior mean of each gene's difference given τ, shape (g,).
+    The typical difference τ, and the posterior mean of each gene's difference given τ, shape (g,).
     """
     variance_g = 1 / np.maximum(information_g, 1e-6)
     ratio_g = np.log((observed_g + 0.5) / (expected_g + 0.5))
 
     def centered(tau: float) -> np.ndarray:
-        # Proportions add up to one, so only differences between genes are known.
+        # Proportions add up to one, so log ratios of genes are known only up to a common constant.
         weight_g = 1 / (variance_g + tau**2)
         result: np.ndarray = ratio_g - (weight_g * ratio_g).sum() / weight_g.sum()
         return result
@@ -148,15 +157,15 @@ def typical_difference(
 
 @dataclass(frozen=True, kw_only=True)
 class MappedBatches:
-    """A network with new batches.
+    """A network after mapping, with the effects of new batches.
 
     Parameters
     ----------
     vae
-        The network, in eval mode.
+        The network with the new batches, in eval mode.
     difference_b, n_cells_b, seconds
         Typical difference of a gene's log proportion between a new batch and the batches of the training; number of
-        cells of each new batch; time that this took, in seconds.
+        cells of each new batch; duration of the mapping in seconds.
     """
 
     vae: VAE
@@ -175,7 +184,7 @@ def map_batches(
     missing: Sequence[str] = (),
     progress: Progress = silent,
 ) -> MappedBatches:
-    """Train the effects of new batches.
+    """Add new batches to a model and train their effects.
 
     Parameters
     ----------
@@ -184,7 +193,7 @@ def map_batches(
     new
         Names of the new batches.
     reference
-        Name for the cells of the training, if the model was trained without batches.
+        Batch name of the training cells, if the model was trained without batches.
     missing
         Names of the model's genes that the data lack.
     """
@@ -234,7 +243,7 @@ def simulated_positions(model: Model, *, seed: int) -> Tensor:
 
 
 def _differences(sums_3g: np.ndarray, present_g: np.ndarray) -> tuple[float, np.ndarray]:
-    """Estimate the differences of the genes from their counts; a gene that the data lack has the count 0."""
+    """Estimate the typical difference τ and each gene's difference; genes that the data lack have the count 0."""
     tau, present_difference_g = typical_difference(*sums_3g[:, present_g])
     difference_g = np.log(0.5 / (sums_3g[1] + 0.5))
     difference_g[present_g] = present_difference_g
@@ -247,7 +256,7 @@ def _evenly(cells: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.ndarray]]:
-    """Compute the quantities from which the training starts.
+    """Compute the quantities from which the training of the new effects starts.
 
     Returns the output of the encoder's first linear map, shape (n, h), and for each new batch the three arguments of
     `typical_difference`, shape (3, g).
@@ -274,7 +283,7 @@ def _train(
     vae: VAE, effects: NewEffects, table: CellTable, first_nh: Tensor, simulated_sk: Tensor, n_known: int, *,
     beta: float, seed: int, progress: Progress,
 ) -> None:  # fmt: skip
-    """Train the effects."""
+    """Train the effects of the new batches, and no other parameters."""
     for parameter in vae.parameters():
         parameter.requires_grad_(False)
     optimizer = AveragedAdamW(effects, weight_decay=0.0)
@@ -294,7 +303,7 @@ def _train(
             masked = {
                 p: g * trained_b.view(-1, *[1] * (g.dim() - 1)) for p, g in zip(parameters, gradients, strict=True)
             }
-            # The rate falls to 0, so the last weights need no averaging.
+            # The learning rate falls to 0, so the weights need not be averaged over steps.
             optimizer.advance(masked, RATE * 0.5 * (1 + math.cos(math.pi * step / n_steps)), step)
             advance()
     for parameter in vae.parameters():
@@ -302,7 +311,7 @@ def _train(
 
 
 def _minibatches(random: np.random.Generator, n_cells: int, n_steps: int) -> Iterator[np.ndarray]:
-    """Yield the cells of each step: parts of random orders of all cells."""
+    """Yield the indices of the cells of each step, from successive random orders of all cells."""
     queue = np.empty(0, dtype=np.int64)
     size = min(STEP_CELLS, n_cells)
     for _ in range(n_steps):
@@ -332,11 +341,11 @@ def _elbo_terms(
 
 
 def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effects: NewEffects, n_known: int) -> Tensor:
-    """Compute the discrepancy between each new batch and all other cells, simulated ones included; differentiable."""
+    """Compute the discrepancy between each new batch and all other cells, including simulated cells; differentiable."""
     assert cells.batch_n is not None, "the new batches"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
     others_s1 = member_nb.new_ones(len(simulated_sk), 1)
-    # The simulated cells are one batch more.
+    # The simulated cells form one additional batch.
     member_nb = torch.cat([nn.functional.pad(member_nb, (0, 1)), nn.functional.pad(others_s1, (member_nb.shape[1], 0))])
     value, gradient_nk = batch_discrepancy(torch.cat([mean_nk.detach(), simulated_sk]), member_nb)
     return value + ((mean_nk - mean_nk.detach()) * gradient_nk[: len(mean_nk)]).sum()
@@ -344,7 +353,7 @@ def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effect
 
 @torch.no_grad()
 def _add(vae: VAE, effects: NewEffects, n_known: int) -> None:
-    """Add the effects to those of the new batches in the network."""
+    """Add the trained differences to the effects of the new batches in the network."""
     batch, responses, shifts = vae.decoder.batch, vae.decoder.responses, vae.encoder.shifts
     assert batch is not None, "the decoder of a model with batches has batch effects"
     assert responses is not None, "mapped batches have responses"

@@ -1,12 +1,12 @@
 """AdamW with a running average of the weights.
 
 The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
-saved. The average is about as good as weights for which the learning rate was lowered to zero, and it is available at
-any time. There is therefore no need to choose a step at which the learning rate is lowered.
+saved. The averaged weights are about as good as weights after a decay of the learning rate to zero, and are available
+at any step. Training therefore needs no planned step at which the learning rate is lowered.
 
-On a CPU, one compiled pass over the parameters replaces a dozen passes in torch: clipping, weight decay, moments, step
-and average. On other devices the optimizer uses plain torch. A step in plain torch can be recorded as a CUDA graph,
-because the numbers that differ between steps (`Factors`) can be tensors.
+On a CPU, one compiled pass over the parameters does the clipping, weight decay, moments, step and average. Plain torch
+would need a dozen passes over the parameters. On other devices the optimizer uses plain torch. An optimizer step in
+plain torch can be recorded as a CUDA graph, because the numbers that differ between steps (`Factors`) can be tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AVERAGED_STEPS = 100
 # An average over the weights of every fifth step is as good as one over all steps, and costs almost no time.
 AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
-# Parameters with fewer numbers than this are updated by one thread, because starting more threads would take longer.
+# Parameters with fewer than SMALL numbers are updated by one thread, because starting more threads would take longer.
 SMALL = 20_000
 
 
@@ -41,7 +41,7 @@ class Factors(NamedTuple):
     ----------
     rate, corrected, scale
         Learning rate; learning rate multiplied by the bias correction of the first moment; bias correction of the
-        second moment. The corrections are needed because the moments start at zero.
+        second moment. The bias corrections are needed because the moments start at zero.
     weight
         Weight of the current parameters in the running average; 0 in steps that do not update the average.
     """
@@ -56,7 +56,8 @@ class Factors(NamedTuple):
         """Compute the factors of the step that follows `n_before` steps."""
         weight = 0.0
         if n_before % AVERAGE_EVERY == 0:
-            # Early averages cover fewer steps, so that the random initial weights do not remain in them.
+            # Early in a training, the running average covers fewer steps, so that it soon forgets the random initial
+            # weights.
             weight = 1 - min(1 - 1 / AVERAGED_STEPS, (1 + n_before) / (10 + n_before)) ** AVERAGE_EVERY
         return cls(rate, rate / (1 - BETA_1 ** (n_before + 1)), 1 / (1 - BETA_2 ** (n_before + 1)), weight)
 
@@ -88,7 +89,7 @@ class AveragedAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
-        """Restore a saved state."""
+        """Restore moments and averages that `state_dict` returned."""
         for index, state in enumerate(self.state.values()):
             for name, tensor in state.items():
                 tensor.copy_(state_dict[index][name])
@@ -185,7 +186,8 @@ def _squares(gradient: Any) -> Any:
 @compiled(inline=True)
 def _inverse_root(x: Any) -> Any:
     """Compute 1/√x of a positive number to 5 parts in a million, three times as fast as a root and a division."""
-    # Halving and negating the exponent gives a first approximation, which two Newton steps improve (Lomont 2003).
+    # Halving and negating the exponent of x gives a first approximation of 1/√x, which two Newton steps improve (Lomont
+    # 2003).
     y = uint32(uint32(0x5F375A86) - uint32(float32(x).view(uint32) >> uint32(1))).view(float32)
     half = float32(0.5) * x
     y = y * (float32(1.5) - half * y * y)
@@ -199,7 +201,7 @@ def _update(
 ) -> None:  # fmt: skip
     """If `moves` is True, update a part of a parameter; otherwise sum the squares of the gradient of this part.
 
-    One function for both tasks compiles faster than two functions.
+    One function for updates and sums compiles faster than two functions.
     """
     beta_1, beta_2, one, tiny = float32(BETA_1), float32(BETA_2), float32(1), float32(EPSILON**2)
     n, is_bits = len(p), gradient.itemsize == 2

@@ -1,4 +1,4 @@
-"""Preparation of a training: check the data, hold out cells, and initialize a network at the averages of the data.
+"""Preparation of a training: check the data, hold out cells, and initialize a network with the mean expression.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -23,7 +23,7 @@ from scvae_cli.model.design import Design
 from scvae_cli.model.vae import VAE
 
 MIN_CELLS = 10
-# More held-out cells than this slow down every epoch without making the held-out loss more precise.
+# More than MAX_HELDOUT_CELLS held-out cells would slow down every epoch without making the held-out loss more precise.
 MAX_HELDOUT_CELLS = 10_000
 
 
@@ -80,7 +80,7 @@ def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Return the sorted names of the batches, and the index of each cell's batch; None for data without batches."""
+    """Return the sorted names of the batches, and the index of each cell's batch (None for data without batches)."""
     if counts.batch is None:
         return (), None
     names, codes = np.unique(counts.batch.astype(str), return_inverse=True)
@@ -89,16 +89,17 @@ def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What the decoder is conditioned on, for n cells.
+    """The batches or other covariates on which the decoder is conditioned, for n cells.
 
     Parameters
     ----------
     batches, code_n
-        Names of the batches, sorted; index of each cell's batch, shape (n,), or None without batches.
+        Names of the batches, sorted; index of each cell's batch, shape (n,), or None for data without batches.
     design
-        The design of several covariates; None for at most one batch key and no continuous key.
+        Covariates from which the design matrix is made; None if there is at most one batch key and no continuous key.
     batch_n
-        Batch of each cell as a minibatch holds it (`Minibatch.batch_n`): its index, or its row of the design.
+        Values of `Minibatch.batch_n`: the index of each cell's batch or, with a design, each cell's row of the design
+        matrix.
     """
 
     batches: tuple[str, ...]
@@ -108,12 +109,12 @@ class Conditions:
 
     @classmethod
     def of(cls, counts: Counts, training: np.ndarray) -> Conditions:
-        """Return the conditions of some cells, of which those with the indices `training` are training cells.
+        """Return the batches or covariates of all cells; `training` holds the indices of the training cells.
 
         Raises
         ------
         DataError
-            If a continuous key has the same value in all training cells.
+            If a continuous covariate has the same value in all training cells.
         """
         if counts.covariates is None:
             batches, code_n = batch_codes(counts)
@@ -124,7 +125,7 @@ class Conditions:
 
 
 def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
-    """Raise a ConfigError if the network and a minibatch do not fit into memory; the hint says what would fit."""
+    """Raise a ConfigError if network and minibatch do not fit into memory; the hint names a size that would fit."""
     shape = config.model
     assert shape.n_hidden is not None, "the recipe has chosen it"
     assert shape.n_latent is not None, "the recipe has chosen it"
@@ -144,28 +145,29 @@ def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
 
 
 def _network_bytes(config: RunConfig, n_hidden: int, batch_size: int, n_genes: int) -> float:
-    """Estimate the memory of a training, without the counts."""
+    """Estimate the memory in bytes that a training needs in addition to the counts."""
     shape = config.model
     n_latent, inner = shape.n_latent or 1, n_hidden**2 * (shape.n_layers - 1)
     of_encoder = n_genes * n_hidden + inner + 2 * n_hidden * n_latent
-    # The decoder has two outputs per gene, which see the latent position and the last hidden layer.
+    # The decoder has two outputs per gene, which are computed from the latent position and the last hidden layer.
     of_decoder = 2 * n_genes * (n_latent + n_hidden) + n_latent * n_hidden + inner
     if shape.decoder == "linear":
         of_decoder = 2 * n_genes * n_latent
-    # In float32: weights, their gradients, two moments of the optimizer, the running average and the best weights.
+    # Six arrays in float32: weights, gradients, two moments of the optimizer, the running average and the best weights.
     weights = 4 * 6 * (of_encoder + of_decoder)
     return weights + 4 * 6 * batch_size * (n_genes + n_hidden * shape.n_layers)
 
 
 def labels_to_learn(counts: Counts, heldout: np.ndarray, train: TrainConfig) -> np.ndarray | None:
-    """Return the index of each cell's label, or −1 for cells without one, shape (n,); None if labels are not learned.
+    """Return the index of the label that is learned for each cell, shape (n,); None if labels are not learned.
 
-    Some labels are hidden (`known_labels.hidden_from_training`). `heldout` are the indices of the held-out cells.
+    The index is −1 for cells without a label, and for cells whose label is hidden from the training
+    (`known_labels.hidden_from_training`). `heldout` holds the indices of the held-out cells.
 
     Raises
     ------
     DataError
-        If too few labels are hidden to test predictions, or too few are left to learn.
+        If no labeled cells are left to learn from, or no labeled cells are left to test predictions.
     """
     if counts.labels is None or not train.label_weight:
         return None
@@ -173,7 +175,7 @@ def labels_to_learn(counts: Counts, heldout: np.ndarray, train: TrainConfig) -> 
     labeled_n, unseen_n = known_n >= 0, hidden_from_training(counts.cell_names, train.seed)
     code_n = np.where(unseen_n, -1, known_n)
     unseen_n[heldout] = True
-    # The predictions are tested on cells of labels that other cells have, too.
+    # Predictions are tested only on cells whose label occurs in at least two cells.
     several_n = labeled_n & (np.bincount(known_n[labeled_n])[known_n] > 1)
     if not (labeled_n & ~unseen_n).any() or not (several_n & unseen_n).any():
         raise DataError(
@@ -185,19 +187,20 @@ def labels_to_learn(counts: Counts, heldout: np.ndarray, train: TrainConfig) -> 
 
 
 def started(config: RunConfig, counts: Counts, training: np.ndarray, conditions: Conditions) -> VAE:
-    """Create an untrained network that is initialized at the averages of the training cells.
+    """Create an untrained network that is initialized with the mean expression of the training cells.
 
     `training` holds the indices of the training cells.
     """
     n_labels = 0 if counts.labels is None or not config.train.label_weight else len(counts.labels.names)
-    # The random state of the caller is not changed.
+    # The context manager `seeded` leaves the random state of the caller unchanged.
     with seeded(config.train.seed):
         vae = VAE(config.model, counts.n_genes, conditions.batches, design=conditions.design, n_labels=n_labels)
     batch_of_training = None if conditions.code_n is None else conditions.code_n[training]
     if counts.real:
         vae.start_from_moments(*moments(counts.matrix, training), batch_of_training)
         return vae
-    # Held-out cells have weight 0. A weighted sum avoids a copy of the counts of the training cells.
+    # In the weighted sum of the counts, held-out cells have weight 0. A weighted sum avoids a copy of the counts of the
+    # training cells.
     weight_n = np.zeros(counts.n_cells, dtype=np.float32)
     weight_n[training] = 1
     depth = float(np.median(counts.library_n[training]))

@@ -1,6 +1,6 @@
 """Default training settings that depend on the numbers of cells and genes.
 
-`benchmarks/recipe.md` describes how these rules and the other defaults were chosen.
+`benchmarks/recipe.md` describes how the default training settings were chosen.
 """
 
 from __future__ import annotations
@@ -11,31 +11,35 @@ from typing import NamedTuple
 
 from scvae_cli.config import ModelConfig, RunConfig
 
-# With fewer cells than this, a smaller network has a higher held-out ELBO.
+# With fewer cells than VERY_FEW_CELLS, a smaller network has a higher held-out ELBO.
 VERY_FEW_CELLS = 500
 # Numbers of latent dimensions and of hidden units.
 SMALL_NETWORK, USUAL_NETWORK = (5, 128), (20, 256)
-# With fewer cells, the network overfits sooner and needs more dropout. With very many cells, it hardly overfits.
+# The fewer cells there are, the sooner a network overfits, and the more dropout it needs. With very many cells, a
+# network hardly overfits.
 FEW_CELLS, MANY_CELLS, VERY_MANY_CELLS = 1000, 2000, 20_000
-# Small data sets need many steps per epoch; larger data sets need a high throughput.
+# Numbers of cells per training step. Small batches give small data sets enough steps per epoch; large batches make the
+# training of large data sets faster.
 SMALL_BATCH, LARGE_BATCH = 64, 128
-# Real numbers with fewer features than this (coordinates, for example) are often functions of each other. All hidden
-# units are then needed, and there is little risk of overfitting.
+# In real-valued data with fewer features than FEW_FEATURES (coordinates, for example), features are often functions of
+# each other. A network for few features needs all its hidden units and hardly overfits.
 FEW_FEATURES = 200
-# Towards the end of the training, dropout is lowered to this fraction. A network that was trained only with high
-# dropout does not perform best when it is used without dropout.
+# Towards the end of the training, the dropout rates are multiplied by EASED_DROPOUT. A finished model is used without
+# dropout, so a network that was trained only with high dropout performs less well than possible.
 EASED_DROPOUT = 0.7
-# Weight of the discrepancy between the batches, nats.
+# Default weight (in nats) of the penalty on differences between batches in the latent space.
 MIXING = 30.0
-# Weight of the labels, nats, and number of labeled cells from which on they have it. Fewer labels hardly change the
-# latent space, but the cells whose labels are learned cannot be used to test the predictions.
+# Default weight of the labels (in nats), and smallest number of labeled cells for which this default is used. A smaller
+# number of labels hardly changes the latent space. Cells whose labels are learned cannot be used to test predictions of
+# labels.
 LABELING, MANY_LABELED = 3.0, 500
-# Learning rate at the small batch size. The rate grows with the square root of the number of cells per step.
+# Learning rate at the batch size SMALL_BATCH. The learning rate grows with the square root of the number of cells per
+# step.
 RATE = 8e-3
 
 
 class Regularization(NamedTuple):
-    """Dropout of encoder and decoder, weight decay, and the fraction to which training lowers the dropout later."""
+    """Dropout rates of encoder and decoder, weight decay, and the factor by which training lowers the dropout later."""
 
     encoder_dropout: float
     decoder_dropout: float
@@ -44,11 +48,11 @@ class Regularization(NamedTuple):
 
 
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None, n_labeled: int = 0) -> RunConfig:
-    """Replace None by defaults: size of the network, batch size, learning rate, dropout and weight decay.
+    """Replace settings that are None by defaults that suit the numbers of cells and genes.
 
-    The settings are batch size, learning rate, dropout, weight decay, the fraction to which dropout is lowered, and the
-    weights of batches and labels. `n_genes` is the number of modeled genes or features; None is treated as a large
-    number. `n_labeled` is the number of labeled cells.
+    The settings are the size of the network, batch size, learning rate, dropout rates, weight decay, the factor by
+    which dropout is lowered later, and the weights of batches and labels. `n_genes` is the number of modeled genes or
+    features; None is treated as a large number. `n_labeled` is the number of labeled cells.
     """
     model, train = config.model, config.train
     n_latent, n_hidden = SMALL_NETWORK if n_training < VERY_FEW_CELLS else USUAL_NETWORK
@@ -66,7 +70,7 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None, n_
     if train.label_weight is None and config.data.labels_key is not None:
         train = replace(train, label_weight=LABELING if n_labeled >= MANY_LABELED else 0.0)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
-    # A step cannot average over more cells than the training cells.
+    # A training step cannot use more cells than there are training cells.
     averaged = min(batch_size, max(n_training, SMALL_BATCH))
     rate = RATE * math.sqrt(averaged / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))
@@ -76,7 +80,8 @@ def _regularization(model: ModelConfig, n_training: int, n_genes: int | None) ->
     if not model.of_counts and n_genes is not None and n_genes < FEW_FEATURES:
         return Regularization(0.0, 0.0, 0.1, 1.0)
     if model.decoder == "linear":
-        # This decoder has no hidden units to drop. The loadings are its only weights, so weight decay is low.
+        # A linear decoder has no hidden units to which dropout could apply. The only weights of a linear decoder are
+        # the loadings, so weight decay is low.
         return Regularization(0.3, 0.0, 0.1, 1.0)
     if n_training < FEW_CELLS:
         return Regularization(0.7, 0.7, 3.0, EASED_DROPOUT)

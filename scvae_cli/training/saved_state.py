@@ -1,6 +1,7 @@
 """Restoring a training from a saved state, which may come from a stranger.
 
-Everything in the state is compared with the training that would continue from it, before anything is restored.
+Before anything is restored, all parts of a saved state are compared with the training that would continue from the
+state.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from scvae_cli.model.folder_checks import check_number, check_shapes, read_tenso
 from scvae_cli.training.loop import EpochReport, Trainer
 from scvae_cli.training.schedule import Schedule
 
-# Fields of the schedule that change during a training. All other fields follow from the data and the options.
+# Fields of the schedule that change during a training. Fields of the schedule that are not in _CHANGES follow from the
+# data and the options.
 _CHANGES = ("peak_rate", "epoch", "step", "best_loss", "best_epoch", "noticed_loss", "noticed_epoch", "eased_epoch")
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Return all tensors of the state of a training, by the names under which they are saved."""
+    """Return all tensors of the state of a training, as a mapping from their names in a saved state."""
     tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
     for index, state in trainer.optimizer.state_dict().items():
@@ -30,18 +32,19 @@ def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def restore_state(trainer: Trainer, content: bytes, numbers: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Restore the state of a trainer, and return the history so far, one row per epoch.
+    """Restore the saved state of a training, and return the history of the training, one row per epoch.
 
     Parameters
     ----------
     content, numbers
-        A safetensors file with the tensors of `tensors_of`; the schedule, the number of rollbacks, the seconds and the
-        history, as they were read from JSON.
+        Bytes of a safetensors file with the tensors of `tensors_of`; the schedule, the number of rollbacks, the seconds
+        of training and the history, as values that were read from JSON.
 
     Raises
     ------
     ValueError
-        If the state does not fit the training, or a weight is not a finite number. The trainer is then unchanged.
+        If the saved state does not fit the training, or a weight is not a finite number. If a ValueError is raised, the
+        trainer is unchanged.
     """
     tensors = read_tensors(content)
     check_shapes(tensors, tensors_of(trainer))
@@ -68,7 +71,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Ten
 
 
 def _schedule(saved: Any, planned: Schedule) -> Schedule:
-    """Return the saved schedule."""
+    """Check that a saved schedule belongs to the planned training, and return the saved schedule."""
     if not isinstance(saved, dict):
         raise ValueError("the schedule is not a mapping")
     values = {f.name: saved.get(f.name, getattr(planned, f.name)) for f in fields(Schedule)}
@@ -82,12 +85,12 @@ def _schedule(saved: Any, planned: Schedule) -> Schedule:
     if begun > schedule.epoch or schedule.step != schedule.epoch * schedule.steps_per_epoch:
         raise ValueError("the numbers of epochs and steps do not fit together")
     if schedule.epoch > schedule.max_epochs or schedule.peak_rate > planned.peak_rate:
-        raise ValueError("the schedule is beyond its end")
+        raise ValueError("the number of epochs or the learning rate is above its maximum")
     return schedule
 
 
 def _history(history: Any, n_epochs: int) -> list[dict[str, float]]:
-    """Return the history: for each epoch a row with the numbers of an `EpochReport`, and the held-out ELBO."""
+    """Check and return a history: one row per epoch, with the numbers of an `EpochReport` and the held-out ELBO."""
     if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
         raise ValueError("the history is not a list of rows")
     columns = {field.name for field in fields(EpochReport)} | {"heldout_elbo"}

@@ -2,9 +2,9 @@
 
 The learning rate warms up and then decreases as one over the square root of the step, so the length of the training
 need not be known in advance. The KL weight rises from 0 to β in at most 400 steps; in a short training, it rises during
-the first third. When the held-out loss stops decreasing noticeably, dropout and the learning rate are lowered. When the
-held-out loss stops decreasing for the second time, training ends. If the configuration keeps dropout constant, nothing
-is lowered, and training ends the first time.
+the first third of the training. When the held-out loss stops decreasing noticeably, dropout and the learning rate are
+lowered. When the held-out loss stops decreasing for the second time, training ends. If the configuration keeps dropout
+constant, training ends when the held-out loss stops decreasing for the first time.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from dataclasses import dataclass
 
 from scvae_cli.config import TrainConfig
 
-# Lengths are in steps, so that the schedule is the same for small and large data sets.
+# Durations of the schedule are given in training steps, so that the schedule is the same for small and large data sets.
 RATE_WARMUP_STEPS = 100
-# The KL warm-up must be short, because small data sets overfit within a few hundred steps, and the weights from before
-# the end of the warm-up are never used.
+# The KL warm-up must be short, because networks overfit small data sets within a few hundred steps. A finished model
+# never has weights from before the end of the KL warm-up.
 KL_WARMUP_EPOCHS = 10
 MIN_KL_WARMUP_STEPS, MAX_KL_WARMUP_STEPS = 100, 400
 PATIENCE_STEPS = 120
 MIN_PATIENCE_EPOCHS = 3
 # Factor on the learning rate after dropout is lowered, so that the weights converge.
 EASED_RATE = 0.3
-# Factor on the patience with the penalty of `--flat`. Without this factor, such trainings would often end too early,
-# with a loss about a tenth of a percent above the lowest possible loss.
+# Factor on the patience in trainings with `--flat`. Without the factor, trainings with `--flat` would often end too
+# early, with a loss about 0.1% above the lowest possible loss.
 PATIENCE_IF_FLAT = 3
-# An improvement restarts the patience if it is at least this fraction of the loss.
+# A decrease of the held-out loss is noticeable, and restarts the patience, if it is at least the fraction NOTICEABLE of
+# the loss.
 NOTICEABLE = 2e-4
 MAX_STEPS = 60_000
 MAX_EPOCHS = 400
@@ -35,7 +36,7 @@ MAX_EPOCHS = 400
 
 @dataclass(kw_only=True)
 class Schedule:
-    """Schedule and progress of a training. All fields are plain numbers, so that they can be saved and restored.
+    """Schedule and progress of a training. All fields are plain numbers, so that a schedule can be saved and restored.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ class Schedule:
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
-        """Create a schedule. Lengths that are None in the configuration follow from the number of steps per epoch."""
+        """Create a schedule; if `max_epochs` or `patience` is None, it follows from the number of steps per epoch."""
         assert config.learning_rate is not None, "`settle` replaces None before the training"
         assert config.eased_dropout is not None, "`settle` replaces None before the training"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))
@@ -106,12 +107,13 @@ class Schedule:
         return self.step >= self._kl_warmup
 
     def kl_weight(self) -> float:
-        """Return the weight of the KL term at this step."""
+        """Return the weight of the KL term at the current step."""
         return self.beta if self._warmed_up else self.beta * self.step / self._kl_warmup
 
     def learning_rate(self) -> float:
-        """Return the learning rate at this step."""
-        # In a short training, the warm-up is the first tenth of all steps, so that the rate decreases before the end.
+        """Return the learning rate at the current step."""
+        # In a short training, the learning rate warms up in the first tenth of all steps, so that it decreases before
+        # the end.
         warmup = min(RATE_WARMUP_STEPS, 1 + self._last_step // 10)
         step = self.step + 1
         peak = self.peak_rate * (EASED_RATE if self.eased else 1)
@@ -150,7 +152,7 @@ class Schedule:
     def end_epoch(self, heldout_loss: float) -> bool:
         """Count an epoch, record its held-out loss (NLL + β·KL), and return whether this loss is the lowest so far.
 
-        Weights from before the KL weight reaches β are never the best.
+        An epoch before the KL weight has reached β never counts as the best epoch.
         """
         self.epoch += 1
         is_best = self._warmed_up and heldout_loss < self.best_loss

@@ -12,10 +12,11 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.prepare import Conditions
 
-# A training at another β that starts from unchanged weights ends with a higher loss than a training from scratch: the
-# network overfits, collapsed latent dimensions stay collapsed, and latent dimensions in use stay in use. If each weight
-# matrix is mostly reset (Ash & Adams 2020, arXiv:1910.08475), training reaches the same loss in half the epochs. The KL
-# weight then warms up again, in half the usual number of steps.
+# A training with another β that starts from unchanged weights ends with a higher loss than a training from scratch. If
+# training starts from unchanged weights, the network overfits, collapsed latent dimensions stay collapsed, and latent
+# dimensions in use stay in use. If each weight matrix is mostly reset (Ash & Adams 2020, arXiv:1910.08475), training
+# reaches the loss of a training from scratch in half the epochs. After the reset, the KL weight warms up again, in half
+# the usual number of steps.
 REMEMBERED, KL_WARMUP = 0.3, 0.5
 
 
@@ -25,7 +26,7 @@ def refuse_unlike(model: Model, config: RunConfig, counts: Counts, heldout: np.n
         "other genes": model.genes == tuple(str(gene) for gene in counts.gene_names),
         "other batches": model.batches == conditions.batches and model.vae.design == conditions.design,
         "another network": model.config.model == config.model,
-        # Otherwise cells on which the model was trained would be used to evaluate the new model.
+        # With other held-out cells, cells on which the old model was trained would be used to evaluate the new model.
         "other held-out cells": model.heldout_cells == tuple(str(cell) for cell in counts.cell_names[heldout]),
     }
     for what, same in alike.items():
@@ -40,12 +41,12 @@ def refuse_unlike(model: Model, config: RunConfig, counts: Counts, heldout: np.n
 def take_over(vae: VAE, model: Model, beta: float) -> float:
     """Copy the weights of a model to a newly initialized VAE, and return the fraction of the usual KL warm-up to use.
 
-    At the same β, training continues from the copied weights. At another β, each weight matrix is moved most of the way
-    back to its initial values.
+    If `beta` is the β of the copied model, training continues from the copied weights. With another `beta`, each weight
+    matrix is moved most of the way back to its initial values.
     """
     continues = model.config.train.beta == beta
     fresh = {name: p.clone() for name, p in vae.named_parameters()}
-    # The classifier of labels is not a part of a finished model.
+    # A finished model contains no classifier of labels, so the new classifier keeps its initial weights.
     of_labels = {name: p for name, p in vae.state_dict().items() if name.startswith("label_classifier.")}
     vae.load_state_dict(model.vae.state_dict() | of_labels)
     if continues:

@@ -66,7 +66,7 @@ def _check(title: str, fine_key: str, key: str, fine: tuple[str, ...], parents: 
         )
     if UNKNOWN in names:
         raise DataError(
-            f"{where} has the value {UNKNOWN!r}, which stands for cells of no known type",
+            f"{where} has the value {UNKNOWN!r}, which is reserved for cells of no known type",
             "give this coarse label another name",
         )
     for label, (parent,) in zip(fine, parents, strict=True):

@@ -1,4 +1,4 @@
-"""Classifiers of the labels with which a model was trained, so that `annotate` needs no labeled cells."""
+"""Classifiers of known labels, which a trained model contains so that `annotate` needs no labeled cells."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scvae_cli.tools.annotate.views import coordinates
 
 
 def with_labels(session: Session) -> Model:
-    """Return the model of a session, with classifiers of the labels with which it was trained.
+    """Return the model of a session, together with classifiers of the labels of its training.
 
-    The session has the data of the training.
+    The session must contain the data of the training.
     """
     model, chosen = session.model, session.model.config.data
     assert chosen.labels_key is not None, "the model was trained with labels"
-    # The training has warned already.
+    # The user has seen the warnings about labels before the training, so they are not repeated.
     known = known_labels(
         session.store, chosen.labels_key, unlabeled=chosen.unlabeled, kept=session.kept, warn=lambda _: None
     )

@@ -13,7 +13,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Options):
-    """Options of a training, and whether the training continues or replaces another one."""
+    """Options of a training, and whether to resume an interrupted training or to replace a model."""
 
     training: RunConfig = section(RunConfig)
     resume: bool = option(False, help="Continue a training that was interrupted.", panel=FITTING, in_python=False)
@@ -32,12 +32,12 @@ TRAIN = Verb(
     home="scvae_cli.tools.train.training:train",
     about="""Train a model on raw counts and write the model to a folder. DATA is not changed.
 
-    With --likelihood normal, the values may be any real numbers. Some cells are held out of the training. Training
+    With --likelihood normal, DATA may contain any real numbers. Some cells are held out of the training. Training
     stops when the loss on the held-out cells no longer falls, and the weights with the lowest loss on these cells are
     kept. Ctrl-C ends the training after the current epoch, and --resume continues the training later.""",
     python_about="""Train a model on raw counts.
 
-    With a normal likelihood, the values may be any real numbers. Some cells are held out of the training. Training
+    With a normal likelihood, the data may contain any real numbers. Some cells are held out of the training. Training
     stops when the loss on the held-out cells no longer falls, and the weights with the lowest loss on these cells are
     kept.""",
     example="scvae train data.h5ad --batch-key donor",

@@ -32,7 +32,7 @@ def train(request: Request, shell: Shell) -> Outcome:
     DataError, ModelError, DeviceError
         If the data cannot be used, the model cannot be written or resumed, or the device cannot be used.
     Interrupted
-        If the user stopped the training; the state of the training is saved beside the model folder.
+        If the user stopped the training; the state of the training is saved next to the model folder.
     """
     options: TrainOptions = request.options
     run, folder = options.training, request.model_folder if request.inplace else None
@@ -102,10 +102,10 @@ def _new_file(data: Path, modality: str | None) -> str:
 
 
 def _warnings(model: Model) -> list[str]:
-    """Warn of a posterior collapse, with advice; the list is empty if any latent dimension is active."""
+    """Return a warning if the posterior has collapsed; the list is empty if any latent dimension is active."""
     if model.facts["active_units"]:
         return []
     return [
-        "posterior collapse: the latent space carries no information about the cells. Lower --beta, train longer "
+        "posterior collapse: the latent space contains no information about the cells. Lower --beta, train longer "
         "(--max-epochs), or check that the cells differ from each other"
     ]
