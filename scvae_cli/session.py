@@ -64,7 +64,7 @@ class Session:
         Boolean mask over all cells of `store`, True for the cells in `counts`; shape (cells of `store`,).
     missing_genes
         Genes of the model that the data lack. In a model of counts, the counts of missing genes are set to 0. In a
-        model of real numbers, the values of missing genes are set to the mean over the training cells.
+        model of real-valued data, the values of missing genes are set to the mean over the training cells.
     genes
         Names and symbols of the model's genes.
     progress

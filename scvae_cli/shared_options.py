@@ -74,7 +74,7 @@ class Reading(Options):
     allow_missing_genes: bool = option(
         False,
         help="Accept data that lack more than a fifth of the model's genes. The counts of missing genes are set to 0. "
-        "In a model of real numbers, missing values are set to the mean over the training cells.",
+        "In a model of real-valued data, missing values are set to the mean over the training cells.",
         panel=INPUT,
         in_record=False,
     )

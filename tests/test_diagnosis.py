@@ -459,7 +459,7 @@ def test_one_cell_is_refused(diagnosed):
 
 
 def test_a_model_of_other_cells_is_not_trained_on_these(bench):
-    """Advice to train another model refers to the cells of the training."""
+    """Advice to train another model refers to the training cells."""
     adata = anndata.read_h5ad(bench.data)
     adata.obs_names = [f"other_{name}" for name in adata.obs_names]
     other = bench.folder / "other.h5ad"

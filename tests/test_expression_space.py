@@ -163,7 +163,7 @@ def test_residuals_along_random_directions_have_their_share_of_the_variance(cell
     np.testing.assert_allclose(position_nm, residual_ng @ random_mg.T, rtol=1e-3, atol=5e-3)
     total = state_ng[training].var(0).sum()
     assert position_nm[training].var(0).sum() == pytest.approx(NOISE_SHARE * total, rel=1e-2)
-    # New cells have as much noise as the cells of the training.
+    # New cells have as much noise as the training cells.
     assert position_nm[~training].var(0).sum() == pytest.approx(NOISE_SHARE * total, rel=0.25)
 
 

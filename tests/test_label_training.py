@@ -230,7 +230,7 @@ def test_the_command_line_trains_with_labels_and_annotates_without(tmp_path):
     assert "known for 150 of 150 cells" in done.err
     assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_well("info", model).out
     done = run_well("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
-    assert "labeled cells of the training" in done.out
+    assert "labeled training cells" in done.out
     assert (tmp_path / "labels.png").exists()
     refused = run_cli("annotate", query, "-m", model, "--unlabeled", "?", "--force")
     assert refused.code == 2

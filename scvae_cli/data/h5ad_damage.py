@@ -71,8 +71,8 @@ def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
 def check_column(item: Any, length: int) -> None:
     """Check a column of a data frame before anndata reads it.
 
-    Raises a ValueError if the column is not a vector, a categorical or a nullable array, does not have `length` values,
-    or holds values that are neither numbers nor text.
+    The column must be a vector, a categorical or a nullable array. It must hold `length` values, and all values must be
+    numbers or text. Otherwise, a ValueError is raised.
     """
     if not isinstance(item, h5py.Group):
         values = check_vector(item, length)

@@ -133,7 +133,7 @@ class SlotNames:
     anomaly_score = _Key("{}_anomaly_score")
     anomaly_p = _Key("{}_anomaly_p")
     anomaly_p_adjusted = _Key("{}_anomaly_p_adjusted")
-    # obs: share of the held-out cells of the training whose states are at least as rare as the state of the cell. obs:
+    # obs: share of the held-out cells whose states are at least as rare as the state of the cell. obs:
     # whether the share is so small that the training has no cells with a state like that of the cell.
     counterpart_p = _Key("{}_counterpart_p")
     no_counterpart = _Key("{}_no_counterpart")

@@ -71,10 +71,10 @@ def expected_counts(
     DataError
         If `batch_as` or `library` is invalid, or if the batch of a cell is needed and unknown to the model.
     ConfigError
-        If a library size, zero inflation or the estimate "cell" is requested from a model of real numbers.
+        If a library size, zero inflation or the estimate "cell" is requested from a model of real-valued data.
     """
     if with_zero_inflation and not model.of_counts:
-        raise ConfigError("a model of real numbers has no zero inflation", "remove --with-zero-inflation")
+        raise ConfigError("a model of real-valued data has no zero inflation", "remove --with-zero-inflation")
     if estimate == CELL and not model.of_counts:
         raise ConfigError(
             "--estimate cell needs a model of counts, but this model describes real numbers", "remove --estimate cell"
@@ -107,7 +107,7 @@ def expected_counts(
                 if of_cell:
                     # A cell's counts are compared with the expectation at the cell's own library size and batch.
                     output = model.vae.decode(z_nk, cells.batch_n)
-                    assert isinstance(output, CountOutput), "models of real numbers were refused before"
+                    assert isinstance(output, CountOutput), "models of real-valued data were refused before"
                     expected_ng = expected_ng * output.own_factor_ng(cells, with_zero_inflation=inflated)
                 mean_ng += expected_ng / len(points)
             yield mean_ng.cpu().numpy()
@@ -126,13 +126,13 @@ def library_size(model: Model, library: str | float, *, usual: str = "observed")
     Raises
     ------
     ConfigError
-        If a library size is requested from a model of real numbers.
+        If a library size is requested from a model of real-valued data.
     DataError
         If `library` is not "observed", "median" or a number above 0.
     """
     if not model.of_counts and library != usual:
         raise ConfigError(
-            f"--library is {library!r}, but a model of real numbers has no library size", "remove --library"
+            f"--library is {library!r}, but a model of real-valued data has no library size", "remove --library"
         )
     if library == "observed":
         return None

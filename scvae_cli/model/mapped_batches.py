@@ -4,11 +4,11 @@
   This additional effect, z·slope, is linear in the latent position z. A treatment, for example, may change other genes
   in T cells than in monocytes.
 - **Encoder**: a mapped batch has a shift of the first hidden layer, which is equivalent to a shift of the input. A
-  mapped batch also has an affine map of the posterior mean, mean + mean·turn + move. Shift and affine map move the
-  cells of the batch to the latent positions of similar cells of the training.
+  mapped batch also has an affine map of the posterior mean, mean + mean·turn + move. The shift and the affine map
+  move the cells of a mapped batch to the latent positions of similar training cells.
 
-The additional parameters are 0 for the batches of the training and for cells of unknown batches. The results for cells
-of the training and of unknown batches therefore remain identical.
+The additional parameters are 0 for the batches of the training and for unknown batches. Mapping therefore does not
+change the results for training cells and for cells of unknown batches.
 
 Letters in array shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangent
 vectors per cell.

@@ -104,7 +104,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_from_moments(self, mean_g: np.ndarray, variance_g: np.ndarray, batch_n: np.ndarray | None) -> None:
-        """Initialize a model of real numbers at the mean and variance of each feature over the training cells.
+        """Initialize a model of real-valued data at the mean and variance of each feature over the training cells.
 
         For a constant feature, a standard deviation of 1 is used instead of 0.
         """

@@ -90,7 +90,7 @@ class DecodedGenes:
         for _ in range(self._n_samples):
             z_nk = posterior.sample(torch.randn(posterior.mean_nk.shape, generator=self._noise).to(device))
             output = self._model.vae.decode(z_nk, cells.batch_n)
-            assert isinstance(output, CountOutput), "earlier code refuses models of real numbers"
+            assert isinstance(output, CountOutput), "earlier code refuses models of real-valued data"
             expected_ng += output.mean_ng(cells.library_n, with_zero_inflation=True) / self._n_samples
             if output.zero_logit_ng is not None:
                 inflation_ng += torch.sigmoid(output.zero_logit_ng) / self._n_samples

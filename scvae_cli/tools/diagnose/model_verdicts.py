@@ -43,7 +43,7 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
     level, finding = "good", "unused" if beta > 0 else "untrained"
     if use.collapse == "all":
         level = "poor"
-        sentence = f"all {k} dimensions have collapsed to the prior: the latent space carries no information "
+        sentence = f"all {k} dimensions have collapsed to the prior: the latent space contains no information "
         sentence += f"(posterior collapse; {numbers})"
     elif use.n_active < min(FEW_ACTIVE, k):
         level, sentence = "watch", f"only {use.n_active} of {k} dimensions is active ({numbers})"

@@ -42,7 +42,7 @@ class MapOptions(Reading):
     false_alarms: float = option(
         0.05,
         help="Rate of false alarms: the share of cells that are reported to have no counterpart, among cells of the "
-        "same populations as the training cells. The rate is calibrated on held-out cells of the training.",
+        "same populations as the training cells. The rate is calibrated on held-out cells.",
         above=0,
         below=1,
     )
@@ -114,9 +114,9 @@ MAP = Verb(
     new batch may differ between cell populations. The shifts of the encoder place new cells near training cells of the
     same kind. The fewer cells a new batch has, the more its effects are shrunk toward the effects of the model's own
     batches. All other parameters of the model stay unchanged, so the embedding of the training cells stays identical.
-    The new model can be used like any other model, for the cells of the training and for the new cells.
+    The new model can be used like any other model, for the training cells and for the new cells.
 
-    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells of the training whose states are at least
+    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells whose states are at least
     as rare as the state of this cell. obs["scvae_no_counterpart"] is True for cells with a small share, which have no
     counterpart among the training cells.""",
     python_about="""Add new batches to a trained model, without training the model again.
@@ -126,7 +126,7 @@ MAP = Verb(
     same kind. The fewer cells a new batch has, the more its effects are shrunk toward the effects of the model's own
     batches. All other parameters of the model stay unchanged, so the embedding of the training cells stays identical.
 
-    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells of the training whose states are at least
+    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells whose states are at least
     as rare as the state of this cell. obs["scvae_no_counterpart"] is True for cells with a small share, which have no
     counterpart among the training cells.""",
     example="scvae map query.h5ad -m reference.scvae --batch-key donor -o both.scvae",

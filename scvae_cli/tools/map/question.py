@@ -114,7 +114,7 @@ class Map(Question[MapOptions, Mapped]):
         share = facts["no_counterpart"] / facts["n_cells"]
         lines.append(
             f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
-            f"cells of the training; {facts['false_alarms']:.1%} would be reported by chance"
+            f"training cells; {facts['false_alarms']:.1%} would be reported by chance"
         )
         lines.append(
             f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that "
@@ -263,7 +263,7 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     if max(lacking, result.unexplained) > FOREIGN_SHARE or largest > FOREIGN_DIFFERENCE:
         warnings.append(
             f"the cells may be of another tissue or species, which this model does not describe: {lacking:.0%} of them "
-            f"have no counterpart among the cells of the training, the model does not explain the counts of "
+            f"have no counterpart among the training cells, the model does not explain the counts of "
             f"{result.unexplained:.0%}, and gene proportions typically differ from those of the training by a factor "
             f"of up to {np.exp(largest):.1f}"
         )

@@ -64,7 +64,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     max_length: float | None = option(
         None,
         help="Maximum length of the trajectory. One unit of length is the standard deviation of a single count around "
-        "its expected value. In a model of real numbers, one unit is the standard deviation of the noise.",
+        "its expected value. In a model of real-valued data, one unit is the standard deviation of the noise.",
         panel=OPTIMIZATION,
         above=0,
         shown_default="five times the distance from the start to the farthest cell",

@@ -122,7 +122,7 @@ class Predictor:
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
         """Compute the log2 ratio of predicted expected counts to those of control cells, shape (g,).
 
-        Expected counts include zero inflation and are divided by the library size. For a model of real numbers, the
+        Expected counts include zero inflation and are divided by the library size. For a model of real-valued data, the
         result is None.
         """
         if not self.model.of_counts:
@@ -244,7 +244,7 @@ class Predictor:
         """Compute the log ratio, shape (g,), that changes mean log expression by the mean change of the other groups.
 
         The mean log expression increases with the log ratio, so the log ratio is found by bisection, with some of the
-        cells. For a model of real numbers, the function returns the mean change instead of a log ratio.
+        cells. For a model of real-valued data, the function returns the mean change instead of a log ratio.
         """
         change_g = self.observed.mean_change(design)
         assert change_g is not None, "the mean of the other groups is a recipe only if other groups have treated cells"

@@ -70,7 +70,7 @@ def pseudotime_figure(
         Group of each cell, None for a cell without a group. `groups_n` is None if there are no groups.
     genes, count_nc
         Names of the genes whose means along the order are drawn, and their counts in the cells at the same library
-        size, or their values in a model of real numbers.
+        size, or their values in a model of real-valued data.
     unit
         Description of the values of the genes, for the title.
     """

@@ -36,13 +36,13 @@ class Prototype:
     mean_g, average_g, change_g
         Expected counts of the prototype, zero inflation included; counts of the average training cell at the same
         library size; and the difference between these two cells in Fisher–Rao coordinates. One unit of the difference
-        is the standard deviation of a single count around its expected value. In a model of real numbers, one unit is
-        the standard deviation of the noise.
+        is the standard deviation of a single count around its expected value. In a model of real-valued data, one unit
+        is the standard deviation of the noise.
     z_k, off_manifold
         Latent position (all zero), and off-manifold score: the share of the held-out cells' posterior samples that lie
         where the density is higher.
     library
-        Library size at which z = 0 was decoded; None for a model of real numbers.
+        Library size at which z = 0 was decoded; None for a model of real-valued data.
     batch_as, covariates
         `batch_as` is the batch in which z = 0 was decoded, or the fixed covariates; it is None for a model without
         batches. `covariates` maps each batch key and each continuous key of the model to the value with which z = 0 was
@@ -98,7 +98,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     DataError
         For an unknown batch.
     ConfigError
-        If a library size is requested from a model of real numbers.
+        If a library size is requested from a model of real-valued data.
     """
     size = library_size(model, options.library_or_default, usual="median")
     assert size is not None, "SampleOptions.check refuses an observed library size"
@@ -150,7 +150,7 @@ def _columns(model: Model, batch_as: str) -> dict[str, np.ndarray]:
 def _average(model: Model, counts: Counts) -> np.ndarray:
     """Compute the mean over the training cells of each gene's share of the cell's counts, shape (g,).
 
-    For a model of real numbers, the result is the mean value of each gene.
+    For a model of real-valued data, the result is the mean value of each gene.
     """
     rows = np.flatnonzero(~model.held_out(counts.cell_names))
     rows = even(rows if len(rows) else np.arange(counts.n_cells), _MAX_CELLS)

@@ -56,7 +56,7 @@ class Sampled:
         Latent positions along the canonical axes, float32, shape (n, k). The canonical axes are ordered by the variance
         of expression that they explain.
     library_n
-        Library size at which each cell was decoded, shape (n,); None for a model of real numbers.
+        Library size at which each cell was decoded, shape (n,); None for a model of real-valued data.
     covariates, batch_as
         `covariates` maps each batch key and each continuous key of the model to the values with which the cells were
         decoded, shape (n,). `batch_as` names the batch or the covariates that were fixed for all cells; it is "drawn"

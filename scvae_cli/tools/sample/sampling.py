@@ -93,7 +93,7 @@ def sample(
     DataError
         If the batch is unknown, or if holes are avoided and nearly all draws lie in holes.
     ConfigError
-        If a library size is requested from a model of real numbers.
+        If a library size is requested from a model of real-valued data.
     """
     assert options.n is not None, "only the prototype needs no number of cells"
     # Memory per cell: positions in double precision and their copies, names, scores and library sizes. Counts need

@@ -105,7 +105,7 @@ class SweepOptions(Drawing, Writing):
     def judge_of(self, model: ModelConfig) -> str:
         """Return the criterion that decides for a model.
 
-        The default is "thinning" for a model of counts, and "bound" for a model of real numbers.
+        The default is "thinning" for a model of counts, and "bound" for a model of real-valued data.
         """
         return self.judge or ("thinning" if model.of_counts else "bound")
 

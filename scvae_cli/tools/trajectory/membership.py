@@ -12,9 +12,9 @@ cell belongs to the trajectory in two cases:
    ends.
 
 A cell outside the tube and the clouds also belongs to the trajectory if at least half of its nearest cells lie in the
-tube or the clouds. If groups are known, most of the nearest cells of a cell must also belong to groups that occur
-around the nearest steps. The requirement on the groups leaves out the cells of a sister fate that borders on the
-trajectory.
+tube or the clouds. If groups are known, there is a further condition: most neighbors of the cell must belong to groups
+that occur near those steps of the trajectory that are nearest to the cell. This condition leaves out the cells of a
+sister fate that borders on the trajectory.
 
 Letters in array shapes: n cells, t steps, k latent dimensions, g genes, d directions of expression, j nearest cells, r
 reference cells, c components or groups.

@@ -68,7 +68,7 @@ class Trajectory:
         Latent positions of all trajectories of a bundle; None without a bundle. The result describes the most central
         trajectory of the bundle.
     of_counts
-        True for a model of counts, False for a model of real numbers.
+        True for a model of counts, False for a model of real-valued data.
     leading
         Indices of the genes that come first in tables and figures, such as the genes of an optimization.
     """
