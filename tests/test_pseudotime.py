@@ -36,6 +36,7 @@ from scvae_cli.session import Session
 from scvae_cli.tools.pseudotime.figure import means_along, pseudotime_figure
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
+from scvae_cli.tools.pseudotime.unnamed_groups import warning_of_unnamed_groups
 
 MATURE = ["mature_1", "mature_2"]
 
@@ -213,13 +214,28 @@ def test_an_end_of_one_cell(adata, model):
     last = cells.obs["true_pseudotime"][types == "mature_2"].idxmax()
     types[(types == "mature_2") & (cells.obs_names != last)] = "unnamed"
     cells.obs["cell_type"] = types
-    result = ordered(cells, model, root="stem", ends=MATURE)
+    with pytest.warns(ScvaeWarning, match=r"as far from the root as this end: unnamed \(mature_2\)\."):
+        result = ordered(cells, model, root="stem", ends=MATURE)
     assert result.end_cells[1] == (last,)
     np.testing.assert_allclose(result.probability_ne.sum(1), 1)
     assert (result.branch_n[types == "unnamed"] == "mature_2").mean() > 0.8
 
 
 # --- warnings and refusals --------------------------------------------------------------------------------------------
+
+
+def test_mature_groups_that_are_not_named_are_reported(branches):
+    pseudotime_n = np.repeat([0.0, 0.5, 0.8, 0.9, 1.0], 10)
+    group_n = np.repeat(np.array(["root", "young", "other", "unlike", "end"], dtype=object), 10)
+    branch_n = np.where(group_n == "unlike", "uncommitted", "end")
+    result = replace(branches, ends=("end",), pseudotime_n=pseudotime_n, branch_n=branch_n)
+    assert warning_of_unnamed_groups(result, group_n, "root") is None
+    result = replace(result, pseudotime_n=np.where(group_n == "other", 0.9, pseudotime_n))
+    warning = warning_of_unnamed_groups(result, group_n, "root")
+    assert warning is not None
+    assert "as this end: other (end)." in warning
+    group_n[group_n == "young"] = None
+    assert warning_of_unnamed_groups(result, group_n, "root") == warning
 
 
 def test_disconnected_components_are_reported(planted):
@@ -302,7 +318,8 @@ def test_options_that_cannot_be_meant_are_refused(adata, model, message, options
 def test_a_root_may_be_called_shared(adata, model):
     cells = adata.copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "uncommitted")
-    assert ordered(cells, model, root="uncommitted", ends=["mature_1"]).root == "uncommitted"
+    with pytest.warns(ScvaeWarning, match="as far from the root"):  # the other cells lie between two mature groups
+        assert ordered(cells, model, root="uncommitted", ends=["mature_1"]).root == "uncommitted"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12])

@@ -13,6 +13,7 @@ from scvae_cli.question import Question
 from scvae_cli.tools.pseudotime.options import PseudotimeOptions
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
+from scvae_cli.tools.pseudotime.unnamed_groups import warning_of_unnamed_groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,11 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         return super().record(result) | {"name": self.name, "root": self.root.label}
 
     def warnings(self, result: Pseudotime) -> Sequence[str]:
-        return result.warnings()
+        groupby = self.options.groupby
+        if groupby is None or not result.ends:
+            return result.warnings()
+        unnamed = warning_of_unnamed_groups(result, self.session.labels(groupby), result.root)
+        return [*result.warnings(), *([] if unnamed is None else [unnamed])]
 
     def facts(self, result: Pseudotime) -> dict[str, Any]:
         return {
