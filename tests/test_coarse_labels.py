@@ -12,9 +12,9 @@ from command_line import run_well
 from simulated import learned
 
 import scvae_cli as scvae
+from scvae_cli.data.known_labels import values_by_label
 from scvae_cli.errors import DataError
 from scvae_cli.tools.annotate.back_off import CoarseLabels, back_off, back_off_quality
-from scvae_cli.tools.annotate.label_categories import values_by_label
 
 COARSE = {
     "stem": "immature", "progenitor": "immature", "intermediate_1": "branch 1", "mature_1": "branch 1",
@@ -85,7 +85,7 @@ def test_quality_of_backing_off():
         (lambda obs: obs.assign(fine=obs["coarse"], coarse=obs["fine"]), "exchange them"),
         (lambda obs: obs.assign(coarse=obs["coarse"].where(obs["fine"] != "stem")), "no value for the cells labeled"),
         (lambda obs: obs.assign(coarse="blood"), "has only the value 'blood'"),
-        (lambda obs: obs.assign(coarse=obs["fine"] + " cell"), "nothing to back off to"),
+        (lambda obs: obs.assign(coarse=obs["fine"] + " cell"), "replaced by a coarser label"),
         (lambda obs: obs.assign(coarse=obs["coarse"].replace({"branch 1": "unknown"})), "of no known type"),
         (lambda obs: obs.assign(coarse=obs["coarse"].replace({"branch 1": "stem"})), "another name"),
     ],
@@ -120,7 +120,7 @@ def test_both_shells_write_coarse_labels(copied):
     assert set(told["heldout"]) == {"labels", "kept", "kept_right", "coarse_right"}
     # A second run writes over the columns of the first one, and does not offer them as known labels.
     out = run_well(*asked).out
-    assert "back off to the coarse label" in out
+    assert "get a coarse label" in out
     with pytest.raises(DataError) as refused:
         scvae.annotate(ad.read_h5ad(copied.data), copied.model, labels_key="nothing")
     offered = refused.value.hint.split(": ")[1].split(", ")
