@@ -2,8 +2,8 @@
 
     python generation_scvi.py CELLS.h5ad -n 1000 -o made.npz
 
-Library sizes are drawn at random from those of the training cells. It needs scvi-tools, and no code of this project
-except heldout_scvi.py.
+Library sizes are drawn at random from those of the training cells. This script needs scvi-tools, and no code of this
+project except heldout_scvi.py.
 """
 
 from __future__ import annotations

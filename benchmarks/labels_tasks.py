@@ -1,4 +1,5 @@
-"""The tasks of `labels.py`: data sets, the cells whose label is given, and the cells that are scored.
+"""The tasks of `labels.py`: data sets, the cells whose label is given, and the cells whose predicted labels are
+evaluated.
 
 Letters in array shapes: n cells.
 """

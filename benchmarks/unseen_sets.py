@@ -8,7 +8,7 @@
 - `sctransform_pbmc.h5ad`: `pbmc` of the R package sctransform (0.3.5), 283 cells × 914 genes. This data set needs
   `Rscript` with sctransform and Matrix installed.
 
-Both are raw counts of molecules without labels. pip fetches the first from the package index.
+Both data sets are raw counts of molecules without labels. pip downloads celltypist from the package index.
 """
 
 from __future__ import annotations
