@@ -1,5 +1,4 @@
-"""Are the labels of other cells predicted correctly, are the probabilities calibrated, and are unknown types
-recognized?
+"""Are labels of cells predicted correctly, are the probabilities calibrated, and are unknown types recognized?
 
     python benchmarks/labels.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets mixology,kang]
 

@@ -1,5 +1,4 @@
-"""The tasks of `labels.py`: data sets, the cells whose label is given, and the cells whose predicted labels are
-evaluated.
+"""The tasks of `labels.py`: data sets, the cells whose label is given, and the cells whose labels are predicted.
 
 Letters in array shapes: n cells.
 """

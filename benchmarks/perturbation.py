@@ -1,5 +1,4 @@
-"""How accurately does `scvae perturb` predict cells that were not observed, and does it estimate its accuracy
-correctly?
+"""How accurately does `scvae perturb` predict unobserved cells, and is its own estimate of the accuracy correct?
 
     python benchmarks/perturbation.py [--data-folder FOLDER] [--seeds 0,1,2] [--threads 2]
         [--parts kang,null,simulated] [--groups "B cells"]

@@ -1,4 +1,4 @@
-"""A data set and a model trained on it, which are made once; tests work on copies."""
+"""A data set and a model that was trained on it. Both are made once for all tests, and tests work on copies."""
 
 from __future__ import annotations
 

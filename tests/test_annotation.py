@@ -1,6 +1,6 @@
-"""Labels of cells: correct where they can be known, with calibrated probabilities and sets, and one-line refusals.
+"""Labels predicted by `annotate` are correct and calibrated, and unsuitable input is refused in one line.
 
-Letters in array shapes: n cells, m labeled cells, c labels, v views.
+Letters in array shapes: n cells, m labeled cells, c labels, v views of a cell.
 """
 
 from __future__ import annotations

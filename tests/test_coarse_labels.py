@@ -1,4 +1,4 @@
-"""Coarse labels of `annotate`, and columns of labels that are numbers or True and False."""
+"""Coarse labels of `annotate`, and columns whose labels are numbers or booleans."""
 
 from __future__ import annotations
 
