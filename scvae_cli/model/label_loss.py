@@ -39,7 +39,7 @@ def label_loss(z_nk: Tensor, label_nc: Tensor, n_cells: Tensor | int, classifier
     n_cells
         Number of cells in the minibatch, without the cells that only pad the minibatch.
     classifier
-        The linear map from a position to the logits of the labels.
+        The linear map from a latent position to the logits of the labels.
     """
     log_p_nc = torch.log_softmax(nn.functional.linear(z_nk, classifier.weight, classifier.bias), dim=1)
     labeled_n1 = label_nc.sum(1, keepdim=True)

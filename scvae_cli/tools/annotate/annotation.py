@@ -63,10 +63,10 @@ class _Calibrated:
     learned
         The classifiers.
     weight_v
-        Weight of each view of a cell in the predictions, shape (v,).
+        Weight of each view (matrix of coordinates of the cells) in the predictions, shape (v,).
     label_scores, novelty_scores
         Scores of held-out cells, with which the scores of other cells are compared. The scores are the log odds of the
-        labels, and the negative novelty of the cells.
+        labels, and the negative novelty (difference from all known types) of the cells.
     held_out, quality
         Predictions for the held-out cells, and the quality of these predictions.
     """

@@ -2,7 +2,7 @@
 
 Every fine label, such as "CD4 T cell", belongs to one coarse label, such as "T cell". The probability of a coarse label
 is the sum of the probabilities of its fine labels. A cell keeps its most probable fine label if the probability of this
-label is high enough. Otherwise, the cell backs off: it gets its most probable coarse label.
+label is high enough. A cell without a probable fine label "backs off": this cell gets its most probable coarse label.
 
 Letters in array shapes: n cells, m held-out labeled cells, c fine labels, d coarse labels.
 """
@@ -56,7 +56,7 @@ class BackOffQuality:
         Share of the held-out cells that keep their fine label.
     kept_right, coarse_right
         Share of correct labels among the cells that keep their fine label, and among the cells that get a coarse label.
-        The share is NaN if there are no such cells.
+        A share among zero cells is NaN.
     """
 
     labels: Prediction

@@ -54,7 +54,8 @@ def warning_of_new_batches(session: Session, known: KnownLabels, reference: Sess
 def _batches(session: Session) -> np.ndarray | None:
     """Return the batch of each cell, shape (n,).
 
-    The batch of a cell is None if the cell has no value. The result is None if the data have no column of batches.
+    A cell with a missing value in the column of batches has the batch None. If the data have no column of batches, the
+    result is None.
     """
     if session.counts.batch is not None:
         return np.asarray(session.counts.batch, dtype=object)

@@ -1,4 +1,4 @@
-"""Classifiers of cells: logistic regressions on several views of a cell, whose log probabilities are combined.
+"""Classifiers of cells: several logistic regressions predict labels, and their log probabilities are combined.
 
 A view is a matrix of coordinates of the cells, such as the embedding. In each view, a multinomial logistic regression
 with an L2 penalty predicts the label. The predictions of the views are combined by a logarithmic opinion pool,
@@ -7,8 +7,9 @@ with an L2 penalty predicts the label. The predictions of the views are combined
 
 where the weights w_v ≥ 0 minimize the cross-entropy of held-out labeled cells. The sum of the weights acts as the
 inverse temperature in temperature scaling (Guo et al. 2017, doi:10.48550/arXiv.1706.04599), so the weights also
-calibrate the probabilities. Views that generalize worse get smaller weights. With few labeled cells, the genes improve
-the predictions little. With many labeled cells, the genes add information that the model lacks.
+calibrate the probabilities. A view that generalizes worse to held-out cells gets a smaller weight. With few labeled
+cells, the genes improve the predictions little. With many labeled cells, the genes add information that the model
+lacks.
 
 Letters in array shapes: n cells, m labeled cells, c labels, v views of a cell, j coordinates.
 """
@@ -53,9 +54,9 @@ def regression(x_mj: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, inver
     x_mj
         Coordinates of the labeled cells.
     code_m
-        Label of each cell, as a number from 0 to c − 1. Each of these numbers must occur, and c must be at least 2.
+        Label of each cell, as a number from 0 to c − 1. Every label must occur, and c must be at least 2.
     weight_m
-        Number of labeled cells that each cell represents.
+        Number of labeled cells that each given cell represents, if only some of the labeled cells are given.
     inverse_penalty
         Inverse strength of the L2 penalty; scikit-learn's argument `C`.
     """
@@ -68,14 +69,14 @@ def regression(x_mj: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, inver
         fitted.fit(x_mj, code_m, weight_m)
     coefficient_cj, intercept_c = fitted.coef_, fitted.intercept_
     if len(coefficient_cj) == 1:
-        # For two labels, scikit-learn keeps only the logit of the second label.
+        # If there are two labels, scikit-learn keeps only the logit of the second label.
         coefficient_cj = np.concatenate([np.zeros_like(coefficient_cj), coefficient_cj])
         intercept_c = np.append(0.0, intercept_c)
     return Regression(coefficient_cj.T.astype(np.float32), np.asarray(intercept_c, dtype=np.float64))
 
 
 def pooled(weight_v: np.ndarray, log_p_vnc: np.ndarray) -> np.ndarray:
-    """Compute the weighted sum of the log probabilities of all views, normalized to probabilities; shape (n, c)."""
+    """Compute weighted sums of the log probabilities of all views, and normalize the probabilities; shape (n, c)."""
     log_p_nc: np.ndarray = log_softmax(np.tensordot(weight_v, log_p_vnc, axes=1), axis=1)
     return log_p_nc
 

@@ -25,9 +25,9 @@ def coarse_labels(known: KnownLabels, session: Session, fine_key: str, key: str,
     Raises
     ------
     DataError
-        If the column does not exist, or has as few as one coarse label or as many as there are fine labels. Also if
-        cells with the same fine label have several coarse labels, or if none of these cells has a coarse label. Also if
-        a coarse label is called "unknown", or has the name of a fine label that belongs to another coarse label.
+        If the column does not exist, if there is only one coarse label, or if there are as many coarse labels as fine
+        labels. If the cells of a fine label have several coarse labels, or no coarse label at all. If a coarse label is
+        called "unknown", or has the name of a fine label that belongs to another coarse label.
     """
     title = session.store.title
     column = obs_values(session.store, key, purpose="--coarse-key", without=annotated_columns(session.store, key_added))

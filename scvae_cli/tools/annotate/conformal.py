@@ -1,17 +1,18 @@
 """Conformal p-values: how unusual a score is among the scores of held-out labeled cells.
 
 A cell's p-value for a label is the share of held-out cells of this label whose scores are as low as the cell's score,
-or lower. If the cell has this label and is exchangeable with the held-out cells, the p-value is uniformly distributed,
-or larger. A prediction set holds all labels whose p-value exceeds 1 − coverage. A prediction set therefore contains the
-true label with a probability of at least `coverage`.
+or lower. If a cell has a label and is exchangeable with the held-out cells of this label, its p-value for the label is
+uniformly distributed, or larger. A prediction set holds all labels whose p-value exceeds 1 − coverage. A prediction set
+therefore contains the true label with a probability of at least `coverage`.
 
 The scores come from several classifiers, one for each part of the labeled cells (`held_out_parts`). A score of a
-classifier is compared with the scores that this classifier gives to its own held-out cells (cross-conformal
-prediction; Vovk 2015, doi:10.1007/s10472-013-9368-4). The score of a labeled cell is compared with the scores of the
-held-out cells in the other parts.
+classifier is compared with the scores that this classifier gives to its own held-out cells (cross-conformal prediction;
+Vovk 2015, doi:10.1007/s10472-013-9368-4). The score of a labeled cell is compared with the scores of the held-out cells
+in the other parts.
 
-Labels with few held-out cells are calibrated together, because a few cells do not show how low scores can be. If even
-all labels with few held-out cells together have too few of them, these labels are calibrated with all held-out cells.
+Rare labels, which have few held-out cells, are calibrated together, because a few cells do not show how low scores can
+be. If the held-out cells of all rare labels together are still too few, rare labels are calibrated with all held-out
+cells.
 
 Letters in array shapes: n cells, m held-out labeled cells, c labels, k parts of the labeled cells.
 """
@@ -44,11 +45,11 @@ class HeldOutScores:
     Parameters
     ----------
     score_m, code_m, part_m
-        Score, label and part of each held-out cell, shape (m,) each. Cells with the label usually have high scores.
+        Score, label and part of each held-out cell, shape (m,) each. A cell usually has a high score for its label.
     n_labels
         Number of labels, c.
     enough
-        If a label has at least this number of held-out cells, only these cells calibrate the label.
+        Smallest number of held-out cells with which a label is calibrated by its own held-out cells alone.
     """
 
     score_m: np.ndarray

@@ -21,7 +21,7 @@ import numpy as np
 
 # Largest number of labeled cells (and of cells without a label), and number of folds of the cross-validation.
 MOST_CELLS, PARTS = 1000, 5
-# The comparison needs at least this number of labeled cells, and the same number of cells without a label.
+# The comparison needs at least FEW_CELLS labeled cells, and at least FEW_CELLS cells without a label.
 FEW_CELLS = 20
 # Cells clearly differ if the area exceeds 0.5 by more than ERRORS standard errors, and also exceeds LEAST.
 ERRORS, LEAST = 4.0, 0.6
@@ -37,7 +37,7 @@ class Difference:
     auc
         Area under the ROC curve, on cells that the classifier has not seen.
     standard_error
-        Standard error of the area, if the two kinds of cells are alike.
+        Standard error of the area under the ROC curve, if the two kinds of cells are alike.
     """
 
     auc: float
@@ -54,7 +54,7 @@ def difference(
 ) -> Difference | None:
     """Compare labeled cells with cells without a label that have the same predicted labels.
 
-    The result is None if there are too few cells.
+    The result is None if too few cells can be compared.
 
     Parameters
     ----------
@@ -80,8 +80,9 @@ def difference(
         warnings.simplefilter("ignore", UserWarning)
         classifier = LogisticRegression(C=_INVERSE_PENALTY, max_iter=100)
         x_nj = x_nj / np.maximum(x_nj.std(axis=0), 1e-9)
-        # All folds have equal shares of the two kinds of cells of each label. With unequal shares, a kind that is too
-        # frequent in one fold would be too rare in the other folds, and the classifier would learn this.
+        # For each label, all folds have equal shares of labeled cells and of cells without a label. With unequal
+        # shares, a kind of cells that is too frequent in the tested fold would be too rare in the folds that train the
+        # classifier.
         parts = folds.split(x_nj, 2 * label_n + kind_n)
         score_n = cross_val_predict(classifier, x_nj, kind_n, cv=list(parts), method="decision_function")
     n = len(kind_n) // 2
@@ -95,7 +96,7 @@ def some_cells(cells: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def _balanced(x_nj: np.ndarray, kind_n: np.ndarray, label_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep equal numbers of both kinds of cells of each label, and leave out labels with fewer cells than folds."""
+    """For each label, keep equal numbers of both kinds of cells; leave out labels with fewer cells than folds."""
     kept = [np.empty(0, dtype=np.int64)]
     for label in np.unique(label_n):
         cells = [np.flatnonzero((label_n == label) & (kind_n == kind)) for kind in (0, 1)]

@@ -22,7 +22,7 @@ _CELL_RANGE, _DIAGRAM, _MOST_SIDE = (0.05, 0.4), 2.0, 4.5
 _AXIS, _NUMBER, _LINE = 0.2, 0.22, 0.1
 _SIZE = 6.0
 _NAME_RANGE = (24, 60)
-# Largest numbers of labels with which the confusion table shows names, and shows numbers.
+# The confusion table shows names for at most _MOST_NAMES labels, and numbers for at most _MOST_NUMBERS labels.
 _MOST_NAMES, _MOST_NUMBERS = 60, 15
 
 

@@ -4,8 +4,7 @@ The labeled cells are divided into `PARTS` parts, as in a cross-validation. For 
 the cells of all other parts. Each labeled cell therefore has a prediction from a classifier that has not seen its
 label, and every classifier learns from most cells of a rare label. If a label has only one cell, all classifiers learn
 from this cell, and the cell is never held out. If the model was trained with the label of a cell, the cell is never
-held out either. The latent position of such a cell depends on its label, so its label would be predicted better than
-the labels of other cells.
+held out either: the latent position of the cell depends on the label, so the predicted label would be too accurate.
 
 Letters in array shapes: n cells, m labeled cells, c labels.
 """
@@ -58,8 +57,8 @@ def _limit(size_c: np.ndarray, most: int) -> int:
 def parts_of(code_m: np.ndarray, *, unseen_m: np.ndarray, seed: int, n_parts: int = PARTS) -> np.ndarray:
     """Assign labeled cells to parts at random, such that the cells of each label are spread evenly; shape (m,).
 
-    Cells that are never held out have the part −1. They are the only cells of their labels, or cells with whose labels
-    the model may have been trained. `unseen_m` is a mask of the cells with whose labels the model was not trained.
+    The part of a cell is −1 if no other cell has the same label, or if the model may have been trained with the label
+    of the cell. `unseen_m` is a mask of the cells with whose labels the model was not trained.
     """
     random = np.random.default_rng(seed)
     part_m = np.full(len(code_m), -1)

@@ -27,13 +27,13 @@ from scvae_cli.tools.annotate.views import GENES, INVERSE_PENALTY, VIEWS, Coordi
 class Learned:
     """Classifiers that were trained on labeled cells, and their predictions for held-out labeled cells.
 
-    The labels are in the order in which they first occur among the cells, so results do not depend on their names.
+    The labels are in the order in which they first occur among the cells, so results do not depend on label names.
 
     Parameters
     ----------
     names, rank_c
         Names of the labels in the order in which they are shown, and the index of each of these labels in all other
-        fields.
+        fields of this class.
     values
         Values of the labels, in the order of `names`, if the labels are numbers or booleans; otherwise None.
     size_c
@@ -45,8 +45,8 @@ class Learned:
         regressions of the last view take scaled genes as input. With few labels, scaled genes need far fewer
         multiplications than principal components of the genes.
     log_p_vhc, novelty_h
-        For each held-out cell, the log probabilities of the labels in each view, and the novelty of the cell. Both are
-        computed by the classifier that has not seen the cell.
+        For each held-out cell, the log probabilities of the labels in each view, and the novelty (difference of the
+        cell from all known types). The classifier that computed them has not seen the cell.
     code_h, part_h, weight_h
         For each held-out cell, the index of its label, its part, and the number of labeled cells that it represents.
     """
@@ -70,7 +70,7 @@ class Learned:
         return _by_view(self.regressions_kv[part], views)
 
     def with_mean_of(self, missing_g: np.ndarray) -> Learned:
-        """Return classifiers for data that lack some genes, whose values are replaced by the mean of the gene."""
+        """Return classifiers for data that lack some genes; missing values are replaced by the mean of each gene."""
 
         def corrected(fitted: Regression) -> Regression:
             at_mean_c = self.scaling.gene_center_g[missing_g] @ fitted.coefficient_jc[missing_g]
@@ -90,7 +90,7 @@ class Lesson:
     rows_m
         Indices of the cells that trained the classifiers, shape (m,).
     held_m
-        Mask of those of these m cells that were also held out once, shape (m,).
+        Mask of the cells that were held out from one of the classifiers, shape (m,).
     trained
         Coordinates of the m cells that trained the classifiers.
     """

@@ -1,12 +1,12 @@
 """Recognition of cells that belong to none of the known types, by relative Mahalanobis distances.
 
-The novelty of a cell is the difference of two squared Mahalanobis distances (Ren et al. 2021,
-doi:10.48550/arXiv.2106.09022). The first distance is to the center of the nearest known type, with the covariance
-within types. The second distance is to the center of all cells, with the covariance of all cells. Along directions that
-vary in all cells, such as technical ones, even a cell of a known type may be far from the center of its type. Taking
-the difference of the two distances removes these directions. The distances are between decoded states in expression
-space. The probabilities of a classifier say little about novelty, because a classifier only compares known types with
-each other.
+The novelty of a cell is its squared Mahalanobis distance from the nearest known type, minus its squared Mahalanobis
+distance from all cells (Ren et al. 2021, doi:10.48550/arXiv.2106.09022). The distance from a type is the distance from
+the center of the type, with the covariance within types. The distance from all cells is the distance from the center of
+all cells, with the covariance of all cells. Along directions that vary in all cells, such as technical ones, even a
+cell of a known type may be far from the center of its type. The difference of the two Mahalanobis distances removes the
+influence of such directions. Mahalanobis distances are computed from decoded states in expression space. The
+probabilities of a classifier say little about novelty, because a classifier only compares known types with each other.
 
 Letters in array shapes: n cells, m labeled cells, c labels, j coordinates.
 """
@@ -57,7 +57,7 @@ def novelty(x_nj: np.ndarray, labels: Metric, everything: Metric) -> np.ndarray:
 
 
 def _factor(centered_nj: np.ndarray) -> np.ndarray:
-    """Return F with F·Fᵀ equal to the inverse of the shrunken covariance (Ledoit and Wolf 2004), shape (j, j)."""
+    """Return F, such that F·Fᵀ is the inverse of the shrunken covariance (Ledoit and Wolf 2004); shape (j, j)."""
     from sklearn.covariance import ledoit_wolf
 
     covariance_jj, _ = ledoit_wolf(centered_nj, assume_centered=True)

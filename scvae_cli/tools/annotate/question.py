@@ -44,7 +44,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         self.known: KnownLabels | None = None
         self.coarse: CoarseLabels | None = None
         if fine_key is None:
-            learned_of(session.model)  # raises an error if the model has no labels
+            learned_of(session.model)  # `learned_of` raises an error if the model has no labels
             return
         self.known = known_labels(
             labeled.store,
@@ -150,7 +150,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
     def notes(self, result: Annotation) -> Sequence[str]:
         return result.notes()
 
-    def next_step(self, result: Annotation) -> str:  # noqa: ARG002  # the column is known beforehand
+    def next_step(self, result: Annotation) -> str:  # noqa: ARG002  # the column does not depend on the result
         return self.on_umap(self.names.label)
 
 

@@ -77,7 +77,7 @@ class Annotation:
 
     @property
     def code_n(self) -> np.ndarray:
-        """Index of each cell's most probable label, shape (n,); c for unknown cells."""
+        """Index of each cell's most probable label, shape (n,). Unknown cells have the index c."""
         code_n: np.ndarray = np.where(self.unknown_n, len(self.labels), self.probability_nc.argmax(1))
         return code_n
 

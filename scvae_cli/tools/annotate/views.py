@@ -1,12 +1,12 @@
 """Views of a cell: three matrices of coordinates, from which classifiers predict the label of the cell.
 
-- **state**: the position of the decoded state in expression space. This view holds only what the model has learned from
-  all cells, so few labeled cells are enough to train its classifier.
-- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). This view also holds
-  part of the cell's own residuals, by which its counts differ from the decoded state.
+- **state**: the position of the decoded state in expression space. The view `state` holds only what the model has
+  learned from all cells, so few labeled cells are enough to train a classifier on this view.
+- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). The view `expression`
+  also holds part of the residuals of a cell, by which its counts differ from its decoded state.
 - **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
-  The genes contain information that the model lacks. A logistic regression on this view alone is also the baseline with
-  which the quality of the predicted labels is compared.
+  The genes contain information that the model lacks. A logistic regression on the view `genes` alone is also the
+  baseline with which the quality of the predicted labels is compared.
 
 The scales of all views and the principal components of the genes are computed from the labeled cells.
 
@@ -29,9 +29,9 @@ VIEWS = ("state", "expression", "genes")
 GENES = VIEWS.index("genes")
 COMPONENTS = 300
 # Inverse strength of the L2 penalty of each view's logistic regression. The penalty is strongest for the genes, because
-# this view has the most coordinates.
+# the view `genes` has the most coordinates.
 INVERSE_PENALTY = (1.0, 1.0, 0.1)
-# Scaled genes are clipped at this value, as scanpy's `sc.pp.scale(max_value=10)` does.
+# Scaled genes are clipped at _MOST, as scanpy's `sc.pp.scale(max_value=10)` does.
 _MOST = 10.0
 
 
