@@ -1,7 +1,7 @@
 """Attack commands while they write a file: is the file then the complete old or new one, and is every message true?
 
 Commands are killed (SIGKILL) and signaled (SIGINT, SIGTERM, SIGHUP) at system calls that are spread over the whole
-write. A training is killed while it saves its state, and several processes write one file at the same time.
+write. A training is killed while it saves its state, and several processes write one file at the same time. The file
 tests/write_attacks.py contains the attacks and says what counts as a failure. The parts of the benchmark can be run one
 by one. The results of each part are stored in a JSON file, and --table makes one table of all parts.
 

@@ -14,11 +14,11 @@ Each method trains a model with the defaults and embeds the cells. For each embe
 - `age R²`: squared correlation, within the types, between the age of a cell and the mean age of its neighbors of the
   same type (0 if the embedding does not depend on the age).
 
-For scvae, the held-out ELBO is reported too. In the simulation, 200 further cells have the combination of donor and
-technology that the training lacks, and their importance bound (50 samples) is reported. The decoded effects of donor,
-technology and age are compared with the true effects by the correlation and the slope over the genes. scVI gets the
-factors as `categorical_covariate_keys` and the age as `continuous_covariate_keys`, and is trained with its defaults and
-early stopping.
+For scvae, the held-out ELBO is reported too. The simulation also draws 200 cells with the combination of donor and
+technology that the training lacks. The importance bound (50 samples) of these 200 cells is reported. The decoded
+effects of donor, technology and age are compared with the true effects by the correlation and the slope over the genes.
+scVI gets the factors as `categorical_covariate_keys` and the age as `continuous_covariate_keys`, and is trained with
+its defaults and early stopping.
 
 Results are added to `results/covariates.json` after every run; `results/covariates.md` is the table of the results.
 """

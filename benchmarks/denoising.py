@@ -4,11 +4,12 @@
 
 A tenth of every cell's molecules, drawn at random, is withheld (`scvae_cli.evaluation.thinning`). Each method learns
 from the other molecules and predicts the withheld molecules; the Poisson loss measures the error. Two predictions are
-compared. The first prediction is the expected counts of the cell's state. The second prediction exists only for methods
-with a dispersion: the expected counts of the cell itself, which also use the cell's own counts. For principal
+compared: the expected counts of a cell's state, and the expected counts of the cell itself, which also use the cell's
+own counts. Expected counts of the cell itself are computed only for methods with a dispersion. For principal
 components, the best of five numbers of components is used. The number of components is chosen on the withheld counts,
-which favors principal components. For scVI (early stopping), the better of its rate and the mean of its likelihood is
-used. scVI itself does not use the cell's own counts; one row shows the prediction of scVI if it did.
+which favors principal components. For scVI (early stopping), the better of scVI's rate and the mean of scVI's
+likelihood is used. scVI itself does not use the cell's own counts. The benchmark also computes the prediction that scVI
+would give with the cell's own counts.
 
 On simulated trees, the true mean of every count is known, so the mean squared error to the true mean is reported, too.
 

@@ -27,8 +27,8 @@ Each method is evaluated at expected false discovery rates (for Wilcoxon: Benjam
   hypothesis of no change at all, ignores batches, and is compared with both truths. "Wilcoxon, and 0.25" calls only
   genes whose log2 fold change also exceeds 0.25.
 - "decoded means" and "cells' rates": results of `scvae denoise` (`--estimate state` and `cell`), averaged over the
-  cells of each group within batches. The means and their standard errors are shrunk as in `de`. These two methods show
-  what the decoder alone achieves.
+  cells of each group within batches. The means and their standard errors are shrunk as in `de`. The decoded means and
+  the cells' rates show what the decoder alone achieves.
 
 The part `kang` uses real cells (kang_muscat_2donors): interferon β against control within three populations. How many
 of the rising genes that are most certain are known interferon targets? In addition, the control cells of one population

@@ -2,14 +2,14 @@
 
     python benchmarks/embedding.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets NAME,NAME]
 
-For every data set and seed, the benchmark trains scvae with the defaults and embeds the cells. These embeddings are
-compared:
+For every data set and seed, the benchmark trains scvae with the defaults and embeds the cells. The benchmark compares
+the embeddings
 
 - `expression`: obsm["X_scvae"], the default of `scvae embed`,
 - `latent`: obsm["scvae_latent"],
 - `pca`: 30 components of scanpy's log-normalized counts (of the 2,000 highly variable genes, if there are more),
 - `scvi`: scVI with its defaults and early stopping, on the same cells, and `harmony` (Harmony on the PCA), if
-  `--scvi-python` names an interpreter with scvi-tools (`embedding_peers.py` lists the other packages that it needs).
+  `--scvi-python` names an interpreter with scvi-tools and the other packages that `embedding_peers.py` needs.
 
 The embeddings are compared by four kinds of measures:
 

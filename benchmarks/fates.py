@@ -7,9 +7,9 @@ branches leave the trunk together or one after the other. The true order and the
 uses mouse myeloid progenitors with all five ends. The measures are:
 
 - fate: share of mature cells whose most probable end is their own, and share of mature cells that are committed to
-  their own end. Both shares are means over the ends.
-- hidden: share of mature cells whose most probable end is their own, if the label of these cells was hidden from the
-  method (half of the cells of each end).
+  their own end. The shares of mature cells are means over the ends.
+- hidden: share of mature cells whose most probable end is their own, among cells whose label was hidden from the method
+  (half of the mature cells).
 - AUC: how well the probability of an end distinguishes cells that develop into this end from all other cells, between
   the last branching and maturity. The mean over the ends is given, for the trees only.
 - ECE: mean difference between predicted probabilities and observed frequencies, in ten bins, over all cells that are

@@ -4,12 +4,12 @@ For every data set and weight of `--flat`, a model is trained with otherwise def
 
 - the held-out ELBO, compared with the better of two models without `--flat`: one with the default patience, and one
   with the patience of `--flat`, so that the gain of a longer training is not attributed to `--flat`;
-- the condition number of the decoder's metric M at the posterior means of the held-out cells, as a mean over these
-  cells;
+- the mean condition number of the decoder's metric M at the posterior means of the held-out cells;
 - Spearman's correlation, over pairs of cells, between latent distance and length of the geodesic. The geodesic is the
   path of least Fisher–Rao length among the straight line and splines that were optimized from it. Spearman's
   correlation is also given for the lengths of straight lines, and for shortest paths in the neighbor graph of the
-  cells. The noise of the correlation is its standard deviation over resampled cells from which the pairs start.
+  cells. The noise of a correlation is the standard deviation of the correlation if the start cells of the pairs are
+  resampled.
 
     python benchmarks/flatness.py [DATA.h5ad ...] [--weights 0.3 1 3] [--seed 0] [--threads 1] [--results FILE.md]
         [--every 2]

@@ -13,9 +13,9 @@ the real cells. The real cells are compared with equally many cells of four kind
 No compared cell was used to train a model or to compute the components. `generation_scores.py` describes the scores.
 The numbers are means over seeds, which also choose the cells.
 
-There are two simulated data sets. The first data set is a tree (`scvae simulate`): its counts are ZINB, but no model of
-scvae can represent its states exactly. The second data set is sampled from a model that was trained on the tree; these
-sampled cells then serve as the real cells.
+There are two simulated data sets. The cells of a simulated tree (`scvae simulate`) have ZINB counts, but no model of
+scvae can represent the states of the tree exactly. The other simulated data set is sampled from a model that was
+trained on the tree; the sampled cells then serve as the real cells.
 
 Results are written to results/generation.json and .md; results of data sets that are not requested are kept.
 """

@@ -1,8 +1,8 @@
 """How well can generated cells be distinguished from real ones, in principal components of real cells?
 
 Counts are scaled to one depth, log-transformed and projected on 30 principal components. The components are computed
-from cells that are not compared with any others. Otherwise, a classifier would recognize the cells from which the
-components were computed, because components follow the noise of these cells. Two scores are computed:
+from cells that are not compared with any others. Principal components follow the noise of the cells from which they are
+computed, so a classifier would recognize these cells. Two scores are computed:
 
 - AUC of classifiers that distinguish generated from real cells, evaluated on folds that the classifiers have not seen
   (0.5: the cells cannot be distinguished). Gradient boosting detects shapes and interactions; logistic regression

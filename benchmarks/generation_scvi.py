@@ -1,4 +1,4 @@
-"""Sampled cells of scVI: z ~ N(0, I), decoded, and counts drawn from its likelihood; called by `generation.py`.
+"""Sample cells with scVI: decode z ~ N(0, I), and draw counts from scVI's likelihood; called by `generation.py`.
 
     python generation_scvi.py CELLS.h5ad -n 1000 -o made.npz
 

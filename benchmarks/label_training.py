@@ -10,9 +10,10 @@ without labels, and one with labels (`train --labels-key`, with its defaults). B
 - loss: Poisson loss of the expected counts of the states on the withheld molecules, in nats per cell up to a constant;
 - votes and silhouette, in `scvae_latent` and in `X_scvae`, of the cells without a label. Votes are the accuracy with
   which the 15 nearest labeled cells predict the label;
-- accuracy, macro_f1, ece and coverage of `annotate` for the cells without a label. The model with labels uses the
-  classifiers that are saved with it; for the model without labels, `annotate` trains classifiers on the labeled cells;
-- seconds of the training without the classifiers of labels, and seconds of these classifiers.
+- accuracy, macro_f1, ece and coverage of `annotate` for the cells without a label. For the model with labels,
+  `annotate` uses the classifiers that are saved in the model; for the model without labels, `annotate` trains
+  classifiers on the labeled cells;
+- seconds of the training of the model, and seconds of the training of the classifiers that `annotate` uses.
 
 Results are written to results/label_training.json and .md; results of sets and seeds that are not requested are kept.
 """

@@ -3,8 +3,9 @@
     python benchmarks/labels.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets mixology,kang]
 
 `labels_tasks.py` contains the tasks: mixology (cell lines) from CEL-seq2 to Drop-seq and back, kang (PBMC) from control
-to stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. scvae is trained on all
-cells of a data set, without labels; `annotate` gets the labels. `annotate` is compared, on the same genes, with
+to stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. The scvae model is
+trained on all cells of a data set, without labels; `annotate` gets the labels. `annotate` is compared, on the same
+genes, with
 
 - logistic regression (scikit-learn's defaults) on log-normalized genes, unscaled and scaled to unit variance;
 - a vote of the 15 nearest neighbors on 30 principal components;
@@ -13,12 +14,12 @@ cells of a data set, without labels; `annotate` gets the labels. `annotate` is c
 The methods are compared by these measures:
 
 - accuracy, macro_f1: accuracy and macro F1 score of the most probable label.
-- ece: expected calibration error of the probability of the most probable label, in 15 bins. ece_by_chance: expected
-  calibration error that calibrated probabilities would have for the same number of cells.
+- ece: expected calibration error of the probability of the most probable label, in 15 bins. The value ece_by_chance is
+  the expected calibration error that calibrated probabilities would have for the same number of cells.
 - coverage, size: coverage and mean size of prediction sets that are requested to have a coverage of 90%.
-- auroc: every label is left out in turn, with seed 0, and the AUROC measures how well the cells of this label are
-  distinguished from cells of the known labels. scvae uses the p-value of "unknown", the neighbors use their mean
-  distance, and the other methods use the probability of the most probable label.
+- auroc: every label is left out in turn, with seed 0, and the AUROC measures how well the cells of the omitted label
+  are distinguished from cells of the known labels. The distinguishing score of scvae is the p-value of "unknown", that
+  of the neighbors is their mean distance, and that of all other methods is the probability of the most probable label.
 - alarms: share of the cells of known labels that are called unknown at a rate of 5%.
 
 Results are written to results/labels.json and .md; results of sets and seeds that are not requested are kept. SCANVI

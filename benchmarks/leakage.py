@@ -2,12 +2,12 @@
 
     python benchmarks/leakage.py --scvi-python SCVI_ENV/bin/python --magic-python MAGIC_ENV/bin/python [SET ...]
 
-Denoised counts must meet two requirements at once. First, denoised counts must predict withheld molecules: a tenth of
+Denoised counts must meet two requirements at once. First, denoised counts must predict withheld molecules. A tenth of
 every cell's molecules is withheld, each method learns from the other molecules, and the Poisson loss of the withheld
 molecules is measured (as in `denoising.py`). Second, a marker that is absent from a type must stay absent. A marker is
 a gene that occurs in at least a fifth of the cells of some type with 30 cells or more. A marker is absent from a type
-if fewer than 1% of the cells of this type have counts of the marker. For each pair of a type and a marker that is
-absent from it, three measures are computed:
+if fewer than 1% of the cells of this type have counts of the marker. Three measures are computed over all pairs of a
+type and a marker that is absent from the type:
 
     leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with the
               highest mean; averaged over all pairs (a part of the leakage is sampling error of the raw mean)
@@ -15,8 +15,8 @@ absent from it, three measures are computed:
     small     leakage in the small type alone
 
 One type of each data set is reduced to 50 cells: the largest type with seed 0, the next type with seed 1, and so on.
-pbmc68k_700 already has small types. The simulation has eight types, one of them with 50 cells. Each type has 30
-markers, which are absent from all other types. In the simulation, the true means are known, and leakage is also
+The data set pbmc68k_700 already has small types. The simulation has eight types, one of them with 50 cells. Each type
+has 30 markers, which are absent from all other types. In the simulation, the true means are known, and leakage is also
 measured against the true means.
 
 For scvae, three results are shown: the expected counts of states (the default), the expected counts of cells, and

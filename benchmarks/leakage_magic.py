@@ -4,7 +4,7 @@
 
 Counts are scaled to a common library size. In the variant `root`, as in the documentation of MAGIC, MAGIC smooths the
 square roots of the scaled counts, and the result is squared. In the variant `plain`, MAGIC smooths the scaled counts
-themselves. MAGIC has its default settings. This script needs magic-impute, and no code of this project.
+themselves. MAGIC is run with its default settings. This script needs magic-impute, and no code of this project.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ Each method is evaluated for X_scvae and for the latent means. `unchanged` says 
 identical embedding in the model of the reference and in the model with the query. `no_counterpart` is the share of
 query cells that are reported to have no counterpart in the reference, at 5% false alarms.
 
-`--leave-out` trains the reference without one type of cells at a time. This option measures how well `counterpart_p`
-finds the query cells of this type (AUROC), and which share of the other query cells is reported.
+`--leave-out` trains the reference without one type of cells at a time. With `--leave-out`, the benchmark measures how
+well `counterpart_p` finds query cells of the type that the reference lacks (AUROC), and which share of the other query
+cells is reported.
 
 The recorded results have seed 0. scArches' surgery was run only for kang from control to stimulated cells, and not all
 data sets were run. Times were measured on a machine with other work.

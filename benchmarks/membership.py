@@ -9,19 +9,20 @@
    hardly changed cells.
 2. Paul et al. 2015: hematopoietic progenitors, to which one of three sets of human blood cells is added. Genes are
    matched by their symbols in upper case. The trajectories are those of the erythroid lineage (from MEP, called
-   multipotent progenitors in the file, to erythrocytes) and of monocytes (from GMP). Some cells are not counted:
-   megakaryocytes, which also come from MEP, and for each trajectory the progenitors of the other trajectory, because
-   the progenitors of both trajectories have a common origin. Two classifiers show how well the labels can be
+   multipotent progenitors in the file, to erythrocytes) and of monocytes (from GMP). Megakaryocytes are not counted,
+   because they also come from MEP. For each trajectory, the progenitors of the other trajectory are not counted,
+   because the progenitors of both trajectories have a common origin. Two classifiers show how well the labels can be
    distinguished at all. The first classifier is a vote of the 15 nearest neighbors in the embedding. The second
-   classifier was trained with the labels of other cells (logistic regression on 50 principal components of
-   log-normalized counts, five folds); its precision is given at the recall of the trajectory, and at a recall of .9. A
-   trajectory knows only the labels of its ends, so a trajectory can hardly be more precise than the second classifier.
+   classifier is a logistic regression on 50 principal components of log-normalized counts, which was trained with the
+   labels of other cells (five folds). The precision of the second classifier is given at the recall of the trajectory,
+   and at a recall of 0.9. Only the labels of its two ends are given to a trajectory, so a trajectory can hardly be more
+   precise than a classifier that was trained with labels.
 
 Recall is the fraction of a lineage's cells that are assigned to the trajectory. Precision is the fraction of the
 assigned cells that belong to the lineage. Foreign is the fraction of the unrelated cells that are assigned to the
-trajectory. The same measures are given for the rule of version 0.2: a cell belongs to the trajectory if its distance
-from the trajectory in latent space is at most the 90% quantile of the distances of the two end groups. Results are
-written to results/membership.json and results/membership.md.
+trajectory. Recall, precision and foreign are also given for the rule of version 0.2. According to this rule, a cell
+belongs to a trajectory if its latent distance from the trajectory is at most the 90% quantile of the distances of the
+two end groups. Results are written to results/membership.json and results/membership.md.
 """
 
 from __future__ import annotations

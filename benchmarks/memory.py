@@ -1,8 +1,8 @@
 """How much memory does a training need in addition to the counts? The limit is 1 GiB, including all libraries.
 
 The benchmark simulates cells and trains on the simulated cells for one epoch in a separate process. The largest
-resident memory of this process is compared with the size of the same counts as CSR in memory (float32 values, int32
-columns, row pointers).
+resident memory of the training process is compared with the size of the same counts as CSR in memory (float32 values,
+int32 columns, row pointers).
 
     python benchmarks/memory.py [--cells 200000] [--genes 2000] [--json]
     python benchmarks/memory.py --data FILE.h5ad

@@ -8,14 +8,14 @@ the script does not save the state for `--resume` every half minute. At the end 
 of the weights that were evaluated (the running average) and records the seconds since `--started`, including the time
 of copying. Epochs before the KL weight has reached β count as well, although the training itself keeps none of their
 weights. For every scored epoch, `is_best` says whether this epoch was the best so far according to the training.
-`process_s` is the time until the model is saved. This time includes the start of Python, imports, reading, training and
-saving, but neither the scoring after the training nor the exit of Python. The seconds of an epoch do not include the
+`process_s` is the time until the model is saved. `process_s` includes the start of Python, imports, reading, training
+and saving, but not the scoring after the training or the exit of Python. The seconds of an epoch do not include the
 saving of the model.
 
 After the training, the test cells are scored by `scvae score`: with the finished model, and with the weights of some
 epochs. A bisection finds the first epoch whose mean importance bound is at least `--target`. If the bound does not rise
-steadily, the bisection may find a later epoch, but the bound of this epoch still reaches the target. If the finished
-model is below the target, the target counts as never reached. The script prints one JSON object.
+steadily, the bisection may find a later epoch whose bound also reaches the target. If the finished model is below the
+target, the target counts as never reached. The script prints one JSON object.
 """
 
 from __future__ import annotations

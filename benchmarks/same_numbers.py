@@ -14,7 +14,7 @@ clone that has this script:
 `record` keeps the arrays and numbers of all files that the commands wrote: weights, elements that the commands added to
 an .h5ad, tables, new files, and the output of `--json`. Single texts (options, versions, hashes) and times are left
 out. The data are the two files in data_samples and, if they exist, two files in ../shared/data beside the clone
-(benchmarks/README.md says where they come from). `--data FILE ...` names other paths of these files. On two cores,
+(benchmarks/README.md says where they come from). `--data FILE ...` names data files in other folders. On two cores,
 `record` takes six to eight minutes.
 
 `compare` ends with exit code 0 if everything is equal except for the differences that `RENAMED` and `ON_PURPOSE` list,

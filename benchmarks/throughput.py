@@ -9,12 +9,12 @@ scvi-tools) with the same batch size. Both tools train on 90% of the cells for `
 `--threads` threads, or (`--gpu`) on the GPU that torch finds. Every training is a separate process, and the tools
 alternate, `--rounds` times.
 
-The speed of one process is the median over its epochs except the first one. The speed of an epoch is the number of
-cells between the end of its first step and the end of its last step, divided by the seconds in between. This speed
-includes loading minibatches, but neither validation nor other work between epochs. scvae gathers the cells of many
-minibatches at once, mostly before the first step. Therefore, the speed from the start of each epoch ("whole epoch") is
-given, too. On a GPU, the times of scvae's steps are known only for some dozens of steps at a time, so the speed of
-whole epochs is the relevant speed.
+The speed of a training is the median of the speeds of all epochs except the first epoch. The speed of an epoch is the
+number of cells between the end of the first step and the end of the last step, divided by the seconds in between. The
+speed of an epoch includes the time for loading minibatches, but not validation and other work between epochs. scvae
+gathers the cells of many minibatches at once, mostly before the first step. Therefore, the speed from the start of each
+epoch ("whole epoch") is given, too. On a GPU, the times of scvae's steps are known only for some dozens of steps at a
+time, so the speed of whole epochs is the relevant speed.
 
 The ratio of speeds is the median over the rounds of the speed of scvae divided by that of scvi-tools. Results are
 written to the file `--results` (JSON, with a table as .md) after every process. The table is printed too, or with

@@ -7,24 +7,24 @@ file for training, and nats per test cell (importance bound, IWAE, with `--sampl
 more than 4,000 genes, the 2,000 genes that are most variable in the training cells are modeled.
 
 scVI with early stopping and the larger scVI (2 layers, 30 latent dimensions, nb, early stopping) are trained first. For
-each data set and seed, the better of these two models on the test cells sets the target for scvae. The target consists
-of the mean bound of this model and the wall time of its whole training process (start of Python, imports, reading,
-training, saving).
+each data set and seed, the scVI model with the higher mean bound on the test cells sets the target for scvae. The
+target consists of this bound and of the wall time of the whole training process of scVI (start of Python, imports,
+reading, training, saving).
 
 scvae is trained with its defaults (`--genes all`), and the time of every epoch is measured from the start of the
-process. Two results are reported. The first result is the first epoch whose averaged weights reach the bound of the
-target on the test cells (`quality_scvae.py` describes how this epoch is found). The second result is the bound and the
-time of the finished model. Both tools run on the CPU with `--threads` threads, or with `--gpu` on the GPU that torch
-finds, one process at a time.
+process. The benchmark reports the first epoch whose averaged weights reach the bound of the target on the test cells
+(`quality_scvae.py` describes how this epoch is found). The benchmark also reports the bound and the time of the
+finished model. Both tools run on the CPU with `--threads` threads, or with `--gpu` on the GPU that torch finds, one
+process at a time.
 
 For data with labels in obs (cell_type, cell_line or bulk_labels), the mean latent positions of all training and test
-cells are compared with the labels (`embedding_quality.py`). `--no-embedding` omits this comparison, whose time grows
-with the square of the number of cells.
+cells are compared with the labels (`embedding_quality.py`). `--no-embedding` omits the comparison with labels, whose
+time grows with the square of the number of cells.
 
 scvi-tools may be in another environment (`--scvi-python`), and so may scvae (`--scvae-python`). Runs are written to the
 file `--results` (JSON, one run per line, with a table as .md) as soon as they finish. `--only scvae` repeats the runs
-of scvae and keeps the recorded runs of scVI. `--resume` runs only what is missing in the file of results, and also runs
-scvae again if its target has changed. Without `--only` and `--resume`, the file of results starts empty.
+of scvae and keeps the recorded runs of scVI. `--resume` runs only what is missing in the file of results, and repeats a
+run of scvae if the target has changed. Without `--only` and `--resume`, the file of results starts empty.
 """
 
 from __future__ import annotations

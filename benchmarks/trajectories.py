@@ -7,8 +7,8 @@ The parts of the benchmark are in separate files, whose docstrings say what is m
 1. simulated (`trajectories_simulated.py`): decoded trajectories are compared with the true expression between the same
    states. The error is the mean distance, over 60 points of the true curve, to the nearest point of the trajectory, in
    log-normalized expression. There are two baselines: the straight line between the populations' centroids in PCA (50
-   components of log-normalized counts), and the line between their mean proportions. The second baseline is harder to
-   beat, because it accounts for the noise of the counts.
+   components of log-normalized counts), and the line between the populations' mean proportions. The line between mean
+   proportions is harder to beat, because it accounts for the noise of the counts.
 2. mixtures (`trajectories_mixtures.py`): mixtures of RNA that were left out of the training, compared with PCA and
    scVI.
 3. paul15 (`trajectories_paul15.py`): known order of populations, and index-sorted proteins, compared with dpt.
@@ -18,7 +18,7 @@ The parts of the benchmark are in separate files, whose docstrings say what is m
    trajectory and for 100 trajectories.
 
 Results are written to results/trajectories.json, part by part, and results/trajectories.md is the table of the results.
-Parts that are not requested keep their results.
+Parts that are not requested keep the results of earlier runs.
 """
 
 from __future__ import annotations

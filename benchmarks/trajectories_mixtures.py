@@ -5,11 +5,11 @@ The RNA of three cell lines was mixed in known proportions and sequenced as if i
 mixture should pass near one of the mixtures that were left out.
 
 The proportions of the cell lines are estimated by least squares, in proportions of all molecules. The lines do not
-contain equal amounts of mRNA, so an equal mixture is estimated as about 0.40/0.27/0.33. The estimate for the mean of
-the mixtures that were left out is what a path through the center of these cells would give. The estimate that is
-expected for a proportion of 0.68 follows from the estimate for the equal mixture. The "line of means" is the straight
-line between the mean proportions of the two end populations. Mixtures of RNA lie on this line, so this baseline uses
-the knowledge that the cells are mixtures.
+contain equal amounts of mRNA, so an equal mixture is estimated as about 0.40/0.27/0.33. A path through the center of
+the mixtures that were left out would give the estimate for the mean of these mixtures. The estimate that is expected
+for a proportion of 0.68 follows from the estimate for the equal mixture. The "line of means" is the straight line
+between the mean proportions of the two end populations. Mixtures of RNA lie on the line of means, so the line of means
+uses the knowledge that the cells are mixtures.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ machines with other work) and 3 GiB of memory beyond that of the imports. Each c
   other finite numbers, the numbers of the result must only be finite.
 - **failed**: any other outcome.
 
-As soon as a case ends, its outcome is appended to a file as one line. Cases that are already in this file are not tried
-again.
+As soon as a case ends, the outcome is appended to a file as one line. Cases that are already in the file of outcomes
+are not tried again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A data set and a model that was trained on it. Both are made once for all tests, and tests work on copies."""
+"""A data set and a model, which are made once for all tests; each test works on copies of them."""
 
 from __future__ import annotations
 

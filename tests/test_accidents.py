@@ -1,4 +1,4 @@
-"""If a command is killed, or its file changes meanwhile, the complete old or the complete new file remains."""
+"""If a command is killed, or the file changes during the command, the complete old or the complete new file remains."""
 
 from __future__ import annotations
 
