@@ -1,19 +1,18 @@
-"""How do labels change the training of a model, and does the rest of the model become worse?
+"""What do labels change in the training of a model, and does the rest of the model suffer?
 
     python benchmarks/label_training.py [--seeds 0,1,2] [--sets mixology,kang,paul15,pbmc68k] [--threads 2]
 
-In each data set, a random half of the cells has a label. A tenth of every cell's molecules is withheld
+Half of the cells of a set, drawn at random, have their label. A tenth of every cell's molecules is withheld
 (`scvae_cli.evaluation.thinning`). Two models are trained on the same cells and molecules with the same seed: one
-without labels, and one with labels (`train --labels-key`, with its defaults). Both models are evaluated by
+without labels, and one with labels (`train --labels-key`, with its defaults). Both are measured on
 
-- elbo: held-out ELBO, in nats per cell;
-- loss: Poisson loss of the expected counts of the states on the withheld molecules, in nats per cell up to a constant;
-- votes and silhouette, in `scvae_latent` and in `X_scvae`, of the cells without a label. Votes are the accuracy with
-  which the 15 nearest labeled cells predict the label;
-- accuracy, macro_f1, ece and coverage of `annotate` for the cells without a label. For the model with labels,
-  `annotate` uses the classifiers that are saved in the model; for the model without labels, `annotate` trains
-  classifiers on the labeled cells;
-- seconds of the training of the model, and seconds of the training of the classifiers that `annotate` uses.
+- elbo: held-out ELBO, nats per cell;
+- loss: Poisson loss of the withheld molecules, nats per cell up to a constant (the expected counts of the states);
+- votes and silhouette, in `scvae_latent` and in `X_scvae`, of the cells whose label was not given. Votes are the
+  accuracy of the 15 nearest labeled cells;
+- accuracy, macro_f1, ece and coverage of `annotate` for these cells, with the classifiers that are saved with the model
+  (with labels), or from the labeled cells (without);
+- seconds of the training, without the classifiers of labels, and of these classifiers.
 
 Results are written to results/label_training.json and .md; results of sets and seeds that are not requested are kept.
 """
