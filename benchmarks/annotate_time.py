@@ -1,13 +1,15 @@
-"""How long does `annotate` take for many cells, and do its promises hold there, where chance plays no part?
+"""How long does `annotate` take for 100,000 cells, and are its probabilities and prediction sets correct there?
 
     python benchmarks/annotate_time.py [--cells 100000] [--genes 2000] [--labeled 6000] [--threads 2]
 
-It simulates cells along a tree, trains a model for one epoch, gives the labels of some random cells, and annotates all
-cells by one command, with start-up, reading and writing. The other cells are exchangeable with the labeled cells, and
-so many that the calibration error by chance is almost 0. The seconds are those of the clock and of the processors: on
-a machine with other work, the former say little. The result goes to results/annotate_time.json.
+The benchmark simulates cells along a tree and trains a model for one epoch. `annotate` then gets the labels of some
+random cells and predicts the labels of all cells. The measured time is that of the whole command, with start-up,
+reading and writing. The cells without a label are exchangeable with the labeled cells. There are so many cells without
+a label that the calibration error by chance is almost 0. Both the wall time and the processor time are reported; on a
+machine with other work, the wall time says little. The result is written to results/annotate_time.json.
 
-`--data FILE --model FOLDER` takes cells with the column cell_type, and a model, from earlier runs.
+With `--data FILE --model FOLDER`, the benchmark uses existing cells, which need labels in obs["cell_type"], and an
+existing model.
 """
 
 from __future__ import annotations

@@ -2,26 +2,26 @@
 
     python benchmarks/anomalies.py [--data-folder FOLDER] [--seeds 0,1] [--threads 2]
 
-In each data set, 1% of the cells are replaced by cells of one of the kinds below. The average precision of finding them
-among the unchanged cells is reported (about 0.01 for a random choice). Two cases are measured. "learned from": the
-model was trained on the replaced cells too, as when a data set is searched for anomalies. "new": the model was trained
-without them, as when new cells are compared with a model of trusted cells. The kinds are:
+In each data set, 1% of the cells are replaced by cells of each kind in the list below. The benchmark reports the
+average precision with which a score finds the replaced cells among the unchanged cells (about 0.01 for a random score).
+Two cases are measured. In the case "learned from", the model was trained on the replaced cells too, as when a data set
+is searched for anomalies. In the case "new", the model was trained without the replaced cells, as when new cells are
+compared with a model of trusted cells. A replaced cell gets the counts of a doublet, of a foreign cell, or of noise:
 
-- doublets: the sum of two random cells, and the same sum thinned to the depth of the cell that it replaces;
-- foreign cells: cells of a population (paul15: basophils; pbmc4k: cluster type5), of another batch (kang: stimulated
-  among unstimulated cells) or of another tissue (simulated: a tree of other genes) that the data do not contain
-  otherwise;
-- noise with the depth of the replaced cell: the counts of this cell assigned to other genes at random, and a draw
-  from the mean of all cells, which resembles an empty droplet.
+- doublets: the sum of the counts of two random cells, or this sum thinned to the depth of the replaced cell;
+- foreign cells: cells of a population, batch or tissue that the data otherwise lack (paul15: basophils; pbmc4k: cluster
+  type5; kang: stimulated cells; simulated: cells of another tree);
+- noise with the depth of the replaced cell: the counts of the replaced cell, assigned to other genes at random, or
+  counts drawn from the mean of all cells, as in an empty droplet.
 
-"anomaly p" is what `score` writes. This p-value is compared with five other scores: the ELBO and the importance bound
-with the same calibration, the importance bound without calibration, the sum of counts (large sums first), and the
-squared error of 20 principal components of log-normalized counts.
+In the tables, "anomaly p" is the p-value that `scvae score` writes. The anomaly p-value is compared with five other
+scores: the ELBO and the importance bound with the same calibration, the importance bound without calibration, the sum
+of counts (large sums first), and the squared error of 20 principal components of log-normalized counts.
 
-Uniformity of the p-values: Kolmogorov–Smirnov distance for 1,000 cells simulated from the model with another seed, for
-all of them and for the half with smaller and the half with larger library sizes. For unchanged real held-out cells, the
-share with p ≤ 0.05. Finally, the numbers of replaced and of other cells that are called at a false discovery rate of
-0.05.
+The uniformity of the p-values is measured by the Kolmogorov–Smirnov distance, for 1,000 cells simulated from the model
+with another seed. The distance is given for all simulated cells, and for the halves with smaller and with larger
+library sizes. For real cells that were not replaced, the share with p ≤ 0.05 is given. Finally, the benchmark counts
+the replaced and the unchanged cells that are called anomalies at a false discovery rate of 0.05.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Test the writing of files under attack: is every file the complete old or new one, and is every message true?
+"""Attack commands while they write a file: is the file then the complete old or new one, and is every message true?
 
-Commands are killed (SIGKILL) and signaled (SIGINT, SIGTERM, SIGHUP) at points spread over all system calls of their
-write. A training is killed while it saves its state, and several processes write one file at the same time. The
-attacks, and what counts as a failure, are in tests/write_attacks.py. Parts can be run one by one. Each is stored in a
-JSON file, and --table makes the table of all parts.
+Commands are killed (SIGKILL) and signaled (SIGINT, SIGTERM, SIGHUP) at system calls that are spread over the whole
+write. A training is killed while it saves its state, and several processes write one file at the same time. The file
+tests/write_attacks.py contains the attacks and says what counts as a failure. The parts of the benchmark can be run one
+by one. The results of each part are stored in a JSON file, and --table makes one table of all parts.
 
     python benchmarks/attack_writes.py                    everything, about 20 minutes on two cores
     python benchmarks/attack_writes.py --part kill:embed --cases 200

@@ -1,20 +1,26 @@
-"""Several nuisance factors at once: added effects, a joint category, one factor alone, none, and scVI.
+"""How good are models with several covariates, compared with a joint category, one covariate, none, and scVI?
 
     python benchmarks/covariates.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets …] [--methods …]
 
-`simulated` has 2,000 cells of six types, with donors and technologies as crossed factors, and the age. Their effects
-are added to the log rates of the genes. The age is a little higher in some types. No cell of the fourth donor was
-measured with the second technology. `kang` are the cells of two donors, each control and stimulated.
+The data set `simulated` has 2,000 cells of six types, with donor and technology as crossed factors, and with the age as
+a continuous covariate. The effects of donor, technology and age are added to the log rates of the genes. The mean age
+is a little higher in some types. No cell of the fourth donor was measured with the second technology. The data set
+`kang` has control and stimulated cells of two donors.
 
-Each method trains a model with the defaults and embeds the cells. For each embedding: `purity`, the mean share of the
-15 nearest neighbors that are of the cell's type; iLISI (0 to 1) of each factor; for the age, `age R²`, the squared
-correlation, within the types, with the mean of the neighbors of the same type (0 if the age left no trace). For scvae
-also the held-out ELBO and, in the simulation, the bound (50 importance samples) of cells of the combination that the
-training lacks, and how well the decoded effects of both factors and the age agree with the truth (correlation and slope
-over the genes). scVI gets the factors as `categorical_covariate_keys` and the age as `continuous_covariate_keys`, and
-trains with its defaults and early stopping.
+Each method trains a model with the defaults and embeds the cells. For each embedding, three measures are reported:
 
-Results are added to `results/covariates.json` after every run; `results/covariates.md` is the table.
+- `purity`: mean share of the 15 nearest neighbors of a cell that have the type of the cell;
+- iLISI of each factor, from 0 (the levels of the factor are separate) to 1 (the levels are mixed);
+- `age R²`: squared correlation, within the types, between the age of a cell and the mean age of its neighbors of the
+  same type (0 if the embedding does not depend on the age).
+
+For scvae, the held-out ELBO is reported too. The simulation also draws 200 cells with the combination of donor and
+technology that the training lacks. The importance bound (50 samples) of these 200 cells is reported. The decoded
+effects of donor, technology and age are compared with the true effects by the correlation and the slope over the genes.
+scVI gets the factors as `categorical_covariate_keys` and the age as `continuous_covariate_keys`, and is trained with
+its defaults and early stopping.
+
+Results are added to `results/covariates.json` after every run; `results/covariates.md` is the table of the results.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The side of scvi-tools in `covariates.py`: it trains scVI with covariates and writes the latent means.
+"""The part of `covariates.py` that needs scvi-tools: train scVI with covariates and write the latent means.
 
     python covariates_scvi.py DATA.h5ad --seed 0 -o latent.npz --categorical donor --categorical lane --continuous age
 
-Needs scvi-tools, and none of this project's code.
+This script needs scvi-tools, and no code of this project.
 """
 
 from __future__ import annotations

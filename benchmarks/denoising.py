@@ -1,17 +1,17 @@
-"""Which method predicts withheld molecules best? scvae, scVI, principal components, averages, or the counts alone.
+"""Which method predicts withheld molecules best: scvae, scVI, principal components, averages, or the counts alone?
 
    python benchmarks/denoising.py --scvi-python SCVI_ENV/bin/python [DATA.h5ad ...]
 
 A tenth of every cell's molecules, drawn at random, is withheld (`scvae_cli.evaluation.thinning`). Each method learns
-from the other molecules and predicts the withheld ones; the Poisson loss measures the error. Two predictions are
-compared: the expected counts of the cell's state, and, for methods with a dispersion, the expected counts of the cell
-itself, which also use its own counts. For principal components, the best of five numbers of components is used. The
-number is chosen on the withheld counts, which favors this method. For scVI (early stopping), the better of its rate and
-the mean of its likelihood is used. scVI itself does not use the cell's own counts; one row shows its prediction if it
-did.
+from the other molecules and predicts the withheld molecules; the Poisson loss measures the error. Two predictions are
+compared: the expected counts of a cell's state, and the expected counts of the cell itself, which also use the cell's
+own counts. Expected counts of the cell itself are computed only for methods with a dispersion. For principal
+components, the best of five numbers of components is used. The number of components is chosen on the withheld counts,
+which favors principal components. For scVI (early stopping), the better of scVI's rate and the mean of scVI's
+likelihood is used. scVI itself does not use the cell's own counts. The benchmark also computes the prediction that scVI
+would give with the cell's own counts.
 
-On simulated trees, the true mean of every count is known. For these, the mean squared error to the true mean is
-reported, too.
+On simulated trees, the true mean of every count is known, so the mean squared error to the true mean is reported, too.
 
 The genes are those that `scvae train` chooses; spike-ins (`var["is_ercc"]`) are removed. The numbers are means over
 seeds, which also decide which molecules are withheld. Results are written to results/denoising.json and .md; results of

@@ -2,11 +2,12 @@
 
     python denoising_scvi.py KEPT.h5ad -o expected.npz
 
-This script writes three matrices, cells × genes, each a mean over posterior samples, at the observed library sizes:
+This script writes three matrices of shape (cells, genes). Each matrix is a mean over posterior samples, at the observed
+library size of each cell:
 
-    rate      library × px_scale, as `get_normalized_expression` gives it
-    mean      the mean of its likelihood, including zero inflation
-    own       the same with the cell's own counts, μ(x + θ)/(μ + θ); scVI itself does not compute this
+    rate      library size × px_scale, as `get_normalized_expression` computes it
+    mean      mean of scVI's likelihood, including zero inflation
+    own       expected counts given the cell's own counts, μ(x + θ)/(μ + θ); scVI itself does not compute them
 
 This script needs scvi-tools, and no code of this project except heldout_scvi.py.
 """

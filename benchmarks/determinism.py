@@ -3,8 +3,8 @@
     python benchmarks/determinism.py [--device cuda] [--cells 20000] [--genes 2000] [--max-epochs 5] [--results FILE.md]
 
 The benchmark simulates cells, trains on them twice with the same seed, each time in a separate process, and compares
-the SHA-256 of the two weight files. On a GPU with Triton, this is repeated with `--compile`. `--results` is written
-after every pair, and the exit code is 1 if the weights of a pair differ.
+the SHA-256 of the two weight files. On a GPU with Triton, two further trainings with `--compile` are compared. The file
+`--results` is written after every pair of trainings. The exit code is 1 if the weights of a pair differ.
 """
 
 from __future__ import annotations

@@ -7,32 +7,33 @@ Parts that are not requested keep the results of earlier runs. `differential_exp
 `all_genes` (genes that the model lacks, and the order of genes) and `replicates` (donors). The part `replicates` is
 also measured with DESeq2 if PYTHON has pydeseq2.
 
-Simulated cells: two groups of one population, which differ in known genes by known factors (log2 normal, sd 1), among
-600 cells of two other populations; 1,000 genes, negative binomial counts with varying library sizes (median 1,500), 2%
-additional zeros, and two continuous gene programs that all populations share. A model is trained on all cells. The
-shares of all other genes stay constant, except in "unbalanced", where they change because the changed genes take up
-more of the counts.
+The part `cells` simulates 1,000 genes in two groups of one population and in 600 cells of two other populations. The
+two groups differ in known genes by known factors (log2 normal, sd 1). Counts are negative binomial with varying library
+sizes (median 1,500) and 2% additional zeros. All populations share two continuous gene programs. A model is trained on
+all cells. The shares of unchanged genes stay constant, except in the scene "unbalanced". The scenes are:
 
-- usual: 300 against 300 cells, 10% of the genes changed; few: 60 against 60 cells; unequal: 30 against 500 cells;
-  many: 30% of the genes changed; shallow: 400 counts per cell; null: no gene changed;
-- batches: two batches; four fifths of the cells of one group are in the first batch, and four fifths of the other
-  group are in the second batch; the model is trained with the batches;
-- unbalanced: 20% of the genes changed. These genes rise by 1 on average and take up more of the counts, so the shares
-  of the other genes fall.
+- usual: 300 against 300 cells, 10% of the genes changed; few: 60 against 60 cells; unequal: 30 against 500 cells; many:
+  30% of the genes changed; shallow: 400 counts per cell; null: no gene changed;
+- batches: two batches; four fifths of the cells of one group are in the first batch, and four fifths of the other group
+  are in the second batch; the model is trained with the batches;
+- unbalanced: 20% of the genes changed. The changed genes rise by 1 (log2) on average and take up more of the counts, so
+  the shares of the other genes fall.
 
 Each method is evaluated at expected false discovery rates (for Wilcoxon: Benjamini–Hochberg) of 5%, 10% and 20%:
 
-- `de`: genes changed by more than 0.25 (log2); the truth is "beyond 0.25". `de --threshold 0`: genes changed at all.
-- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalized to 10,000. The Wilcoxon test is of the hypothesis
-  of no change at all and ignores batches, and is compared with both truths. "and 0.25": only its genes whose log2 fold
-  change exceeds 0.25.
-- decoded means, cells' rates: the results of `scvae denoise` (`--estimate state` and `cell`), as means over the
-  groups' cells within batches with their standard errors, shrunk as in `de`. This shows the result of the decoder
-  alone.
+- `de` calls genes that changed by more than 0.25 (log2), and is compared with the truth "beyond 0.25". `de --threshold
+  0` calls genes that changed at all.
+- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalized to 10,000. The Wilcoxon test has the null
+  hypothesis of no change at all, ignores batches, and is compared with both truths. "Wilcoxon, and 0.25" calls only
+  genes whose log2 fold change also exceeds 0.25.
+- "decoded means" and "cells' rates": results of `scvae denoise` (`--estimate state` and `cell`), averaged over the
+  cells of each group within batches. The means and their standard errors are shrunk as in `de`. The decoded means and
+  the cells' rates show what the decoder alone achieves.
 
-Real cells (kang_muscat_2donors): interferon β against control within three populations. How many of the most certain
-rising genes are known interferon targets? In addition, the control cells of one population are divided into two random
-halves, ten times. How often is a gene called although nothing differs? The two donors are also compared as replicates.
+The part `kang` uses real cells (kang_muscat_2donors): interferon β against control within three populations. How many
+of the rising genes that are most certain are known interferon targets? In addition, the control cells of one population
+are divided into two random halves, ten times. How often is a gene called although the two halves do not differ? The two
+donors are also compared as replicates.
 """
 
 from __future__ import annotations

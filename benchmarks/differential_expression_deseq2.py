@@ -2,9 +2,9 @@
 
     python benchmarks/differential_expression_deseq2.py PSEUDOBULK.npz RESULT.npz
 
-PSEUDOBULK.npz holds `counts_sg`, `group_s`, `replicate_s`, `paired` and `threshold`. RESULT.npz receives two sets of
-adjusted p-values: for any change, and for a change beyond the threshold (log2). The p-values are 1 where DESeq2 gives
-none.
+PSEUDOBULK.npz holds `counts_sg`, `group_s`, `replicate_s`, `paired` and `threshold`. The script writes two sets of
+adjusted p-values to RESULT.npz: for any change, and for a change beyond the threshold (log2). The p-values are 1 for
+genes to which DESeq2 gives no p-value.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Parts of `differential_expression.py`: replicates, genes that the model lacks, and the order of the genes.
 
-Replicates: cells of several donors per group. The expression of every gene differs between donors by random factors
-(normal in natural logs). The standard deviation of these factors varies between genes, by a factor of e^±0.4 around the
-value of the scene. In paired scenes, there are also random factors of each donor within a group (with half of this
-standard deviation). A donor has between 5 and 300 cells, 60 in the median. A tenth of the genes changed between the
-groups (log2 normal, sd 1). The model is trained on the 500 most variable of 1,000 genes, in 30 epochs.
+The part `replicates` simulates cells of several donors per group. The expression of every gene differs between donors
+by random factors (normal in natural logs). The standard deviation of the donors' factors varies between genes, by a
+factor of e^±0.4 around a value that is given for each scene. In paired scenes, each donor also has random factors
+within each group, with half the standard deviation of the donors' factors. A donor has between 5 and 300 cells, 60 in
+the median. A tenth of the genes changed between the groups (log2 normal, sd 1). The model is trained on the 500 most
+variable of 1,000 genes, in 30 epochs.
 
-All genes: the scenes of `differential_expression.py`, with models of the 300 most variable genes of 1,000.
+The part `all_genes` uses the scenes of `differential_expression.py` with 1,000 genes, and models of the 300 most
+variable genes.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/embed_time.py [--cells 100000] [--genes 2000] [--threads 2] [--rounds 3]
 
-The benchmark simulates cells, trains a model for two epochs on some of them, and then runs `scvae embed --space latent`
-and `--space expression` alternately, each in a separate process. The times are those of whole commands, including
-start-up, reading and writing. The result is written to results/embed_time.json.
+The benchmark simulates cells, trains a model for two epochs on some of the cells, and then runs `scvae embed --space
+latent` and `scvae embed --space expression` alternately, each in a separate process. The times are those of whole
+commands, including start-up, reading and writing. The result is written to results/embed_time.json.
 """
 
 from __future__ import annotations

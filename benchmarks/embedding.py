@@ -2,22 +2,27 @@
 
     python benchmarks/embedding.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets NAME,NAME]
 
-For every data set and seed it trains scvae with the defaults and embeds the cells. It compares
+For every data set and seed, the benchmark trains scvae with the defaults and embeds the cells. The benchmark compares
+the embeddings
 
 - `expression`: obsm["X_scvae"], the default of `scvae embed`,
 - `latent`: obsm["scvae_latent"],
 - `pca`: 30 components of scanpy's log-normalized counts (of the 2,000 highly variable genes, if there are more),
 - `scvi`: scVI with its defaults and early stopping, on the same cells, and `harmony` (Harmony on the PCA), if
-  `--scvi-python` names an interpreter with scvi-tools (`embedding_peers.py` says what else it needs).
+  `--scvi-python` names an interpreter with scvi-tools and the other packages that `embedding_peers.py` needs.
 
-Labels: accuracy of 15 nearest neighbors (5 folds), ARI and NMI of Leiden clusters at resolution 1 and at the best of
-0.2, 0.4, 0.6, 1 and 1.5 (means over three seeds of the clustering), mean silhouette. Batches: scIB's total, bio
-conservation and batch correction (scib-metrics). Distances: Spearman's rank correlation between the distances of 400
-random pairs of cells and the Fisher–Rao lengths of the straight latent lines between them. Seeds: the mean share of the
-15 nearest neighbors that two trainings have in common; for PCA, two sets of genes drawn with replacement.
+The embeddings are compared by four kinds of measures:
+
+- Labels: accuracy of 15 nearest neighbors (5 folds), mean silhouette, and ARI and NMI of Leiden clusters. ARI and NMI
+  are given at resolution 1 and at the best of 0.2, 0.4, 0.6, 1 and 1.5 (means over three seeds of the clustering).
+- Batches: scIB's total score, bio conservation and batch correction (scib-metrics).
+- Distances: Spearman's rank correlation between the distances of 400 random pairs of cells and the Fisher–Rao lengths
+  of the straight latent lines between the cells of each pair.
+- Seeds: mean share of the 15 nearest neighbors of a cell that two trainings have in common. For PCA, two sets of genes
+  drawn with replacement are compared instead of two trainings.
 
 Results are added to `results/embedding.json` after every step, so an interrupted run can be started again;
-`results/embedding.md` is the table of them. Trained embeddings are kept in `--cache`.
+`results/embedding.md` is the table of the results. Trained embeddings are kept in `--cache`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""The part of `embedding.py` that needs scvi-tools: it trains scVI, and scores embeddings with scib-metrics and
-Harmony.
+"""The part of `embedding.py` that needs scvi-tools: train scVI, and score embeddings with scib-metrics and Harmony.
 
     python embedding_peers.py train DATA.h5ad --seed 0 -o latent.npz [--batch-key KEY]
     python embedding_peers.py score DATA.h5ad EMBEDDINGS.npz --labels KEY --batch-key KEY
 
 `train` fits `scvi.model.SCVI` with its defaults and early stopping to the counts of the 4,000 genes of highest variance
-(scanpy's seurat_v3; all genes if there are no more than that), and writes the latent means and the seconds of the
+(scanpy's seurat_v3; all genes if there are no more than 4,000). `train` writes the latent means and the seconds of the
 training. `score` adds Harmony on the embedding called "pca", and prints the scIB scores of all embeddings as one JSON
 object.
 

@@ -1,6 +1,7 @@
 """How well does an embedding separate the known labels of its cells?
 
-- `knn_accuracy`: share of cells whose label is predicted by the 15 nearest other cells (5-fold cross-validation).
+- `knn_accuracy`: share of cells whose label is correctly predicted by the 15 nearest other cells (5-fold
+  cross-validation).
 - `nmi`, `ari`: agreement of Leiden clusters with the labels, for the resolution from 0.1 to 2.0 with the best NMI.
 - `silhouette`: mean silhouette width of the labels, rescaled from −1…1 to 0…1.
 - `bio`: mean of NMI, ARI and silhouette, as in scIB's score of bio conservation (Luecken et al. 2022).

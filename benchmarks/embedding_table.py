@@ -1,4 +1,4 @@
-"""The table of `embedding.py`: results/embedding.md from the recorded runs in results/embedding.json.
+"""Make the table of `embedding.py`, results/embedding.md, from the recorded runs in results/embedding.json.
 
 python benchmarks/embedding_table.py
 """

@@ -2,26 +2,27 @@
 
     python benchmarks/fates.py [--peers-python PEERS_ENV/bin/python] [--seeds 10,11,12] [--parts trees,paul15]
 
-Trees (`fates_trees.py`): 2 to 6 ends with different numbers of cells. The branches leave the trunk together or one
-after the other. The true order and the true fates are known. paul15: mouse myeloid progenitors with all five ends.
+The part `trees` (`fates_trees.py`) simulates trees with 2 to 6 ends, which have different numbers of cells. The
+branches leave the trunk together or one after the other. The true order and the true fates are known. The part `paul15`
+uses mouse myeloid progenitors with all five ends. The measures are:
 
-- fate: share of mature cells whose most probable end is their own, and share committed to their own end, as means
-  over the ends.
-- hidden: the first of these shares for mature cells whose label was hidden from the method (half of each end's
-  cells).
-- AUC: how well does the probability of an end distinguish cells that develop into this end from all other cells,
-  between the last branching and maturity? Mean over the ends, for the trees only.
+- fate: share of mature cells whose most probable end is their own, and share of mature cells that are committed to
+  their own end. The shares of mature cells are means over the ends.
+- hidden: share of mature cells whose most probable end is their own, among cells whose label was hidden from the method
+  (half of the mature cells).
+- AUC: how well the probability of an end distinguishes cells that develop into this end from all other cells, between
+  the last branching and maturity. The mean over the ends is given, for the trees only.
 - ECE: mean difference between predicted probabilities and observed frequencies, in ten bins, over all cells that are
   not mature. Brier: mean squared error of the probabilities, summed over the ends.
-- lineage, within: Spearman correlation with the true pseudotime, over the cells from the root to an end, and within
-  the groups; means. For paul15, the published pseudotime of monocle is used instead of the truth, and the lineages are
-  erythrocytes, monocytes and neutrophils. This pseudotime is itself the result of a method.
+- lineage, within: mean Spearman correlation with the true pseudotime, over the cells from the root to an end
+  ("lineage"), and over the cells of each group ("within"). For paul15, the published pseudotime of monocle replaces the
+  truth, and the lineages are erythrocytes, monocytes and neutrophils. Monocle's pseudotime is itself an estimate.
 
-scvae is compared with diffusion pseudotime (`sc.tl.dpt`) on X_scvae and on PCA, which gives no fates. With
-`--peers-python`, it is also compared with Palantir and CellRank's pseudotime kernel, both on PCA (`fates_peers.py`).
-Palantir uses one cell as each end, and CellRank uses 30 cells, whereas scvae uses the whole group. A comparison of
-`fate` therefore favors scvae; comparisons of `hidden`, `auc`, `ece` and `brier` do not. All methods start from the same
-root cell, the first one that scvae chose.
+scvae is compared with diffusion pseudotime (`sc.tl.dpt`) on X_scvae and on PCA. Diffusion pseudotime gives no fates.
+With `--peers-python`, scvae is also compared with Palantir and CellRank's pseudotime kernel, both on PCA
+(`fates_peers.py`). Palantir represents each end by one cell and CellRank by 30 cells, whereas scvae uses the whole
+group. A comparison of `fate` therefore favors scvae; comparisons of `hidden`, `auc`, `ece` and `brier` do not. All
+methods start from the same root cell: the first root cell that scvae chose.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/fates_peers.py FOLDER ROOT END [END…]
 
-FOLDER/cells.h5ad holds X_pca and the groups; ROOT is the number of the root cell. The results are written to
-FOLDER/peers.npz.
+FOLDER/cells.h5ad holds X_pca and the groups of the cells, and ROOT is the index of the root cell. The results are
+written to FOLDER/peers.npz.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Simulated trees whose branches have different numbers of cells, for `fates.py`.
 
-The genes are those of `scvae simulate`, but other cells are drawn. Each branch has 0.7 times as many cells as the
-branch before it. Half of the cells of a branch are mature, because differentiated cells accumulate in tissues. In a
-nested tree, every second branch leaves the branch before it, at pseudotime 0.6, instead of the trunk.
+The genes change along the tree as in `scvae simulate`, but the numbers of cells differ. Each branch has 0.7 times as
+many cells as the branch before it. Half of the cells of a branch are mature, because differentiated cells accumulate in
+tissues. In a nested tree, every second branch leaves the branch before it, at pseudotime 0.6, instead of the trunk.
 
 Letters in array shapes: n cells, g genes, s grid steps.
 """

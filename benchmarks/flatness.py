@@ -1,21 +1,21 @@
 """How much does `--flat` improve condition numbers and distances, and how much does it lower the held-out bound?
 
-For every data set and weight, a model is trained with the defaults. It is evaluated by
+For every data set and weight of `--flat`, a model is trained with otherwise default settings. The model is evaluated by
 
 - the held-out ELBO, compared with the better of two models without `--flat`: one with the default patience, and one
   with the patience of `--flat`, so that the gain of a longer training is not attributed to `--flat`;
-- the condition number of the decoder's metric M at the posterior means of the held-out cells, as a mean over these
-  cells;
+- the mean condition number of the decoder's metric M at the posterior means of the held-out cells;
 - Spearman's correlation, over pairs of cells, between latent distance and length of the geodesic. The geodesic is the
-  path of least Fisher–Rao length among the straight line and splines that were optimized from it. The same correlation
-  is given for lengths of straight lines, and of shortest paths in the neighbor graph of the cells. The noise of the
-  correlation is its standard deviation over resampled cells from which the pairs start.
+  path of least Fisher–Rao length among the straight line and splines that were optimized from it. Spearman's
+  correlation is also given for the lengths of straight lines, and for shortest paths in the neighbor graph of the
+  cells. The noise of a correlation is the standard deviation of the correlation if the start cells of the pairs are
+  resampled.
 
     python benchmarks/flatness.py [DATA.h5ad ...] [--weights 0.3 1 3] [--seed 0] [--threads 1] [--results FILE.md]
         [--every 2]
 
-Without data, a simulated tree and the data sets in shared/data are used. It writes results/flatness.md and
-results/flatness.png.
+Without DATA.h5ad, the benchmark uses a simulated tree and the data sets in shared/data. The benchmark writes
+results/flatness.md and results/flatness.png.
 """
 
 from __future__ import annotations

@@ -1,17 +1,21 @@
-"""Can sampled cells be distinguished from real ones? Compared with real cells, and with cells decoded by scvi-tools.
+"""Can sampled cells be distinguished from real cells? Cells decoded by scvi-tools are evaluated too.
 
     python benchmarks/generation.py --scvi-python SCVI_ENV/bin/python [DATA.h5ad ...]
 
-Half of the cells are used to train the models and to compute the principal components. The other half is divided into
-two parts, and one of them serves as the real cells. These are compared with equally many cells of each of four kinds:
-the other part (the baseline: real against real), cells sampled by scvae from the density of the cells, cells sampled by
-scvae from the prior, and cells that scVI decodes from the prior, with zero inflation and library sizes of training
-cells. No compared cell was used to train a model or to compute the components. `generation_scores.py` describes the
-scores. The numbers are means over seeds, which also choose the cells.
+Half of the cells are used to train the models and to compute the principal components. A quarter of the cells serves as
+the real cells. The real cells are compared with equally many cells of four kinds:
 
-There are two kinds of simulated cells. The first is a tree (`scvae simulate`): its counts are ZINB, but no model of
-this class can represent its states exactly. The second kind is sampled from a model that was trained on the tree; these
-cells then serve as the real cells.
+- the last quarter of the cells (the baseline: real cells against real cells),
+- cells that scvae samples from the density of the cells,
+- cells that scvae samples from the prior,
+- cells that scVI decodes from the prior, with zero inflation and library sizes of training cells.
+
+No compared cell was used to train a model or to compute the components. `generation_scores.py` describes the scores.
+The numbers are means over seeds, which also choose the cells.
+
+There are two simulated data sets. The cells of a simulated tree (`scvae simulate`) have ZINB counts, but no model of
+scvae can represent the states of the tree exactly. The other simulated data set is sampled from a model that was
+trained on the tree; the sampled cells then serve as the real cells.
 
 Results are written to results/generation.json and .md; results of data sets that are not requested are kept.
 """

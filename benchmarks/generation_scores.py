@@ -1,13 +1,13 @@
 """How well can generated cells be distinguished from real ones, in principal components of real cells?
 
 Counts are scaled to one depth, log-transformed and projected on 30 principal components. The components are computed
-from cells that are not compared with anything: components follow the noise of the cells from which they are computed,
-and a classifier would recognize these cells by it. Two scores are computed:
+from cells that are not compared with any others. Principal components follow the noise of the cells from which they are
+computed, so a classifier would recognize these cells. Two scores are computed:
 
-- AUC of classifiers that distinguish generated from real cells, evaluated on folds that they have not seen (0.5: they
-  cannot distinguish them). Gradient boosting detects shapes and interactions; logistic regression detects differences
-  of means.
-- Energy distance (Székely & Rizzo 2013): 2·E|X − Y| − E|X − X'| − E|Y − Y'|, 0 for equal distributions.
+- AUC of classifiers that distinguish generated from real cells, evaluated on folds that the classifiers have not seen
+  (0.5: the cells cannot be distinguished). Gradient boosting detects shapes and interactions; logistic regression
+  detects differences of means.
+- Energy distance (Székely & Rizzo 2013): 2·E|X − Y| − E|X − X'| − E|Y − Y'|, which is 0 for equal distributions.
 
 Letters in array shapes: n cells, g genes, p components.
 """

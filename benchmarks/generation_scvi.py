@@ -1,9 +1,9 @@
-"""Sampled cells of scVI: z ~ N(0, I), decoded, and counts drawn from its likelihood; called by `generation.py`.
+"""Sample cells with scVI: decode z ~ N(0, I), and draw counts from scVI's likelihood; called by `generation.py`.
 
     python generation_scvi.py CELLS.h5ad -n 1000 -o made.npz
 
-Library sizes are drawn at random from those of the training cells. It needs scvi-tools, and no code of this project
-except heldout_scvi.py.
+Library sizes are drawn at random from those of the training cells. This script needs scvi-tools, and no code of this
+project except heldout_scvi.py.
 """
 
 from __future__ import annotations

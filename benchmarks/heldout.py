@@ -3,10 +3,10 @@
     python benchmarks/heldout.py --scvi-python SCVI_ENV/bin/python --seeds 0,1,2 --also-2x30nb
 
 For each seed, each data set is split into test cells (10%) and training cells. The test cells are written to a separate
-file that no tool reads for training; all tools get the same file with the other cells. From that file, each tool sets
-aside its own validation cells, by its own default (10% for both tools). Genes that are expressed in fewer than 3 of the
-training cells are removed from both files, so both tools model the same genes. There is no batch key: the decoder gets
-only z and the library size of a cell. The seed determines the split and the training.
+file that no tool reads for training; all tools get the same file with the training cells. From the file with the
+training cells, each tool sets aside its own validation cells, by its own default (10% for both tools). Genes that are
+expressed in fewer than 3 of the training cells are removed from both files, so both tools model the same genes. There
+is no batch key: the decoder gets only z and the library size of a cell. The seed determines the split and the training.
 
 The compared tools are `scvae train` with its defaults (and `--genes all`), scVI with its defaults, scVI with early
 stopping and, with `--also-2x30nb`, a larger scVI (2 layers, 30 latent dimensions, nb, early stopping).
@@ -16,10 +16,10 @@ cell. Two times are reported: the wall time of the whole training process (start
 saving), and the time that the tool reports for its training alone. Both tools run on the CPU with `--threads` threads.
 The tools alternate within a seed and data set.
 
-The script expects `scvae` beside the running interpreter; scvi-tools may be in another environment (`--scvi-python`).
-Runs are written to `--results` (JSON, with a table as .md) as soon as they finish. `--only scvae` repeats the runs of
-scvae and keeps the scVI runs of that file. `--resume` runs only what is missing in it. With neither option, the file
-starts empty.
+The script expects the command `scvae` in the folder of the running Python interpreter; scvi-tools may be in another
+environment (`--scvi-python`). Runs are written to the file `--results` (JSON, with a table as .md) as soon as they
+finish. `--only scvae` repeats the runs of scvae and keeps the recorded runs of scVI. `--resume` runs only what is
+missing in the file of results. Without `--only` and `--resume`, the file of results starts empty.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Code that the benchmarks on held-out cells share: options, recorded runs, and the scVI side of a run."""
+"""Code that the benchmarks on held-out cells share: options, recorded runs, and the steps of a run that use scVI."""
 
 from __future__ import annotations
 

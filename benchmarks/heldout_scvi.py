@@ -1,13 +1,14 @@
-"""The scVI side of the benchmarks on held-out cells, which start each step in a separate process.
+"""The part of the benchmarks on held-out cells that uses scVI. The benchmarks start each step in a separate process.
 
     python heldout_scvi.py train TRAIN.h5ad --contender scvi --seed 0 -m MODEL_DIR
     python heldout_scvi.py score TEST.h5ad -m MODEL_DIR --samples 100 -o scores.npz
     python heldout_scvi.py embed TRAIN.h5ad TEST.h5ad -m MODEL_DIR -o latent.npy
 
 `train` fits `scvi.model.SCVI` to the raw counts in X, with the defaults of scvi-tools except for the settings in
-CONTENDERS. Like scVI by default, it holds out 10% of the given cells, and keeps the weights of the last epoch.
+CONTENDERS. As scVI does by default, `train` holds out 10% of the given cells, and keeps the weights of the last epoch.
 
-`score` computes, for every cell x of a file that no trainer has seen, with K posterior samples z_k ~ q(z|x),
+`score` computes the following bounds for every cell x of a file that was not used for training, with K posterior
+samples z_k ~ q(z|x),
 
     ELBO(x)  = mean_k log p(x|z_k) − KL(q(z|x) ‖ N(0, I))
     IWAE(x)  = logsumexp_k [log p(x|z_k) + log N(z_k; 0, I) − log q(z_k|x)] − log K
@@ -15,8 +16,8 @@ CONTENDERS. Like scVI by default, it holds out 10% of the given cells, and keeps
 in nats, at the observed library size (scVI's default), in eval mode. As a check, the results of scVI's own
 `get_marginal_ll` and `get_elbo`, which draw other samples, are printed too.
 
-`embed` writes the mean latent position of every cell of the files, in their order (.npy). Each step prints one JSON
-object.
+`embed` writes the mean latent position of every cell of the files, in the order of the files (.npy). Each step prints
+one JSON object.
 
 This script needs scvi-tools (1.4 at the time of writing), and no code of this project.
 """

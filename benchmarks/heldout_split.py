@@ -1,4 +1,4 @@
-"""The split of the held-out likelihood benchmark: one file for training, and one for testing."""
+"""The split of cells for the benchmark of held-out likelihood: one file for training, and one file for testing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the table of the held-out likelihood benchmark from its recorded runs.
+"""Make the table of the held-out likelihood benchmark from the recorded runs.
 
 python benchmarks/heldout_table.py benchmarks/results/heldout.json > benchmarks/results/heldout.md
 """

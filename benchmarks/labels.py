@@ -1,22 +1,26 @@
-"""Are labels transferred correctly to other cells, are their probabilities calibrated, and are unknown types
-recognized?
+"""Are labels of cells predicted correctly, are the probabilities calibrated, and are unknown types recognized?
 
     python benchmarks/labels.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets mixology,kang]
 
-Tasks (`labels_tasks.py`): mixology (cell lines) from CEL-seq2 to Drop-seq and back, kang (PBMC) from control to
-stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. scvae is trained on all
-cells of the set, without labels; `annotate` gets the labels. `annotate` is compared, on the same genes, with
+`labels_tasks.py` contains the tasks: mixology (cell lines) from CEL-seq2 to Drop-seq and back, kang (PBMC) from control
+to stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. The scvae model is
+trained on all cells of a data set, without labels; `annotate` gets the labels. `annotate` is compared, on the same
+genes, with
 
 - logistic regression (scikit-learn's defaults) on log-normalized genes, unscaled and scaled to unit variance;
 - a vote of the 15 nearest neighbors on 30 principal components;
-- with `--scvi-python`, SCANVI on an scVI of the same cells (`labels_scanvi.py`).
+- with `--scvi-python`, SCANVI on an scVI model of the same cells (`labels_scanvi.py`).
 
-accuracy, macro_f1: of the most probable label. ece: expected calibration error of its probability, in 15 bins;
-ece_by_chance is the error of calibrated probabilities for the same number of cells. coverage, size: of prediction sets
-at 90%. auroc: every label is left out in turn, with seed 0, and the score measures how well its cells are distinguished
-from those of the known labels. For this, scvae uses the p-value of "unknown", the neighbors use their mean distance,
-and the other methods use the probability of the best label. alarms: share of the cells of known labels that are called
-unknown at a rate of 5%.
+The methods are compared by these measures:
+
+- accuracy, macro_f1: accuracy and macro F1 score of the most probable label.
+- ece: expected calibration error of the probability of the most probable label, in 15 bins. The value ece_by_chance is
+  the expected calibration error that calibrated probabilities would have for the same number of cells.
+- coverage, size: coverage and mean size of prediction sets that are requested to have a coverage of 90%.
+- auroc: every label is left out in turn, with seed 0, and the AUROC measures how well the cells of the omitted label
+  are distinguished from cells of the known labels. The distinguishing score of scvae is the p-value of "unknown", that
+  of the neighbors is their mean distance, and that of all other methods is the probability of the most probable label.
+- alarms: share of the cells of known labels that are called unknown at a rate of 5%.
 
 Results are written to results/labels.json and .md; results of sets and seeds that are not requested are kept. SCANVI
 was run only with seed 0, on kang (scVI with `--scvi-epochs 150`, and no label left out) and on pbmc68k (scVI with its

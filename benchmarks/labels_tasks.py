@@ -1,4 +1,4 @@
-"""The tasks of `labels.py`: data sets, the cells whose label is given, and the cells that are scored.
+"""The tasks of `labels.py`: data sets, the cells whose label is given, and the cells whose predictions are scored.
 
 Letters in array shapes: n cells.
 """

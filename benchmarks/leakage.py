@@ -1,28 +1,29 @@
-"""Do denoised markers appear in cell types that lack them? scvae, scVI, principal components, MAGIC and the raw counts.
+"""Do denoised markers appear in cell types that lack them, with scvae, scVI, principal components, MAGIC or raw counts?
 
     python benchmarks/leakage.py --scvi-python SCVI_ENV/bin/python --magic-python MAGIC_ENV/bin/python [SET ...]
 
-Denoised counts must meet two requirements at once. First, they must predict withheld molecules: a tenth of every cell's
-molecules is withheld, each method learns from the other molecules, and the Poisson loss of the withheld ones is
-measured (as in `denoising.py`). Second, a marker that is absent from a type must stay absent. A marker is a gene that
-occurs in at least a fifth of the cells of some type of 30 cells or more. A marker is absent from a type if fewer than
-1% of the cells of this type have counts of it. For each absent marker and type:
+Denoised counts must meet two requirements at once. First, denoised counts must predict withheld molecules. A tenth of
+every cell's molecules is withheld, each method learns from the other molecules, and the Poisson loss of the withheld
+molecules is measured (as in `denoising.py`). Second, a marker that is absent from a type must stay absent. A marker is
+a gene that occurs in at least a fifth of the cells of some type with 30 cells or more. A marker is absent from a type
+if fewer than 1% of the cells of this type have counts of the marker. Three measures are computed over all pairs of a
+type and a marker that is absent from the type:
 
     leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with the
-              highest mean; averaged over absent markers and types (a part of it is sampling error of the raw mean)
-    beyond    share of absent markers and types whose denoised mean lies above the 95% interval (Poisson) of the raw
-              mean
+              highest mean; averaged over all pairs (a part of the leakage is sampling error of the raw mean)
+    beyond    share of pairs whose denoised mean lies above the 95% interval (Poisson) of the raw mean
     small     leakage in the small type alone
 
-One type of each set is reduced to 50 cells: the largest type with seed 0, the next one with seed 1, and so on.
-pbmc68k_700 has small types already. The simulation has eight types, one of them with 50 cells. Each type has 30
-markers, which are absent from all other types. The true means are known, and leakage is also measured against them.
+One type of each data set is reduced to 50 cells: the largest type with seed 0, the next type with seed 1, and so on.
+The data set pbmc68k_700 already has small types. The simulation has eight types, one of them with 50 cells. Each type
+has 30 markers, which are absent from all other types. In the simulation, the true means are known, and leakage is also
+measured against the true means.
 
 For scvae, three results are shown: the expected counts of states (the default), the expected counts of cells, and
 expected counts without zero inflation, averaged over ten posterior samples (the default up to version 0.2). For scVI,
-`get_normalized_expression` times the library size is shown, and the mean of its likelihood, including zero inflation.
-For PCA and MAGIC, there are two variants, with and without square roots. The variant with the better Poisson loss is
-used, which favors these methods.
+two results are shown: `get_normalized_expression` times the library size, and the mean of scVI's likelihood, including
+zero inflation. For PCA and MAGIC, there are two variants, with and without square roots of the counts. The variant with
+the better Poisson loss is used, which favors PCA and MAGIC.
 
 Results are written to results/leakage.json and .md; results of sets and seeds that are not requested are kept.
 """

@@ -2,9 +2,9 @@
 
     python leakage_magic.py KEPT.npz -o magic.npz
 
-Counts are scaled to a common library size. MAGIC, with its defaults, smooths either their square roots, which are then
-squared (`root`, as in its documentation), or the scaled counts themselves (`plain`). This script needs magic-impute,
-and no code of this project.
+Counts are scaled to a common library size. In the variant `root`, as in the documentation of MAGIC, MAGIC smooths the
+square roots of the scaled counts, and the result is squared. In the variant `plain`, MAGIC smooths the scaled counts
+themselves. MAGIC is run with its default settings. This script needs magic-impute, and no code of this project.
 """
 
 from __future__ import annotations

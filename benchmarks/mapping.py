@@ -1,35 +1,38 @@
-"""Is mapping a query onto a trained model as accurate as a training on all cells, and how much faster is it?
+"""Is mapping a query onto a trained model as accurate as a training on all cells, and how much faster is the mapping?
 
     python benchmarks/mapping.py --scvi-python SCVI_ENV/bin/python [--seeds 0] [--sets NAME,NAME] [--no-scvi]
 
-In every data set, some batches are the reference and the others the query:
+In every data set, some batches are the reference and the other batches are the query:
 
-- mixology: CEL-seq2 is the reference and Drop-seq the query, and the other way round;
-- kang by condition: control cells are the reference and stimulated cells the query; by donor: one of the two donors
-  is the reference;
-- trees: cells simulated along three branches (`scvae simulate`); two batches are the reference and the third is the
-  query, with batch effects of 0.3 and 0.6 (standard deviation of the log factors of the genes).
+- mixology: CEL-seq2 is the reference and Drop-seq the query, or the other way round;
+- kang by condition: control cells are the reference and stimulated cells the query, or the other way round; kang by
+  donor: one of the two donors is the reference and the other donor the query;
+- trees: cells simulated along three branches (`scvae simulate`); two batches are the reference and the third batch is
+  the query, with batch effects of 0.3 and 0.6 (standard deviation of the log factors of the genes).
 
 Embeddings of all cells are compared by scIB scores (total, bio conservation, batch correction; scib-metrics), and by
-the accuracy with which the 15 nearest neighbors in the reference predict the labels of the query:
+the accuracy with which the 15 nearest neighbors in the reference predict the labels of the query. The compared methods
+are:
 
 - `mapped`: a model of the reference, onto which the query was mapped (`scvae map`),
 - `scratch`: a model of all cells,
 - `unmapped`: the model of the reference, used without a change for all cells,
-- `surgery`: scVI and scArches' surgery (`mapping_scvi.py` says how), if `--scvi-python` has scvi-tools.
+- `surgery`: scVI and scArches' surgery (described in `mapping_scvi.py`), if `--scvi-python` names an interpreter with
+  scvi-tools.
 
-Each method is evaluated for X_scvae and for the latent means. `unchanged` says whether the embedding of the reference's
-cells is identical in the model of the reference and in the model with the query. `no_counterpart` is the share of the
-query's cells that is reported, at 5% false alarms.
+Each method is evaluated for X_scvae and for the latent means. `unchanged` says whether the reference cells have an
+identical embedding in the model of the reference and in the model with the query. `no_counterpart` is the share of
+query cells that are reported to have no counterpart in the reference, at 5% false alarms.
 
-`--leave-out` trains the reference without one type of cells at a time. This option measures how well `counterpart_p`
-finds the cells of this type in the query (AUROC), and which share of the other cells is reported.
+`--leave-out` trains the reference without one type of cells at a time. With `--leave-out`, the benchmark measures how
+well `counterpart_p` finds query cells of the type that the reference lacks (AUROC), and which share of the other query
+cells is reported.
 
-Recorded with seed 0. scArches' surgery was run only for kang from control to stimulated cells, and not all data
-sets were run. Times were measured on a machine with other work.
+The recorded results have seed 0. scArches' surgery was run only for kang from control to stimulated cells, and not all
+data sets were run. Times were measured on a machine with other work.
 
-Results are added to `results/mapping.json` after every step; `results/mapping.md` is a table of them. Trained models
-are kept in `--cache`.
+Results are added to `results/mapping.json` after every step; `results/mapping.md` is a table of the results. Trained
+models are kept in `--cache`.
 """
 
 from __future__ import annotations

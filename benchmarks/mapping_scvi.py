@@ -2,10 +2,11 @@
 
     python mapping_scvi.py REFERENCE.h5ad QUERY.h5ad --batch-key KEY --seed 0 -o latent.npz
 
-The reference is trained with the settings that scvi-tools recommends for surgery (layer normalization, batches in the
-encoder, two layers, dropout 0.2) and early stopping, on the 4,000 genes of highest variance (scanpy's seurat_v3; all
-genes if there are no more). Surgery is `SCVI.load_query_data` and 200 epochs without weight decay, as in the tutorial.
-Writes the latent means of both, in the order reference, query, and the seconds of the two trainings.
+scVI is trained on the reference with early stopping and with the settings that scvi-tools recommends for surgery (layer
+normalization, batches in the encoder, two layers, dropout 0.2). The genes are the 4,000 genes of highest variance
+(scanpy's seurat_v3), or all genes if there are no more than 4,000. Surgery consists of `SCVI.load_query_data` and 200
+epochs without weight decay, as in the tutorial of scvi-tools. The script writes the latent means of the reference
+cells, followed by those of the query cells, and the seconds of the two trainings.
 
 This script needs scvi-tools and scikit-misc, and no code of this project.
 """

@@ -1,26 +1,28 @@
-"""Which cells are assigned to a trajectory? Simulated trees and known lineages, with unrelated cells added.
+"""Which cells are assigned to a trajectory, on simulated trees and known lineages to which unrelated cells were added?
 
     python benchmarks/membership.py [--seeds 0 1 2] [--parts 2-branches,3-branches,paul15,classifier]
 
-1. Simulated trees (`scvae simulate`) of two and three branches, with the cells of another, unrelated tree added: a
+1. Simulated trees (`scvae simulate`) of two and three branches, to which the cells of an unrelated tree are added: a
    fifth of all cells. The cells of the trunk and of one branch should be assigned to a trajectory from stem cells to
    the mature cells of this branch. The cells of other branches up to the pseudotime `TOLD_APART` have hardly changed,
-   because the first genes of a branch begin to change at a pseudotime of 0.4. Precision is given with and without
-   these cells.
-2. Paul et al. 2015: hematopoietic progenitors, to which one of three sets of human blood cells is added, matched by
-   gene symbols in upper case. The trajectories are those of the erythroid lineage (from MEP, called multipotent
-   progenitors there, to erythrocytes) and of monocytes (from GMP). Some cells are not counted: megakaryocytes, which
-   also come from MEP, and for each trajectory the progenitors of the other one, which have a common origin. The vote
-   of 15 neighbors in the embedding shows how well the labels can be distinguished at all. So does a classifier that
-   was trained with the labels of other cells (logistic regression on 50 principal components of log-normalized counts,
-   five folds): its precision is given at the recall of the trajectory, and at a recall of .9. A trajectory knows only
-   the labels of its ends, so it can hardly be more precise than this classifier.
+   because the first genes of a branch begin to change at a pseudotime of 0.4. Precision is given with and without these
+   hardly changed cells.
+2. Paul et al. 2015: hematopoietic progenitors, to which one of three sets of human blood cells is added. Genes are
+   matched by their symbols in upper case. The trajectories are those of the erythroid lineage (from MEP, called
+   multipotent progenitors in the file, to erythrocytes) and of monocytes (from GMP). Megakaryocytes are not counted,
+   because they also come from MEP. For each trajectory, the progenitors of the other trajectory are not counted,
+   because the progenitors of both trajectories have a common origin. Two classifiers show how well the labels can be
+   distinguished at all. The first classifier is a vote of the 15 nearest neighbors in the embedding. The second
+   classifier is a logistic regression on 50 principal components of log-normalized counts, which was trained with the
+   labels of other cells (five folds). The precision of the second classifier is given at the recall of the trajectory,
+   and at a recall of 0.9. Only the labels of its two ends are given to a trajectory, so a trajectory can hardly be more
+   precise than a classifier that was trained with labels.
 
 Recall is the fraction of a lineage's cells that are assigned to the trajectory. Precision is the fraction of the
-assigned cells that belong to the lineage. Foreign is the fraction of the unrelated cells that are assigned. The same
-numbers are given for the rule of version 0.2: a cell belongs if its distance in latent space is at most the 90%
-quantile of the distances of the two end groups. Results are written to results/membership.json and
-results/membership.md.
+assigned cells that belong to the lineage. Foreign is the fraction of the unrelated cells that are assigned to the
+trajectory. Recall, precision and foreign are also given for the rule of version 0.2. According to this rule, a cell
+belongs to a trajectory if its latent distance from the trajectory is at most the 90% quantile of the distances of the
+two end groups. Results are written to results/membership.json and results/membership.md.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""How much memory does a training need beyond the counts themselves? The limit is 1 GiB, including all libraries.
+"""How much memory does a training need in addition to the counts? The limit is 1 GiB, including all libraries.
 
-The benchmark simulates cells and trains on them for one epoch in a separate process. The largest resident memory of
-that process is compared with the size of the same counts as CSR in memory (float32 values, int32 columns, row
-pointers).
+The benchmark simulates cells and trains on the simulated cells for one epoch in a separate process. The largest
+resident memory of the training process is compared with the size of the same counts as CSR in memory (float32 values,
+int32 columns, row pointers).
 
     python benchmarks/memory.py [--cells 200000] [--genes 2000] [--json]
     python benchmarks/memory.py --data FILE.h5ad
 
-The benchmark writes results/memory.md, and the exit code is 1 if the memory exceeds the limit. It needs Linux or macOS.
+The benchmark writes results/memory.md, and the exit code is 1 if the memory exceeds the limit. The benchmark needs
+Linux or macOS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Distances of a path through expression space from given states, and straight lines for comparison."""
+"""Distances of given states from a path through expression space, and straight lines for comparison."""
 
 from __future__ import annotations
 

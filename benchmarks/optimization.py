@@ -1,15 +1,14 @@
-"""Do optimizations of a lineage's markers end among the cells of this lineage, in regions with cells? (Paul et al.
-2015)
+"""Do optimizations of the markers of a lineage end among the cells of this lineage, in regions with cells?
 
-The benchmark trains with the defaults and optimizes the markers of five lineages, starting at "Multipotent
-progenitors", with and without the constraint to regions with cells. The raw counts decide where an optimization should
-end: in the group of cells in which the mean of the standardized markers is highest. The names of the groups are those
-of the file. Its "Basophils" are the group in which monocyte markers are highest. Basophil markers are high in 22 cells
-that the file calls "Neutrophils".
+The benchmark trains on the cells of Paul et al. 2015 with the defaults. Then the benchmark optimizes the markers of
+five lineages, starting at "Multipotent progenitors", with and without the constraint to regions with cells. The raw
+counts decide where an optimization should end: in the group of cells in which the mean of the standardized markers is
+highest. The groups of cells have the names that they have in the file. In the group that the file calls "Basophils",
+monocyte markers are highest. Basophil markers are high in 22 cells that the file calls "Neutrophils".
 
     python benchmarks/optimization.py [paul15_3004.h5ad] [--seeds 3]
 
-It writes results/optimization.md.
+The benchmark writes results/optimization.md.
 """
 
 from __future__ import annotations

@@ -1,29 +1,30 @@
-"""Accuracy of `scvae perturb` for cells that were never observed under a perturbation, and of its own estimate of this
-accuracy.
+"""How accurately does `scvae perturb` predict unobserved cells, and is its own estimate of the accuracy correct?
 
     python benchmarks/perturbation.py [--data-folder FOLDER] [--seeds 0,1,2] [--threads 2]
         [--parts kang,null,simulated] [--groups "B cells"]
 
-Kang et al. 2018, PBMC with and without interferon β: the stimulated cells of one cell type at a time are removed from
-the data, a model is trained on the other cells, and `perturb` predicts the removed ones. The correlation (Pearson) of
-predicted and true change is reported, over all genes and over the 50 most significant ones (Welch's t). The change is
-the difference of mean log(1 + 10⁴·count/library), stimulated − control. Baselines are no change (0), the mean change of
-the other types in the same units, this mean weighted by similarity (the weights of `--method centroid`), and latent
-arithmetic (the decoded change alone, with both methods). The accuracy that the command itself estimates, the mean over
-the other types, is given with `--retrain` (models trained without the cells that are left out) and without it. Errors
-in the size of the changes are measured by the root mean squared error and by slopes through zero, over all genes and
-over the 50 most significant ones. The slopes are those of predicted on observed changes (below 1: underestimated) and
-of observed on predicted changes.
+The part `kang` uses PBMC with and without interferon β (Kang et al. 2018). The stimulated cells of one cell type at a
+time are removed from the data, a model is trained on the other cells, and `perturb` predicts the removed cells. The
+change of a gene is the difference of mean log(1 + 10⁴·count/library) between stimulated and control cells. The
+benchmark reports the correlation (Pearson) of predicted and true changes, over all genes and over the 50 most
+significant genes (Welch's t). The baselines are no change (0), the mean change of the other types, the mean change
+weighted by similarity (the weights of `--method centroid`), and latent arithmetic (the decoded change alone, with both
+methods). The accuracy that `perturb` itself estimates is the mean accuracy over the other types. The estimated accuracy
+is given with `--retrain` (models trained without the cells that are left out) and without `--retrain`. Errors in the
+size of the changes are measured by the root mean squared error and by slopes through zero, over all genes and over the
+50 most significant genes. Slopes of predicted on observed changes (below 1: underestimated) and of observed on
+predicted changes are given.
 
-No change: how often the test by permuted labels detects a change. The test is applied to the same cells with labels
-permuted within each type, and to simulated groups with gene programs of known size (0 for no effect). In a part of the
-simulated groups, the treated cells were sequenced half as deeply as the control cells.
+The part `null` measures how often the test by permuted labels detects a change. The test is applied to the cells of
+Kang et al. with labels permuted within each type, and to simulated groups with gene programs of known size (0 for no
+effect). In a part of the simulated groups, the treated cells were sequenced half as deeply as the control cells.
 
-Simulated combinations: six groups under B, C, both and neither; the cells of two groups under both are removed. Effects
-are gene programs in log expression, of which the groups share four fifths. The joint effect is the sum in logs, the sum
-in expression, a sum that saturates, or a sum with a third program that neither perturbation induces alone. Either the
-other groups have received both, or no group has ("never observed"). "Additive" is the sum of the two changes of the
-group itself.
+The part `simulated` combines two perturbations, B and C. Six groups have cells under B, under C, under both
+perturbations and under neither; the cells of two groups under both perturbations are removed. The effects are gene
+programs in log expression, of which the groups share four fifths. The joint effect is the sum in logs, the sum in
+expression, a sum that saturates, or a sum with a third program that neither perturbation induces alone. Either the
+other groups of cells have received both perturbations, or no group has received both perturbations ("never observed").
+"Additive" is the sum of the two single changes of the group itself.
 """
 
 from __future__ import annotations

@@ -1,20 +1,21 @@
-"""The scvae side of `time_to_quality.py`: one training, and the time at which it reached a given quality.
+"""The part of `time_to_quality.py` that uses scvae: train once, and find the time at which a given quality is reached.
 
     python quality_scvae.py TRAIN.h5ad TEST.h5ad --seed 0 --target -610.2 --started $(date +%s.%N) \\
         -m MODEL.scvae -o scores.npz --latent latent.npy
 
-This script trains as `scvae train TRAIN.h5ad --genes all --seed S` does, through `scvae_cli.train`, but without saving
-the state for `--resume`, which the command does every half minute. At the end of every epoch, it keeps a copy of the
-weights that were evaluated (the running average) and records the seconds since `--started`, including the time of
-copying. Epochs before the KL weight has reached β count as well, although the training itself keeps none of their
-weights. For every scored epoch, `is_best` says whether the training considered it the best so far. `process_s` ends
-when the model is saved: it includes the start of Python, imports, reading, training and saving, but neither the scoring
-that follows nor the exit of Python. The seconds of an epoch do not include the saving of the model.
+This script trains as `scvae train TRAIN.h5ad --genes all --seed S` does, through `scvae_cli.train`. Unlike the command,
+the script does not save the state for `--resume` every half minute. At the end of every epoch, the script keeps a copy
+of the weights that were evaluated (the running average) and records the seconds since `--started`, including the time
+of copying. Epochs before the KL weight has reached β count as well, although the training itself keeps none of their
+weights. For every scored epoch, `is_best` says whether this epoch was the best so far according to the training.
+`process_s` is the time until the model is saved. `process_s` includes the start of Python, imports, reading, training
+and saving, but not the scoring after the training or the exit of Python. The seconds of an epoch do not include the
+saving of the model.
 
-Then the test cells are scored by scvae's own `score`: with the finished model, and with the weights of some epochs. By
-bisection, the first epoch is found whose mean importance bound is at least `--target`. If the bound does not rise
-steadily, the bisection may find a later epoch, but never one below the target. If the finished model is below the
-target, the target counts as never reached. It prints one JSON object.
+After the training, the test cells are scored by `scvae score`: with the finished model, and with the weights of some
+epochs. A bisection finds the first epoch whose mean importance bound is at least `--target`. If the bound does not rise
+steadily, the bisection may find a later epoch whose bound also reaches the target. If the finished model is below the
+target, the target counts as never reached. The script prints one JSON object.
 """
 
 from __future__ import annotations

@@ -3,14 +3,15 @@
     python benchmarks/roofline.py [--device cuda] [--genes 2000] [--batch-size 128 512] [--precision auto] [--json]
 
 The time of one step is measured over many steps, as `scvae train` takes them. On a GPU, steps are recorded as a CUDA
-graph and, if Triton is installed, also compiled; on a CPU, the operations run one after the other. The time is compared
-with the least time that the device could take. This is the larger of two times: the arithmetic of the step at the
-device's rate of matrix products, and its memory traffic at the device's rate of copying. Both rates are measured here,
-by one large product in the precision used, and by one large copy.
+graph and, if Triton is installed, also compiled; on a CPU, the operations run one after the other. The time of a step
+is compared with the least time that the device could take. The least time is the larger of two times: the time for the
+arithmetic at the device's rate of matrix products, and the time for the memory traffic at the device's rate of copying.
+The benchmark measures both rates, by one large matrix product in the precision used, and by one large copy.
 
-The arithmetic consists of the matrix products (2·m·n·k operations each). The traffic is what a step needs if nothing
-stays in a cache: every parameter with its gradient, moments and average, as often as they are read and written; the
-dense input; the outputs over genes and their gradients. `--results` is written after every way of taking steps.
+The arithmetic consists of the matrix products (2·m·n·k operations each). The memory traffic is that of a step in which
+nothing stays in a cache. The traffic consists of every parameter with its gradient, moments and average (as often as
+they are read and written), the dense input, and the outputs over genes with their gradients. The file `--results` is
+written after every kind of step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Do two commits give the same numbers? Run the same commands with both commits, and compare every array exactly.
 
 The benchmark needs one checkout for each commit, one machine, and one environment with the dependencies. The code is
-always taken from the checkout, even if scvae is installed in the environment. In the top folder of a clone that has
-this script:
+always taken from the checkout, even if scvae is installed in the environment. Run these commands in the top folder of a
+clone that has this script:
 
     git worktree add ../before COMMIT_BEFORE
     python benchmarks/same_numbers.py record ../numbers-before --checkout ../before
@@ -11,15 +11,15 @@ this script:
     git worktree remove ../before
 
 `record` trains models and runs the commands of `same_numbers_cases.py` on copies of the data, in a temporary folder.
-`record` keeps the arrays and numbers of all files that the commands wrote: weights, elements of an .h5ad that its input
-did not have, tables, new files, and the output of `--json`. Single texts (options, versions, hashes) and times are left
-out. The data are the two files in data_samples and, if they exist, two in ../shared/data beside the clone
-(benchmarks/README.md says where they come from). `--data FILE ...` names other paths of them. On two cores, it takes
-six to eight minutes.
+`record` keeps the arrays and numbers of all files that the commands wrote: weights, elements that the commands added to
+an .h5ad, tables, new files, and the output of `--json`. Single texts (options, versions, hashes) and times are left
+out. The data are the two files in data_samples and, if they exist, two files in ../shared/data beside the clone
+(benchmarks/README.md says where they come from). `--data FILE ...` names data files in other folders. On two cores,
+`record` takes six to eight minutes.
 
 `compare` ends with exit code 0 if everything is equal except for the differences that `RENAMED` and `ON_PURPOSE` list,
-and otherwise with 1. Recordings of the same commit are equal only if processor, number of threads and libraries are the
-same.
+and otherwise with exit code 1. Recordings of the same commit are equal only if the processor, the number of threads and
+the libraries are the same.
 """
 
 from __future__ import annotations

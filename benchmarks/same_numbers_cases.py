@@ -1,9 +1,9 @@
 """The commands that `same_numbers.py` runs: data set → model → name of a command → the command.
 
 A command runs as `scvae VERB cells.h5ad OPTIONS --json` in a folder that holds the data as cells.h5ad and the model as
-cells.scvae; "{first}" and "{last}" are names of cells. `train` makes the model of its group and comes first. If two
-commits spell an option differently, "SPELLING || OTHER SPELLING" runs the second command if the first one is refused as
-wrong usage (exit code 2).
+cells.scvae; "{first}" and "{last}" are names of cells. The command `train` makes the model and comes first. If two
+commits spell an option differently, "SPELLING || OTHER SPELLING" runs the second command if the first command is
+refused as wrong usage (exit code 2).
 """
 
 from __future__ import annotations

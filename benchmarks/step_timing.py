@@ -1,4 +1,4 @@
-"""Steady training speed from the times of single steps, for both tools."""
+"""Training speed of scvae and scvi-tools, computed from the times of single steps."""
 
 from __future__ import annotations
 

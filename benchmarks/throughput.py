@@ -2,23 +2,25 @@
 
     python benchmarks/throughput.py --scvi-python SCVI_ENV/bin/python [--gpu --genes 2000 --cells 1000000 --epochs 3]
 
-`scvae simulate` writes one file for each number of genes (6,000 cells up to 4,000 genes, 3,000 above), at a depth of
-0.18 counts per gene. About 11% of the counts are then not zero, about as many as in public 10x data (PBMC 4k: 10%).
-Both tools train the same network (1 hidden layer of 128 units, 10 latent dimensions, ZINB: the defaults of scvi-tools)
-with the same batch size. Both tools train on 90% of the cells for `--epochs` epochs, on the CPU with `--threads`
-threads, or (`--gpu`) on the GPU that torch finds. Every training is a separate process, and the tools alternate,
-`--rounds` times.
+`scvae simulate` writes one file for each number of genes (6,000 cells up to 4,000 genes, 3,000 cells above), at a depth
+of 0.18 counts per gene. About 11% of the simulated counts are not zero, about as many as in public 10x data (PBMC 4k:
+10%). Both tools train the same network (1 hidden layer of 128 units, 10 latent dimensions, ZINB: the defaults of
+scvi-tools) with the same batch size. Both tools train on 90% of the cells for `--epochs` epochs, on the CPU with
+`--threads` threads, or (`--gpu`) on the GPU that torch finds. Every training is a separate process, and the tools
+alternate, `--rounds` times.
 
-The speed of one process is the median over its epochs except the first one: the number of cells between the end of the
-first and the end of the last step of an epoch, divided by the seconds in between. This includes loading minibatches,
-but neither validation nor other work between epochs. scvae gathers the cells of many minibatches at once, mostly before
-the first step. Therefore, the speed from the start of each epoch ("whole epoch") is given, too. On a GPU, the times of
-scvae's steps are known only for some dozens of steps at a time, so the speed of whole epochs is the relevant one.
+The speed of a training is the median of the speeds of all epochs except the first epoch. The speed of an epoch is the
+number of cells between the end of the first step and the end of the last step, divided by the seconds in between. The
+speed of an epoch includes the time for loading minibatches, but not validation and other work between epochs. scvae
+gathers the cells of many minibatches at once, mostly before the first step. Therefore, the speed from the start of each
+epoch ("whole epoch") is given, too. On a GPU, the times of scvae's steps are known only for some dozens of steps at a
+time, so the speed of whole epochs is the relevant speed.
 
-The ratio is the median over the rounds of the speed of scvae divided by that of scvi-tools. Results are written to
-`--results` (JSON, with a table as .md) after every process. The table is printed too, or with `--json` the JSON object.
+The ratio of speeds is the median over the rounds of the speed of scvae divided by that of scvi-tools. Results are
+written to the file `--results` (JSON, with a table as .md) after every process. The table is printed too, or with
+`--json` the JSON object.
 
-scvi-tools may be in another environment (`--scvi-python`). If it is missing, `--only scvae` measures scvae alone.
+scvi-tools may be in another environment (`--scvi-python`). Without scvi-tools, `--only scvae` measures scvae alone.
 """
 
 from __future__ import annotations

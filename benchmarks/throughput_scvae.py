@@ -1,4 +1,4 @@
-"""The scvae side of `throughput.py`: it trains for some epochs and prints its speed as one JSON object.
+"""The part of `throughput.py` that uses scvae: train for some epochs and print the speed as one JSON object.
 
     python throughput_scvae.py FILE.h5ad --epochs 8 --batch-size 128 --threads 2
 

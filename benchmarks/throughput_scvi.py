@@ -1,9 +1,9 @@
-"""The scvi-tools side of `throughput.py`: it trains for some epochs and prints its speed as one JSON object.
+"""The part of `throughput.py` that uses scvi-tools: train for some epochs and print the speed as one JSON object.
 
     python throughput_scvi.py FILE.h5ad --epochs 8 --batch-size 128 --threads 2
 
-This script uses the defaults of `scvi.model.SCVI`; a lightning callback records when its steps end. It needs scvi-tools
-(1.4 at the time of writing), and no code of this project.
+This script uses the defaults of `scvi.model.SCVI`; a lightning callback records when the training steps end. This
+script needs scvi-tools (1.4 at the time of writing), and no code of this project.
 """
 
 from __future__ import annotations

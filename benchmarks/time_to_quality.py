@@ -1,28 +1,30 @@
-"""Seconds until scvae reaches the held-out likelihood of scvi-tools, and its final held-out likelihood.
+"""Seconds until scvae reaches the held-out likelihood of scvi-tools, and scvae's final held-out likelihood.
 
     python benchmarks/time_to_quality.py --scvi-python SCVI_ENV/bin/python --seeds 0,1,2
 
-Data, split, test cells, genes and bounds are those of `heldout.py`: 10% test cells that no tool is trained on, one file
-for training, nats per test cell (importance bound, IWAE, with `--samples` posterior samples). In files with more than
-4,000 genes, the 2,000 genes that are most variable in the training cells are modeled.
+Data, split, test cells, genes and bounds are those of `heldout.py`: 10% test cells on which no tool is trained, one
+file for training, and nats per test cell (importance bound, IWAE, with `--samples` posterior samples). In files with
+more than 4,000 genes, the 2,000 genes that are most variable in the training cells are modeled.
 
 scVI with early stopping and the larger scVI (2 layers, 30 latent dimensions, nb, early stopping) are trained first. For
-each data set and seed, the better of the two on the test cells sets the target: its mean bound, and the wall time of
-its whole training process (start of Python, imports, reading, training, saving).
+each data set and seed, the scVI model with the higher mean bound on the test cells sets the target for scvae. The
+target consists of this bound and of the wall time of the whole training process of scVI (start of Python, imports,
+reading, training, saving).
 
 scvae is trained with its defaults (`--genes all`), and the time of every epoch is measured from the start of the
-process. Two results are reported: the first epoch whose averaged weights reach the target's bound on the test cells
-(`quality_scvae.py` says how it is found), and the bound and the time of the finished model. Both tools run on the CPU
-with `--threads` threads, or with `--gpu` on the GPU that torch finds, one process at a time.
+process. The benchmark reports the first epoch whose averaged weights reach the bound of the target on the test cells
+(`quality_scvae.py` describes how this epoch is found). The benchmark also reports the bound and the time of the
+finished model. Both tools run on the CPU with `--threads` threads, or with `--gpu` on the GPU that torch finds, one
+process at a time.
 
 For data with labels in obs (cell_type, cell_line or bulk_labels), the mean latent positions of all training and test
-cells are compared with the labels (`embedding_quality.py`). `--no-embedding` omits this comparison, whose time grows
-with the square of the number of cells.
+cells are compared with the labels (`embedding_quality.py`). `--no-embedding` omits the comparison with labels, whose
+time grows with the square of the number of cells.
 
-scvi-tools may be in another environment (`--scvi-python`), and so may scvae (`--scvae-python`). Runs are written to
-`--results` (JSON, one run per line, with a table as .md) as soon as they finish. `--only scvae` repeats the runs of
-scvae and keeps the scVI runs of that file. `--resume` runs only what is missing in it, and scvae if its target has
-changed. With neither option, the file starts empty.
+scvi-tools may be in another environment (`--scvi-python`), and so may scvae (`--scvae-python`). Runs are written to the
+file `--results` (JSON, one run per line, with a table as .md) as soon as they finish. `--only scvae` repeats the runs
+of scvae and keeps the recorded runs of scVI. `--resume` runs only what is missing in the file of results, and repeats a
+run of scvae if the target has changed. Without `--only` and `--resume`, the file of results starts empty.
 """
 
 from __future__ import annotations

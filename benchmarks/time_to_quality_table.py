@@ -1,4 +1,4 @@
-"""Make the table of the time-to-quality benchmark from its recorded runs.
+"""Make the table of the time-to-quality benchmark from the recorded runs.
 
 python benchmarks/time_to_quality_table.py benchmarks/results/time_to_quality.json > time_to_quality.md
 """

@@ -1,4 +1,4 @@
-"""Run a command in a separate process, measure its time, and measure the load of the machine meanwhile."""
+"""Run a command in a separate process, and measure its time and the load of the machine during the command."""
 
 from __future__ import annotations
 

@@ -1,23 +1,24 @@
-"""Are trajectories reliable? Compared with simulated truth, known mixtures and known biology; and how fast are they?
+"""Do trajectories agree with simulated truth, known mixtures and known biology, and how fast are they computed?
 
     python benchmarks/trajectories.py --scvi-python SCVI_ENV/bin/python [--parts simulated,mixtures,...]
 
-The parts are in separate files, whose docstrings say what they measure:
+The parts of the benchmark are in separate files, whose docstrings say what is measured:
 
 1. simulated (`trajectories_simulated.py`): decoded trajectories are compared with the true expression between the same
-   states. The error is the mean, over 60 points of the true curve, of the distance to the nearest point of the
-   trajectory, in log-normalized expression. There are two baselines: the straight line between the populations'
-   centroids in PCA (50 components of log-normalized counts), and the line between their mean proportions. The second
-   baseline is harder, because it accounts for the noise of the counts.
+   states. The error is the mean distance, over 60 points of the true curve, to the nearest point of the trajectory, in
+   log-normalized expression. There are two baselines: the straight line between the populations' centroids in PCA (50
+   components of log-normalized counts), and the line between the populations' mean proportions. The line between mean
+   proportions is harder to beat, because it accounts for the noise of the counts.
 2. mixtures (`trajectories_mixtures.py`): mixtures of RNA that were left out of the training, compared with PCA and
    scVI.
 3. paul15 (`trajectories_paul15.py`): known order of populations, and index-sorted proteins, compared with dpt.
-4. axes, density, holes (`trajectories_latent.py`). The effect of `train --flat` is measured by `flatness.py`.
-5. speed: `scvae interpolate` as a whole process on 5,000 simulated cells × 2,000 genes, with 50 steps, for one
-   trajectory and for 100.
+4. axes, density, holes (`trajectories_latent.py`): canonical axes, calibration of the density, and regions without
+   cells. The effect of `train --flat` is measured by `flatness.py`.
+5. speed: time of the whole process `scvae interpolate` on 5,000 simulated cells × 2,000 genes, with 50 steps, for one
+   trajectory and for 100 trajectories.
 
-Results are written to results/trajectories.json, part by part, and results/trajectories.md is made from it. Parts that
-are not requested keep their results.
+Results are written to results/trajectories.json, part by part, and results/trajectories.md is the table of the results.
+Parts that are not requested keep the results of earlier runs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Is the density calibrated, and do two trainings agree on the canonical axes?
 
-Density: a fifth of the cells is kept out of the training completely. At the positions where the model encodes them,
-their off-manifold scores should be uniform, like those of the held-out cells on which the score was calibrated. Holes:
-for two cell lines that share no state, the middle of the straight line between them is a position without cells.
+Density: a fifth of the cells is kept out of the training completely. The off-manifold scores of the cells outside the
+training should be distributed uniformly, like the scores of the held-out cells on which the score was calibrated.
+Holes: for two groups of cells that share no state, the middle of the straight line between them is a position without
+cells.
 
-Axes: models of two seeds encode the same cells. Each axis of one model is matched with one axis of the other (by the
-assignment with the largest sum of absolute correlations), before and after the rotation to canonical axes. The second
-numbers are those of the strong axes alone: canonical axes that explain at least a hundredth of what the first one
-explains, and equally many plain axes with the largest variance.
+Axes: models of two seeds encode the same cells. Each axis of one model is matched with one axis of the other model (by
+the assignment with the largest sum of absolute correlations), before and after the rotation to canonical axes. The
+agreement is also given for strong axes alone: canonical axes that explain at least a hundredth of what the first axis
+explains, and as many axes of largest variance before the rotation.
 """
 
 from __future__ import annotations

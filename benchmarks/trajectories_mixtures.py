@@ -1,14 +1,15 @@
 """Trajectories from pure RNA to an equal mixture of three, compared with mixtures that were left out of the training.
 
 The RNA of three cell lines was mixed in known proportions and sequenced as if it came from single cells (Tian et al.
-2019). The mixtures of 0.68/0.16/0.16 are left out of the training. Every trajectory from a pure line to the equal
-mixture should pass near one of them.
+2019). The mixtures of 0.68/0.16/0.16 are left out of the training. Every trajectory from a pure cell line to the equal
+mixture should pass near one of the mixtures that were left out.
 
-The proportion is estimated by least squares, in proportions of all molecules. The lines do not contain equal amounts of
-mRNA, so an equal mixture is estimated as about 0.40/0.27/0.33. The estimate for the left-out mean itself is what a path
-through the center of these cells would give. What 0.68 should give follows from the estimate for the equal mixture. The
-line of means is the straight line between the mean proportions of the same two populations, on which mixtures of RNA
-lie. This baseline uses the knowledge that the cells are mixtures.
+The proportions of the cell lines are estimated by least squares, in proportions of all molecules. The lines do not
+contain equal amounts of mRNA, so an equal mixture is estimated as about 0.40/0.27/0.33. A path through the center of
+the mixtures that were left out would give the estimate for the mean of these mixtures. The estimate that is expected
+for a proportion of 0.68 follows from the estimate for the equal mixture. The "line of means" is the straight line
+between the mean proportions of the two end populations. Mixtures of RNA lie on the line of means, so the line of means
+uses the knowledge that the cells are mixtures.
 """
 
 from __future__ import annotations

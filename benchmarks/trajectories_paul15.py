@@ -1,9 +1,9 @@
 """Trajectories and an ordering of mouse myeloid progenitors (Paul et al. 2015), compared with known biology.
 
 "Multipotent progenitors" develop into erythrocytes, into megakaryocytes, or through GMP into monocytes, neutrophils and
-basophils. The finer clusters 7 to 1 of the paper are the erythroid lineage in order. Index sorting measured two surface
-proteins of each cell: CD34, which is lost on the way to erythrocytes, and FcgR3, which is gained on the way to
-monocytes.
+basophils. The finer clusters 7 to 1 of the paper are the stages of the erythroid lineage, in this order. Index sorting
+measured two surface proteins of each cell: CD34, which is lost on the way to erythrocytes, and FcgR3, which is gained
+on the way to monocytes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python trajectories_scvi.py CELLS.h5ad WALKS.json --key mixture --contender scvi-es -o walks.npz
 
-WALKS.json names the two groups of each trajectory. It needs scvi-tools, and no code of this project except
+WALKS.json names the two groups of each trajectory. This script needs scvi-tools, and no code of this project except
 heldout_scvi.py.
 """
 

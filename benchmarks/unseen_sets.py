@@ -5,10 +5,10 @@
         --results benchmarks/results/time_to_quality_unseen.json FOLDER/*.h5ad
 
 - `celltypist_sample.h5ad`: the sample in the Python package celltypist 1.7.1, 559 cells × 32,786 genes.
-- `sctransform_pbmc.h5ad`: `pbmc` of the R package sctransform (0.3.5), 283 cells × 914 genes. This data set needs
-  `Rscript` with sctransform and Matrix installed.
+- `sctransform_pbmc.h5ad`: `pbmc` of the R package sctransform (0.3.5), 283 cells × 914 genes. `sctransform_pbmc.h5ad`
+  needs `Rscript` with sctransform and Matrix installed.
 
-Both are raw counts of molecules without labels. pip fetches the first from the package index.
+Both files contain raw counts of molecules without labels. The script downloads celltypist from the package index.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Do decoded trajectories show known biology? Progenitors to erythrocytes and to monocytes (Paul et al. 2015).
+"""Do decoded trajectories from progenitors to erythrocytes and to monocytes show known biology (Paul et al. 2015)?
 
 The benchmark trains with the defaults, computes geodesics from "Multipotent progenitors" to Erythrocyte and to
 Monocytes, and checks that known markers rise and fall as expected. Each decoded curve is compared with the means of the
-real cells, in bins of their position along the trajectory, at the same depth. Each end is compared with the mean of the
-real population.
+real cells at the same depth, in bins of the position of the cells along the trajectory. Each end is compared with the
+mean of the real population.
 
     python benchmarks/walks.py [paul15_3004.h5ad]
 
-It writes results/walks.md and results/walks.png.
+The benchmark writes results/walks.md and results/walks.png.
 """
 
 from __future__ import annotations

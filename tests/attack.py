@@ -1,18 +1,19 @@
 """Attack scvae with damaged files, hostile models and hostile saved states; called by `make attack`.
 
-Every case is one mutation (`damaged_files.py`, `hostile_models.py`) and one command, chosen by a seed. A server imports
-everything once and forks a child for each case, so that crashes, hangs and memory are noticed. A child may use 5 s of
-processor time (and 30 s of wall time, for machines with other work) and 3 GiB of memory beyond that of the imports. The
-outcomes are:
+Every case consists of one mutation of a file (`damaged_files.py`, `hostile_models.py`) and one command, which are
+chosen by a seed. A server process imports all modules once and forks a child process for each case, so that the server
+notices crashes, hangs and the use of memory. A child process may use 5 s of processor time (and 30 s of wall time, for
+machines with other work) and 3 GiB of memory beyond that of the imports. Each case has one of these outcomes:
 
-- **refused well**: exit code 3 for data and 4 for models, a one-line message and a hint, no traceback, the input
-  unchanged.
+- **refused well**: exit code 3 for data and 4 for models, a one-line message and a hint, no traceback, and an unchanged
+  input.
 - **accepted rightly**: exit code 0, all numbers finite, and the result equals that of an independent reading of the
-  same file (by anndata, element by element), or that of the undamaged file. For a model whose weights were changed to
-  other finite numbers, the result must only be finite.
-- **failed**: anything else.
+  same file (by anndata, element by element), or that of the undamaged file. If the weights of a model were changed to
+  other finite numbers, the numbers of the result must only be finite.
+- **failed**: any other outcome.
 
-Cases are appended to a file of lines as they end. Cases that are already in this file are not tried again.
+As soon as a case ends, the outcome is appended to a file as one line. Cases that are already in the file of outcomes
+are not tried again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Running `scvae` inside the test process, and training options that take a second."""
+"""Run `scvae` inside the test process, with options for a training that takes only a second."""
 
 from __future__ import annotations
 

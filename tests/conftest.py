@@ -1,4 +1,4 @@
-"""A data set and a model trained on it, which are made once; tests work on copies."""
+"""A data set and a model, which are made once for all tests; each test works on copies of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Damaged .h5ad files: seeded mutations of an undamaged file, by kind. They test all code that reads files.
+"""Mutations that damage an .h5ad file, chosen at random by a seed, to test all code that reads files.
 
-Each kind is a function (path, random) that changes the file at `path` in place.
+Each kind of mutation is a function (path, random) that changes the file at `path` in place.
 """
 
 from __future__ import annotations

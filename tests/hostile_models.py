@@ -1,4 +1,4 @@
-"""Hostile model folders and saved trainings: seeded mutations of valid ones, by kind.
+"""Mutations that make valid model folders and saved trainings hostile, chosen at random by a seed.
 
 Hashes are computed again after most mutations, as a person who forges a model would do.
 """

@@ -1,4 +1,4 @@
-"""Real numbers for tests, and a linear-Gaussian model whose marginal likelihood is known."""
+"""A linear-Gaussian model whose marginal likelihood is known, and data of real numbers for tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Log-probabilities of counts, written as plain formulas: the reference for `count_nll`, in any dtype.
 
-Letters in array shapes: n cells, g genes. x counts, μ mean, θ inverse dispersion per gene, a zero-inflation logit.
-Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
+Letters in array shapes: n cells, g genes. Letters in formulas: x counts, μ mean, θ inverse dispersion of a gene, a
+zero-inflation logit. Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
 """
 
 from __future__ import annotations

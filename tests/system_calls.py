@@ -1,4 +1,4 @@
-"""A child process that is stopped at each of its system calls, so that it can be killed or signaled at any of them."""
+"""A child process that stops at each system call, so that tests can kill or signal the process at any system call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small data sets in the formats of Cell Ranger; version 3 or later, unless stated otherwise."""
+"""Small data sets in the formats of Cell Ranger 3 or later, and in formats of earlier versions."""
 
 from __future__ import annotations
 

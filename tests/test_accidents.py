@@ -1,6 +1,4 @@
-"""A command that is killed, or whose file is changed or removed during the command, leaves the old or the complete new
-file.
-"""
+"""If a command is killed, or the file changes during the command, the complete old or the complete new file remains."""
 
 from __future__ import annotations
 

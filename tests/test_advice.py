@@ -1,4 +1,4 @@
-"""Advice of a diagnosis: for all verdicts, the recommended command is on the page and contradicts no verdict."""
+"""The command that a diagnosis recommends is on the page of the diagnosis, and contradicts no verdict."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Labels of cells: correct where they can be known, with calibrated probabilities and sets, and one-line refusals.
+"""Labels predicted by `annotate` are correct and calibrated, and unsuitable input is refused in one line.
 
-Letters in array shapes: n cells, m labeled cells, c labels, v views.
+Letters in array shapes: n cells, m labeled cells, c labels, v views of a cell.
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ def test_cells_of_other_batches_than_the_labeled_ones_are_told(tmp_path):
     ):
         found = scvae.annotate(adata, model, **asked)
     assert found.difference.is_clear
-    assert "not guaranteed that their sets contain the true label with probability 0.9" in found.warnings()[0]
+    assert "sets of cells without a label contain the true label with probability 0.9" in found.warnings()[0]
     reference, query = tmp_path / "reference.h5ad", adata[~first].copy()
     adata[first].copy().write_h5ad(reference)
     with pytest.warns(ScvaeWarning, match="without labeled cells .batch_2."):

@@ -1,4 +1,4 @@
-"""A small part of the attacks of `attack.py`, with cases of every kind: all are refused well or accepted rightly."""
+"""A small part of the attacks of `attack.py`, with cases of every kind: no case may fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canonical axes: a rotation, determined by the expression of the cells, on which two trainings agree.
+"""Canonical latent axes are a rotation that is determined by the expression of the cells, so that two trainings agree.
 
 Letters in array shapes: n cells, k latent dimensions.
 """

@@ -1,4 +1,4 @@
-"""Data that cannot be used: a one-line message, a hint, the right exit code, and no changed file."""
+"""Unusable data are refused with a one-line message, a hint and the right exit code, and no file is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invalid options: a one-line message, a hint, the right exit code, and no changed file."""
+"""Invalid options are refused with a one-line message, a hint and the right exit code, and no file is changed."""
 
 from __future__ import annotations
 

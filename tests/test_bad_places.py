@@ -1,4 +1,4 @@
-"""Models that cannot be used, and places where results cannot be written: one line, a hint, and no changed file."""
+"""Unusable models, and paths to which nothing can be written, are refused in one line; no file is changed."""
 
 from __future__ import annotations
 

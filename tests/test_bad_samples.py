@@ -1,4 +1,4 @@
-"""Invalid options of `sample`: a one-line message, a hint, the right exit code, and no changed file."""
+"""Invalid options of `sample` are refused with a one-line message and the right exit code; no file is changed."""
 
 from __future__ import annotations
 

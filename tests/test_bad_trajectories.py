@@ -1,4 +1,4 @@
-"""Invalid trajectories and orders at the command line: refused with one line, and no changed file."""
+"""Invalid options of `interpolate` and `pseudotime` are refused with a one-line message, and no file is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The penalty on differences between batches: the unbiased maximum mean discrepancy, and its gradient."""
+"""The penalty on differences between batches is the unbiased maximum mean discrepancy, and its gradient is correct."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""iLISI and kBET, compared with scib-metrics and with known answers."""
+"""iLISI and kBET are compared with scib-metrics and with known answers."""
 
 from __future__ import annotations
 

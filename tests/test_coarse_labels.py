@@ -1,4 +1,4 @@
-"""Coarse labels of `annotate`, and columns of labels that are numbers or True and False."""
+"""Coarse labels of `annotate`, and columns whose labels are numbers or booleans."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_quality_of_backing_off():
         (lambda obs: obs.assign(fine=obs["coarse"], coarse=obs["fine"]), "exchange them"),
         (lambda obs: obs.assign(coarse=obs["coarse"].where(obs["fine"] != "stem")), "no value for the cells labeled"),
         (lambda obs: obs.assign(coarse="blood"), "has only the value 'blood'"),
-        (lambda obs: obs.assign(coarse=obs["fine"] + " cell"), "nothing to back off to"),
+        (lambda obs: obs.assign(coarse=obs["fine"] + " cell"), "replaced by a coarser label"),
         (lambda obs: obs.assign(coarse=obs["coarse"].replace({"branch 1": "unknown"})), "of no known type"),
         (lambda obs: obs.assign(coarse=obs["coarse"].replace({"branch 1": "stem"})), "another name"),
     ],
@@ -120,7 +120,7 @@ def test_both_shells_write_coarse_labels(copied):
     assert set(told["heldout"]) == {"labels", "kept", "kept_right", "coarse_right"}
     # A second run writes over the columns of the first one, and does not offer them as known labels.
     out = run_well(*asked).out
-    assert "back off to the coarse label" in out
+    assert "get a coarse label" in out
     with pytest.raises(DataError) as refused:
         scvae.annotate(ad.read_h5ad(copied.data), copied.model, labels_key="nothing")
     offered = refused.value.hint.split(": ")[1].split(", ")

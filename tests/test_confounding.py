@@ -1,4 +1,4 @@
-"""Columns that are confounded with the batch are named, and independent columns are not, for columns of every kind."""
+"""Columns of obs that are confounded with the batch are reported, and independent columns are not reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several covariates: batch keys whose effects are added, and continuous keys."""
+"""Models with several covariates: several batch keys, whose effects are added, and continuous keys."""
 
 import copy
 import json

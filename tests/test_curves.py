@@ -1,4 +1,4 @@
-"""Straight, graph and geodesic paths for decoders and densities whose answers are known.
+"""Straight, graph and geodesic paths, tested with decoders and densities for which the correct path is known.
 
 Letters in array shapes: n cells, k latent dimensions, p paths, w waypoints, t steps.
 """

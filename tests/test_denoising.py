@@ -1,4 +1,4 @@
-"""The rate of an individual cell: what its count adds to the expectation of its state."""
+"""Denoised counts of an individual cell combine the expected counts of the cell's state with the cell's own counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The latent density, compared with scipy and scikit-learn, and its calibration on cells that it has not seen."""
+"""The latent density is compared with scipy and scikit-learn, and its calibration is tested on held-out cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of the precision, and its reason; afterwards, the settings of torch are as before."""
+"""The numeric precision is chosen by device, a reason is given, and torch's settings are restored afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps for GPUs, tested on the CPU: they equal plain steps, never wait, and compile as a whole."""
+"""Training steps for GPUs equal plain steps, never wait for the host, and compile as a whole; tested on the CPU."""
 
 import copy
 import shutil

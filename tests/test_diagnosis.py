@@ -1,4 +1,4 @@
-"""Diagnoses with known truth: collapse, rotation and holes that were put in, closed forms, and quadrature.
+"""Diagnoses are compared with known truth: simulated collapse, rotation and holes, closed forms, and quadrature.
 
 Letters in array shapes: n cells, g genes, k latent dimensions.
 """

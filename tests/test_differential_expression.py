@@ -1,4 +1,4 @@
-"""Differential expression: sizes of changes, and few false calls.
+"""Differential expression estimates the sizes of changes correctly, and calls few genes by mistake.
 
 Letters in array shapes: n cells, g genes.
 """

@@ -1,4 +1,4 @@
-"""Cells without counts are refused, or left out on request, and no other result changes."""
+"""Cells without counts are refused, or left out on request; the results of all other cells do not change."""
 
 from __future__ import annotations
 

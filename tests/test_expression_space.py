@@ -1,4 +1,4 @@
-"""The embedding in expression space: its formula, its components, and what its distances mean.
+"""The embedding in expression space: the formula, the components, and the meaning of distances.
 
 Letters in array shapes: n cells, g genes, j components, m random directions, b batches.
 """

@@ -1,4 +1,4 @@
-"""Absorption probabilities, diffusion coordinates and cells of an end, compared with plain formulas.
+"""Absorption probabilities, diffusion coordinates, and cells that represent an end are compared with plain formulas.
 
 Letters in array shapes: m nodes, e ends.
 """

@@ -1,4 +1,4 @@
-"""Figures of trajectories show the computed values; their files are complete, repeatable and in the right place."""
+"""Figures of trajectories show the computed values; the files are complete, repeatable and in the right place."""
 
 from __future__ import annotations
 

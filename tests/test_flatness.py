@@ -1,4 +1,4 @@
-"""`--flat`: the penalty equals its definition, and improves the distances."""
+"""The penalty of `train --flat` equals its definition, and improves distances in latent space."""
 
 from __future__ import annotations
 

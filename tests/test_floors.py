@@ -1,6 +1,4 @@
-"""The plan in ARCHITECTURE.md, checked in the syntax trees: imports only go down, without circles; one package opens
-files.
-"""
+"""The rules of ARCHITECTURE.md: imports go to lower floors without circles, and one package opens data files."""
 
 from __future__ import annotations
 

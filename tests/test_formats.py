@@ -1,4 +1,4 @@
-"""10x Genomics files and folders: they can be used like an .h5ad, with a separate output."""
+"""10x Genomics files and folders can be used like an .h5ad file, and results are written to a separate file."""
 
 from __future__ import annotations
 

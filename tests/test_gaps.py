@@ -1,8 +1,9 @@
-"""Gaps of inference for a linear-Gaussian model, whose marginal likelihood is known.
+"""The variational and the amortization gap of a linear-Gaussian model, whose marginal likelihood is known.
 
 With p(x|z) = N(b + W z, σ²), the posterior is N(m, Λ⁻¹), Λ = I + WᵀW/σ², and the marginal is N(b, WWᵀ + σ²). The best
-diagonal Gaussian has mean m and variances 1/Λ_kk. Its KL divergence from the posterior, ½(Σ log Λ_kk − log det Λ) nats,
-is the variational gap. The rest of the gap is the amortization gap of the encoder.
+diagonal Gaussian has mean m and variances 1/Λ_kk. The KL divergence of this diagonal Gaussian from the posterior, ½(Σ
+log Λ_kk − log det Λ) nats, is the variational gap. The rest of the inference gap is the amortization gap of the
+encoder.
 
 Letters in array shapes: n cells, g features, k latent dimensions.
 """

@@ -1,4 +1,4 @@
-"""Changes of genes along a trajectory, on curves whose answers are known."""
+"""Changes of genes along a trajectory are computed for curves with known changes."""
 
 from __future__ import annotations
 

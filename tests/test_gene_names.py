@@ -1,4 +1,4 @@
-"""Genes named and shown by id or symbol, and lists of them."""
+"""Genes can be named and shown by id or symbol, and lists of genes can be given in files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder's geometry, compared with the Kullback–Leibler divergence of its counts and torch's differentiation.
+"""The geometry of the decoder is compared with Kullback–Leibler divergences of counts, and with torch's autograd.
 
 Letters in array shapes: n points, m tangents, k latent dimensions, g genes.
 """

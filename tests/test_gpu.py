@@ -1,4 +1,7 @@
-"""A GPU gives the results of the CPU. Skipped without a GPU; with SCVAE_TEST_DEVICE=cpu, the tests run on the CPU."""
+"""A GPU gives the same results as the CPU. Without a GPU, the tests are skipped.
+
+With SCVAE_TEST_DEVICE=cpu, the tests run on the CPU.
+"""
 
 from __future__ import annotations
 

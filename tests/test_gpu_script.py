@@ -1,4 +1,4 @@
-"""The script for a GPU: its commands, their time limits, and its message if there is no GPU."""
+"""The script `benchmarks/gpu.sh`: its commands, their time limits, and its message if there is no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoised means of groups compared with raw means, and markers that must not appear in types that lack them."""
+"""Denoised means of groups are compared with raw means, and markers must not appear in cell types that lack them."""
 
 from __future__ import annotations
 

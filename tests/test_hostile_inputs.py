@@ -1,4 +1,4 @@
-"""Inputs from strangers: things that are not files, texts that forge lines, extreme numbers, damaged caches."""
+"""Inputs from strangers: paths that are not files, names with line breaks, extreme numbers, and damaged caches."""
 
 from __future__ import annotations
 

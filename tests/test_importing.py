@@ -1,4 +1,4 @@
-"""Imports do not search for garbage, and restore the garbage collector."""
+"""Garbage collection is switched off during imports, and restored afterwards."""
 
 import gc
 import subprocess

@@ -1,4 +1,4 @@
-"""Training with labels: it separates them, hides some of them, and `annotate` needs no labeled cells afterwards."""
+"""A training with labels separates the labels and hides some; `annotate` then needs no labeled cells."""
 
 from __future__ import annotations
 

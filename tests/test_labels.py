@@ -1,4 +1,4 @@
-"""Labels of columns of every type; columns that cannot be read; float16 in memory and in a file."""
+"""Labels from columns of obs of every type, columns that cannot be read, and float16 in memory and in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--decoder linear`: logits are affine in the latent position, and all commands work with such a decoder.
+"""With `--decoder linear`, logits are affine in the latent position, and all commands work with a linear decoder.
 
 Letters in array shapes: n points, m tangents, k latent dimensions, g genes, b batches.
 """

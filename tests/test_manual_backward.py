@@ -1,4 +1,4 @@
-"""Training steps without autograd: the ELBO and its gradients are those of float64 autograd through plain torch."""
+"""Training steps without autograd: the ELBO and its gradients equal those of float64 autograd through plain torch."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""New batches in a trained model: unchanged results, trained effects, reports and refusals."""
+"""New batches are mapped onto a trained model: results of known batches do not change."""
 
 from __future__ import annotations
 

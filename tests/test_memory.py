@@ -1,4 +1,4 @@
-"""Counts are held in memory once: read in blocks in every storage format, and shared by all tables."""
+"""Counts are in memory only once, because they are read in blocks from every storage format and never copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minibatches contain the requested counts, gathered on the host or on the device."""
+"""Minibatches contain the requested counts, whether they are gathered on the host or on the device."""
 
 import numpy as np
 import pytest

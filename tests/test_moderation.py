@@ -1,4 +1,4 @@
-"""Variances from few replicates, moderated by all genes, against simulated truth and scipy."""
+"""Variances from few replicates are moderated by all genes, and are compared with simulated truth and scipy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File names that cause problems in shells or file systems: those that begin with "-", and those that are too long."""
+"""File names that cause problems in shells or file systems: names that begin with "-", and names that are too long."""
 
 from __future__ import annotations
 

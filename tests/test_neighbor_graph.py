@@ -1,4 +1,4 @@
-"""The neighbor graph, compared with brute force, and distances through it where they are known.
+"""The neighbor graph is compared with brute force, and distances along the graph with known distances.
 
 Letters in array shapes: n cells, k latent dimensions, m nodes.
 """

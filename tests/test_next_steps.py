@@ -1,4 +1,4 @@
-"""The suggested next command works, on the same cells and with the same model."""
+"""The command that scvae suggests as the next step works on the same cells and with the same model."""
 
 from __future__ import annotations
 

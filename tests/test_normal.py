@@ -1,4 +1,4 @@
-"""`--likelihood normal`: real numbers, compared with scipy's normal and closed-form marginals.
+"""Models with `--likelihood normal` are compared with scipy's normal distribution and with marginals in closed form.
 
 Letters in array shapes: n cells, g features, k latent dimensions, m tangents, b batches.
 """

@@ -1,4 +1,4 @@
-"""Every command on real numbers: it works with a model with a normal likelihood, or refuses unsuitable options.
+"""Every command works with a model with a normal likelihood, or refuses options that do not suit real numbers.
 
 Letters in array shapes: n cells, g features.
 """

@@ -1,4 +1,4 @@
-"""Optimization, where the maximum is known: closed forms, and properties of trajectories among simulated cells.
+"""Optimizations reach maxima that are known in closed form, and follow simulated cells to the expected branch.
 
 Letters in array shapes: n cells, k latent dimensions, g genes, t steps.
 """

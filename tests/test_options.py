@@ -1,4 +1,4 @@
-"""One declaration of an option: its checks, and the command, function and file that are made from it."""
+"""An option is declared once; the command, the Python function and the config file follow the declaration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions that are promised, pinned and tested are consistent."""
+"""The versions of dependencies that are promised, pinned and tested are consistent."""
 
 from __future__ import annotations
 

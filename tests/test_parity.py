@@ -1,4 +1,4 @@
-"""Each verb on the command line and in Python gives the same arrays and the same refusals."""
+"""Each command gives the same arrays and the same refusals on the command line and in Python."""
 
 from __future__ import annotations
 

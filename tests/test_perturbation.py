@@ -1,4 +1,4 @@
-"""Simulated perturbations that change the log expression of all groups alike."""
+"""`scvae perturb` predicts simulated perturbations that change the log expression of all groups alike."""
 
 from __future__ import annotations
 

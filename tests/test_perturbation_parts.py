@@ -1,4 +1,4 @@
-"""Parts of the prediction of a perturbation, each against known results."""
+"""The single steps of `scvae perturb` are compared with known results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example of a polymer: its two latent dimensions describe the shapes.
+"""The example of a polymer: two latent dimensions describe the shapes of the polymers.
 
 Letters in array shapes: n polymers, g = 24 numbers, k = 2 latent dimensions.
 """

@@ -1,4 +1,4 @@
-"""Predictive checks: counts drawn from the model itself are inside the bands, and additional zeros are not."""
+"""Counts drawn from the model lie inside the bands of predictive checks; counts with additional zeros do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Order of the cells from a root, and their fates, compared with the known truth.
+"""The order of cells from a root, and the fates of cells, are compared with the known truth.
 
 Letters in array shapes: n cells, k latent dimensions.
 """

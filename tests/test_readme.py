@@ -1,4 +1,4 @@
-"""The README shows the files of the repository."""
+"""The README shows the same script as the file in the repository."""
 
 import re
 from pathlib import Path

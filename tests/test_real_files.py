@@ -1,4 +1,4 @@
-"""Files as users have them: from other programs, old versions, several modalities, and unsupported formats."""
+"""Files from other programs, of old versions, with several modalities, and of formats that scvae does not support."""
 
 from __future__ import annotations
 

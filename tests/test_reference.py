@@ -1,4 +1,4 @@
-"""The reference page and the stub agree with the declared options."""
+"""The reference page and the type stub `__init__.pyi` agree with the declared options."""
 
 from __future__ import annotations
 

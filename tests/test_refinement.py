@@ -1,4 +1,4 @@
-"""Refined posteriors, compared with the optimum found by brute force, with integrals by quadrature.
+"""Refined posteriors are compared with optima found by brute force, with integrals computed by quadrature.
 
 Letters in array shapes: n cells, g genes, k latent dimensions, q nodes.
 """

@@ -1,4 +1,4 @@
-"""Counts with rounding errors, and fractions of counts: they become whole, and normalized values are never rounded."""
+"""Counts with rounding errors, and fractions of counts, are rounded; normalized values are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampled cells: densities and counts compared with their formulas, and files compared with the request.
+"""Sampled cells: their densities and counts are compared with formulas, and the written files with the request.
 
 Letters in array shapes: n cells, g genes, k latent dimensions.
 """

@@ -1,4 +1,4 @@
-"""Scores: parts of the bounds, p-values of cells from the model and of foreign cells, and the written slots.
+"""Results of `scvae score`: parts of the bounds, p-values of simulated and of foreign cells, and the written slots.
 
 Letters in array shapes: n cells, g genes, k latent dimensions.
 """

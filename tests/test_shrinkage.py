@@ -1,4 +1,4 @@
-"""Shrinkage of effects: its probabilities compared with simulated truth and with quadrature."""
+"""Probabilities from the shrinkage of effects are compared with simulated truth and with quadrature."""
 
 from __future__ import annotations
 

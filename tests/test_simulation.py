@@ -1,4 +1,4 @@
-"""The simulation reports the true parameters of its counts, and the file contains both."""
+"""The simulation reports the true parameters of its counts, and the written file contains the counts and parameters."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Extreme sizes: limited in the declaration, or compared with the free memory before anything is computed."""
+"""Extreme sizes are refused by the limits of options, or by a comparison with free memory before computing."""
 
 from __future__ import annotations
 

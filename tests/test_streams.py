@@ -1,4 +1,4 @@
-"""Terminals and pipes of every kind: a command that has finished reports it as well as it can."""
+"""Output to terminals and pipes of every kind: neither closed pipes nor unusual encodings stop a command."""
 
 from __future__ import annotations
 

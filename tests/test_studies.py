@@ -1,4 +1,4 @@
-"""Baselines compared with their definitions; a comparison with a VAE, and its stability, with known answers."""
+"""Baseline models and the stability of embeddings are compared with their definitions and with known answers."""
 
 from __future__ import annotations
 

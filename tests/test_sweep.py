@@ -1,4 +1,4 @@
-"""Sweeps: a curve that decreases as expected, a sensible suggestion, and trainings that start from other models."""
+"""A sweep has a decreasing curve and a sensible suggestion, and its trainings can start from other models."""
 
 from __future__ import annotations
 

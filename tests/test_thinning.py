@@ -1,4 +1,4 @@
-"""Thinning: two parts whose sum is the counts, with the right sizes, and a loss that is smallest at the truth."""
+"""Thinning divides counts into two parts of the right sizes that add up, and the loss is smallest at the true means."""
 
 from __future__ import annotations
 

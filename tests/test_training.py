@@ -1,4 +1,4 @@
-"""Training: repeatable, resumable, limited, and with correct reports."""
+"""Trainings are repeatable, can be resumed, end after a limited number of epochs, and report correct numbers."""
 
 import dataclasses
 import math

@@ -1,6 +1,4 @@
-"""UMAP and clusters are computed by scanpy from the embedding; they are written to the right slots, and nothing else
-is.
-"""
+"""UMAP and clusters, which scanpy computes from the embedding, are written to the right slots and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The position of a population, and the cells that optimal transport pairs.
+"""The latent position of a population, and the pairs of cells that optimal transport finds.
 
 Letters in array shapes: n cells, k latent dimensions, p paths.
 """

@@ -1,4 +1,4 @@
-"""Data and models that tests may break, the form of every refusal, and the contents of a file."""
+"""Tools for tests: data and models that tests may damage, checks of refusals, and the contents of a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Attacks on the writing of files: a command is killed, signaled or disturbed by another writer at chosen system calls.
 
-A command runs in this process until it begins to write. There it is forked once for every case, so that a case takes
-some hundredths of a second and all cases write the same result.
+Each command runs in this process until the command begins to write. At the start of the writing, this process is forked
+once for every case. A case therefore takes only some hundredths of a second, and all cases write the same result.
 """
 
 from __future__ import annotations

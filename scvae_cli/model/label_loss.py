@@ -1,7 +1,7 @@
 """Loss of a classifier that predicts the labels of cells from their latent positions, with explicit gradients.
 
-The classifier is a multinomial logistic regression. It is trained together with the VAE, so that the encoder separates
-the labels, and is not a part of the finished model.
+The classifier is a multinomial logistic regression. During the training of the VAE, the classifier is trained too, so
+that the encoder separates the labels. The finished model does not contain this classifier.
 
 Letters in array shapes: n cells, k latent dimensions, c labels.
 """
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 
 class LabelLoss(NamedTuple):
-    """Cross-entropy of the labels (a scalar, nats per cell), and its gradients.
+    """Cross-entropy of the labels (a scalar, in nats per cell), and its gradients.
 
-    The gradients are with respect to the latent positions, and to weight and bias of the classifier.
+    The gradients are those with respect to the latent positions, and to the weight and bias of the classifier.
     """
 
     value: Tensor
@@ -34,12 +34,12 @@ def label_loss(z_nk: Tensor, label_nc: Tensor, n_cells: Tensor | int, classifier
     z_nk
         Latent positions of the cells of a minibatch.
     label_nc
-        Indicator of each cell's label; rows of zeros stand for cells without a label, and for cells that only pad the
-        minibatch.
+        One-hot encoding of each cell's label. Cells without a label, and cells that only pad the minibatch, have a row
+        of zeros.
     n_cells
-        Number of cells in the minibatch, without those that only pad it.
+        Number of cells in the minibatch, without the cells that only pad the minibatch.
     classifier
-        The linear map from a position to the logits of the labels.
+        The linear map from a latent position to the logits of the labels.
     """
     log_p_nc = torch.log_softmax(nn.functional.linear(z_nk, classifier.weight, classifier.bias), dim=1)
     labeled_n1 = label_nc.sum(1, keepdim=True)

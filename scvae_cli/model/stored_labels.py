@@ -1,4 +1,4 @@
-"""The classifiers of labels in a model folder. Models that were trained with labels have them."""
+"""The classifiers of labels in the folder of a model that was trained with labels."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StoredLabels:
-    """The labels of a model.
+    """The labels of a model, and the classifiers that predict these labels.
 
     Parameters
     ----------
     names
         Names of the labels, in the order in which they are shown.
     kind
-        Type of the labels in their column, one of `KINDS`.
+        Type of the labels in their column of obs, one of `KINDS`.
     tensors
-        The classifiers, as tensors in float32 (`tools/annotate/learned_file.py`).
+        The classifiers as float32 tensors, which `tools/annotate/learned_file.py` describes.
     """
 
     names: tuple[str, ...]

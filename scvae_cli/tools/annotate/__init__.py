@@ -1,1 +1,1 @@
-"""Labels of cells, learned from labeled cells, with calibrated probabilities."""
+"""Prediction of cell labels from labeled cells, with calibrated probabilities."""

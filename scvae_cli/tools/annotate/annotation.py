@@ -1,10 +1,12 @@
-"""Labels of cells from labeled cells: calibrated probabilities, prediction sets, and cells of no known type.
+"""Prediction of labels from labeled cells: probabilities, prediction sets, and cells that belong to no known type.
 
-The classifiers are those of `learning`, one for each part of the labeled cells. A cell that was not among the labeled
-cells gets the mean of the log probabilities of these classifiers. The weights of the views, the prediction sets and the
-p-values are calibrated on the predictions of held-out cells.
+The labeled cells are divided into parts, as in a cross-validation, and `learning` trains one classifier for each part.
+A labeled cell keeps the prediction of the classifier that has not seen this cell. For a cell without a label, the log
+probabilities of all classifiers are averaged. The probabilities, prediction sets and p-values are calibrated on the
+predictions for held-out labeled cells.
 
-Letters in array shapes: n cells, h labeled cells that were held out once, c labels, v views, k parts, j coordinates.
+Letters in array shapes: n cells, h held-out labeled cells, c labels, v views of a cell, k parts of the labeled cells, j
+coordinates.
 """
 
 from __future__ import annotations
@@ -29,13 +31,23 @@ from scvae_cli.tools.annotate.quality import Quality, confusion, prediction_qual
 from scvae_cli.tools.annotate.result import Annotation
 from scvae_cli.tools.annotate.views import GENES, VIEWS, Coordinates, coordinates
 
-# Number of cells predicted at once.
+# Number of cells whose labels are predicted at once.
 _BLOCK_CELLS = 4096
 
 
 @dataclass(frozen=True)
 class _Predicted:
-    """Log probabilities, mask of the prediction sets, and p-values of "unknown"; shapes (n, c), (n, c) and (n,)."""
+    """Predictions for cells.
+
+    Parameters
+    ----------
+    log_p_nc
+        Log probability of each label, shape (n, c).
+    set_nc
+        Mask of the labels in the prediction set of each cell, shape (n, c).
+    p_n
+        p-value of the hypothesis that a cell belongs to a known type, shape (n,).
+    """
 
     log_p_nc: np.ndarray
     set_nc: np.ndarray
@@ -44,9 +56,19 @@ class _Predicted:
 
 @dataclass(frozen=True)
 class _Calibrated:
-    """Classifiers, weights of their views, and scores of held-out cells with which the scores of cells are compared.
+    """Classifiers that were calibrated on held-out labeled cells.
 
-    `held_out` are the predictions for the held-out cells, and `quality` is their quality.
+    Parameters
+    ----------
+    learned
+        The classifiers.
+    weight_v
+        Weight of each view (matrix of coordinates of the cells) in the predictions, shape (v,).
+    label_scores, novelty_scores
+        Scores of held-out cells, with which the scores of other cells are compared. The scores are the log odds of the
+        labels, and the negative novelty (difference from all known types) of the cells.
+    held_out, quality
+        Predictions for the held-out cells, and the quality of these predictions.
     """
 
     learned: Learned
@@ -87,12 +109,12 @@ def annotate(
     Parameters
     ----------
     known
-        Labels of the cells of the reference, or of the session if there is no reference. With None, the classifiers are
-        those that were saved with the model.
+        Labels of the cells of `reference`, or of `session` if `reference` is None. If `known` is None, labels are
+        predicted by the classifiers that were saved with the model.
     coarse
-        Coarse labels, to which uncertain cells back off; or None.
+        Coarse labels, which replace uncertain labels. If `coarse` is None, no label is replaced.
     reference
-        Session with the labeled cells, if they are other cells; its labels are `known`.
+        Session with the labeled cells. If `reference` is None, the labeled cells are in `session`.
 
     Raises
     ------
@@ -120,7 +142,7 @@ def annotate(
     labeled_n = np.zeros(len(predicted.p_n), dtype=bool)
     if known is not None and lesson is not None and reference is None:
         labeled_n = known.code_n >= 0
-        # The cells that trained classifiers keep the prediction of the classifier that did not see them.
+        # A held-out labeled cell keeps the prediction of the classifier that has not seen this cell.
         rows = lesson.rows_m[lesson.held_m]
         predicted.log_p_nc[rows], predicted.set_nc[rows], predicted.p_n[rows] = (
             found.held_out.log_p_nc, found.held_out.set_nc, found.held_out.p_n,
@@ -152,7 +174,7 @@ def annotate(
 
 
 def _calibrated(learned: Learned, options: AnnotateOptions) -> _Calibrated:
-    """Calibrate classifiers on the cells that they have not seen."""
+    """Calibrate classifiers on held-out labeled cells."""
     code_h, part_h, weight_h = learned.code_h, learned.part_h, learned.weight_h
     n_labels = len(learned.names)
     weight_v = pool_weights(learned.log_p_vhc, code_h, weight_h)
@@ -173,7 +195,10 @@ def _calibrated(learned: Learned, options: AnnotateOptions) -> _Calibrated:
 def _difference(
     found: _Calibrated, lesson: Lesson, query: Coordinates, predicted: _Predicted, labeled_n: np.ndarray, seed: int
 ) -> Difference | None:
-    """Compare held-out labeled cells with the cells of the query without a label; None if all cells have labels."""
+    """Compare held-out labeled cells with the cells without a label.
+
+    The result is None if all cells have labels.
+    """
     labeled_at = some_cells(np.arange(len(found.held_out.p_n)), seed=seed)
     others_at = some_cells(np.flatnonzero(~labeled_n), seed=seed)
     if not len(others_at):

@@ -1,10 +1,10 @@
-"""Coarse labels, which cells get instead of an uncertain fine label.
+"""Coarse labels, which replace fine labels that are uncertain.
 
-Every fine label lies in one coarse label. The probability of a coarse label is the sum of the probabilities of its fine
-labels. A cell keeps its fine label if the probability of this label is high enough; otherwise it backs off to its most
-probable coarse label.
+Every fine label, such as "CD4 T cell", belongs to one coarse label, such as "T cell". The probability of a coarse label
+is the sum of the probabilities of its fine labels. A cell keeps its most probable fine label if the probability of this
+label is high enough. A cell without a probable fine label "backs off": this cell gets its most probable coarse label.
 
-Letters in array shapes: n cells, m held-out labeled cells, c labels, d coarse labels.
+Letters in array shapes: n cells, m held-out labeled cells, c fine labels, d coarse labels.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from scvae_cli.tools.annotate.quality import Prediction, prediction_quality
 
 @dataclass(frozen=True, kw_only=True)
 class CoarseLabels:
-    """The coarse labels in their order, and the index of the coarse label of each label, shape (c,).
+    """The coarse labels, and the coarse label of each fine label.
 
-    `values` are the values of the column if they are numbers, or True and False; None otherwise.
+    Parameters
+    ----------
+    names
+        Names of the coarse labels, in the order in which they are shown.
+    parent_c
+        For each fine label, the index of its coarse label; shape (c,).
+    values
+        Values of the coarse labels, shape (d,), if their column of obs holds numbers or booleans; otherwise None.
     """
 
     names: tuple[str, ...]
@@ -31,7 +38,7 @@ class CoarseLabels:
     values: np.ndarray | None = None
 
     def sums(self, p_nc: np.ndarray) -> np.ndarray:
-        """Add the probabilities of the labels in each coarse label, shape (n, d)."""
+        """Add up the probabilities of the fine labels of each coarse label, shape (n, d)."""
         inside_cd = np.eye(len(self.names), dtype=p_nc.dtype)[self.parent_c]
         p_nd: np.ndarray = p_nc @ inside_cd
         return p_nd
@@ -39,17 +46,17 @@ class CoarseLabels:
 
 @dataclass(frozen=True)
 class BackOffQuality:
-    """How well the coarse labels of held-out labeled cells were predicted, and what backing off does.
+    """Quality of the coarse labels that were predicted for held-out labeled cells.
 
     Parameters
     ----------
     labels
-        Quality of the most probable coarse label of every cell.
+        Quality of the most probable coarse label of every held-out cell.
     kept
-        Share of the cells that keep their fine label.
+        Share of the held-out cells that keep their fine label.
     kept_right, coarse_right
-        Share of right labels among the cells that keep their fine label, and among those that back off to the coarse
-        label; NaN if there are none.
+        Share of correct labels among the cells that keep their fine label, and among the cells that get a coarse label.
+        A share among zero cells is NaN.
     """
 
     labels: Prediction
@@ -60,18 +67,18 @@ class BackOffQuality:
 
 @dataclass(frozen=True, kw_only=True)
 class BackOff:
-    """Coarse labels of n cells, and which cells back off to them.
+    """Coarse labels of cells, and which cells get a coarse label instead of a fine label.
 
     Parameters
     ----------
     coarse
         The coarse labels.
     probability_nd
-        Probability of each coarse label, shape (n, d), float32; rows sum to 1.
+        Probability of each coarse label, shape (n, d), float32. The probabilities of a cell sum to 1.
     kept_n
-        Whether a cell keeps its fine label, shape (n,).
+        Mask of the cells that keep their fine label, shape (n,).
     quality
-        How well the coarse labels of held-out cells were predicted.
+        Quality of the coarse labels that were predicted for held-out cells.
     """
 
     coarse: CoarseLabels
@@ -80,14 +87,17 @@ class BackOff:
     quality: BackOffQuality
 
     def slots(self, names: SlotNames, fine_n: np.ndarray, labels: tuple[str, ...], unknown_n: np.ndarray) -> list[Slot]:
-        """List the slots of the data to which the coarse labels are written; `fine_n` are indices in `labels`."""
-        import pandas as pd  # only here: it takes time to import
+        """List the slots of the AnnData to which the coarse labels are written.
+
+        `fine_n` holds, for each cell, the index of its most probable fine label in `labels`.
+        """
+        import pandas as pd  # pandas is slow to import, so it is imported only here
 
         coarse_n = self.probability_nd.argmax(1)
         code_n = np.where(unknown_n, len(self.coarse.names), coarse_n)
         given_n = np.where(self.kept_n, texts(labels)[fine_n], texts(self.coarse.names)[coarse_n])
         given_n[unknown_n] = UNKNOWN
-        # A coarse label that has one fine label may have the same name.
+        # A coarse label with a single fine label may have the name of this fine label.
         categories = list(dict.fromkeys([*labels, *self.coarse.names, UNKNOWN]))
         return [
             Slot(group="obs", key=names.label_coarse, value=categorical(code_n, self.coarse.names, self.coarse.values)),
@@ -97,14 +107,14 @@ class BackOff:
 
 
 def back_off(p_nc: np.ndarray, coarse: CoarseLabels, least: float, quality: BackOffQuality) -> BackOff:
-    """Find the cells whose most probable label has a probability below `least`, and their coarse labels."""
+    """Find the cells whose most probable fine label is less probable than `least`, and give them coarse labels."""
     return BackOff(coarse=coarse, probability_nd=coarse.sums(p_nc), kept_n=p_nc.max(1) >= least, quality=quality)
 
 
 def back_off_quality(
     p_mc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, coarse: CoarseLabels, least: float
 ) -> BackOffQuality:
-    """Measure the quality of the coarse labels of held-out cells with the labels `code_m`."""
+    """Measure the quality of coarse labels of held-out cells, whose true fine labels are `code_m`."""
     p_md, true_m, kept_m = coarse.sums(p_mc), coarse.parent_c[code_m], p_mc.max(1) >= least
 
     def share(right_m: np.ndarray, among_m: np.ndarray) -> float:

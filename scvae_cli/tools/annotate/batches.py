@@ -1,4 +1,4 @@
-"""A warning about cells in batches without labeled cells. The measured quality may not hold for these cells.
+"""A warning about batches without labeled cells, in which predictions may be worse than for held-out cells.
 
 Letters in array shapes: n cells.
 """
@@ -14,20 +14,20 @@ from scvae_cli.session import Session
 
 _SHOWN = 3
 _HOLD = (
-    "accuracy, coverage and the share of unknown cells were measured on held-out labeled cells. For {them}, accuracy "
-    "and coverage may be lower, and more cells may be called unknown by mistake"
+    "accuracy, coverage and the share of unknown cells were measured on held-out labeled cells. In batches without "
+    "labeled cells, accuracy and coverage may be lower, and more cells may be called unknown by mistake"
 )
 
 
 def warning_of_new_batches(session: Session, known: KnownLabels, reference: Session | None) -> str | None:
-    """Return a warning if cells without a label are, or may be, in batches without labeled cells; otherwise None.
+    """Return a warning if some cells may be in batches without labeled cells; otherwise, return None.
 
     Parameters
     ----------
     known
-        Labels of the cells of the reference, or of the session if there is no reference.
+        Labels of the cells of `reference`, or of `session` if `reference` is None.
     reference
-        Session with the labeled cells, if they are other cells.
+        Session with the labeled cells. If `reference` is None, the labeled cells are in `session`.
     """
     labeled_n = known.code_n >= 0
     of_known_n, of_n = _batches(reference or session), _batches(session)
@@ -37,8 +37,8 @@ def warning_of_new_batches(session: Session, known: KnownLabels, reference: Sess
     if of_n is None or not of_labeled or not (of_n != None).any():  # noqa: E711  # elementwise
         if reference is None:
             return None
-        why = "the labeled cells come from another file, and it is not known whether they are of the same batches"
-        return f"{why}: {_HOLD.format(them='cells of other batches')}"
+        why = "the labeled cells come from another file, and it is not known whether both files have the same batches"
+        return f"{why}: {_HOLD}"
     new_n = (positions_in(of_labeled, of_n) < 0) & (of_n != None)  # noqa: E711  # elementwise
     if not new_n.any():
         return None
@@ -48,11 +48,15 @@ def warning_of_new_batches(session: Session, known: KnownLabels, reference: Sess
     cells = (
         f"{int(new_n.sum()):,} of {len(of_n):,} cells without a label are of {which} without labeled cells ({shown})"
     )
-    return f"{cells}: {_HOLD.format(them='these cells')}"
+    return f"{cells}: {_HOLD}"
 
 
 def _batches(session: Session) -> np.ndarray | None:
-    """Return the batch of each cell, None for a cell without one, shape (n,); None if the batches are not known."""
+    """Return the batch of each cell, shape (n,).
+
+    A cell with a missing value in the column of batches has the batch None. If the data have no column of batches, the
+    result is None.
+    """
     if session.counts.batch is not None:
         return np.asarray(session.counts.batch, dtype=object)
     keys = session.model.config.data.batch_keys

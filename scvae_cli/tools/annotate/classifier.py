@@ -1,16 +1,17 @@
-"""Classifiers of cells: logistic regressions on several views of a cell, whose log probabilities are combined.
+"""Classifiers of cells: several logistic regressions predict labels, and their log probabilities are combined.
 
 A view is a matrix of coordinates of the cells, such as the embedding. In each view, a multinomial logistic regression
 with an L2 penalty predicts the label. The predictions of the views are combined by a logarithmic opinion pool,
 
     log p(label) = Σ_v w_v · log p_v(label) + constant,
 
-with weights w_v ≥ 0 that minimize the cross-entropy of held-out labeled cells. The sum of the weights acts as an
-inverse temperature (Guo et al. 2017, doi:10.48550/arXiv.1706.04599), so the weights calibrate the probabilities as
-well. Views that generalize worse get smaller weights. With few labeled cells, the genes add little to what the model
-knows. With many labeled cells, the genes add information that the model lacks.
+where the weights w_v ≥ 0 minimize the cross-entropy of held-out labeled cells. The sum of the weights acts as the
+inverse temperature in temperature scaling (Guo et al. 2017, doi:10.48550/arXiv.1706.04599), so the weights also
+calibrate the probabilities. A view that generalizes worse to held-out cells gets a smaller weight. With few labeled
+cells, the genes improve the predictions little. With many labeled cells, the genes add information that the model
+lacks.
 
-Letters in array shapes: n cells, m labeled cells, c labels, v views, j coordinates.
+Letters in array shapes: n cells, m labeled cells, c labels, v views of a cell, j coordinates.
 """
 
 from __future__ import annotations
@@ -23,47 +24,59 @@ import numpy as np
 from scipy.special import log_softmax
 
 _MAX_ITERATIONS, _TOLERANCE = 200, 1e-3
-# Strength of the penalty on squared differences between the weights of the views and equal weights, in nats per cell.
-# It matters where the cells to be labeled may be unlike the held-out cells, which then say little about the weights.
+# Strength of the penalty that keeps the weights of the views similar to each other, in nats per cell. Without this
+# penalty, held-out cells alone would decide the weights, although other cells may be unlike the held-out cells.
 _EQUAL_WEIGHTS = 0.03
 _MOST_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
 class Regression:
-    """A multinomial logistic regression: logits x·coefficient + intercept; shapes (j, c) and (c,)."""
+    """A multinomial logistic regression, whose logits are x·coefficient + intercept.
+
+    The coefficients have the shape (j, c), and the intercepts have the shape (c,).
+    """
 
     coefficient_jc: np.ndarray
     intercept_c: np.ndarray
 
     def log_probabilities(self, x_nj: Any) -> np.ndarray:
-        """Compute the log probability of each label for each cell, shape (n, c), from coordinates or a CSR matrix."""
+        """Compute the log probability of each label for each cell, shape (n, c); `x_nj` is an array or a CSR matrix."""
         found: np.ndarray = log_softmax((x_nj @ self.coefficient_jc).astype(np.float64) + self.intercept_c, axis=1)
         return found
 
 
 def regression(x_mj: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, inverse_penalty: float) -> Regression:
-    """Fit a logistic regression to labeled cells. Each label, from 0 to c − 1, must occur; c is at least 2.
+    """Fit a multinomial logistic regression to labeled cells.
 
-    `weight_m` are the numbers of cells for which the given cells stand; `inverse_penalty` is scikit-learn's C.
+    Parameters
+    ----------
+    x_mj
+        Coordinates of the labeled cells.
+    code_m
+        Label of each cell, as a number from 0 to c − 1. Every label must occur, and c must be at least 2.
+    weight_m
+        Number of labeled cells that each given cell represents, if only some of the labeled cells are given.
+    inverse_penalty
+        Inverse strength of the L2 penalty; scikit-learn's argument `C`.
     """
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
     with warnings.catch_warnings():
-        # scikit-learn warns of many labels with few cells, and of an optimum that is not reached to the last digit.
+        # scikit-learn warns if many labels have few cells, and if the optimum is not reached exactly.
         warnings.simplefilter("ignore", UserWarning)
         fitted.fit(x_mj, code_m, weight_m)
     coefficient_cj, intercept_c = fitted.coef_, fitted.intercept_
     if len(coefficient_cj) == 1:
-        # For two labels, scikit-learn keeps only the logit of the second one.
+        # If there are two labels, scikit-learn keeps only the logit of the second label.
         coefficient_cj = np.concatenate([np.zeros_like(coefficient_cj), coefficient_cj])
         intercept_c = np.append(0.0, intercept_c)
     return Regression(coefficient_cj.T.astype(np.float32), np.asarray(intercept_c, dtype=np.float64))
 
 
 def pooled(weight_v: np.ndarray, log_p_vnc: np.ndarray) -> np.ndarray:
-    """Combine the log probabilities of the views by their weights, shape (n, c)."""
+    """Compute weighted sums of the log probabilities of all views, and normalize the probabilities; shape (n, c)."""
     log_p_nc: np.ndarray = log_softmax(np.tensordot(weight_v, log_p_vnc, axes=1), axis=1)
     return log_p_nc
 
@@ -71,7 +84,8 @@ def pooled(weight_v: np.ndarray, log_p_vnc: np.ndarray) -> np.ndarray:
 def pool_weights(log_p_vmc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray) -> np.ndarray:
     """Find the weights of the views that minimize the cross-entropy of held-out labeled cells, shape (v,).
 
-    The cross-entropy is convex in the weights. `weight_m` are the numbers of cells for which the given cells stand.
+    The cross-entropy is a convex function of the weights. `weight_m` holds the number of labeled cells that each
+    held-out cell represents.
     """
     from scipy.optimize import minimize
 
@@ -93,9 +107,12 @@ def pool_weights(log_p_vmc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray
 
 
 def log_odds(log_p_nc: np.ndarray) -> np.ndarray:
-    """Return log p − log(1 − p) of each label, shape (n, c), without rounding where a probability is nearly 1."""
+    """Return the log odds log p − log(1 − p) of each label, shape (n, c).
+
+    The log odds are accurate even if the probability p is nearly 1.
+    """
     rows, top_n = np.arange(len(log_p_nc)), log_p_nc.argmax(1)
-    # 1 − p is at least 1/2 for all labels but the most probable one; there it is the sum of the other probabilities.
+    # For the most probable label, 1 − p is computed as the sum of the probabilities of all other labels.
     with np.errstate(divide="ignore"):
         rest_nc = np.log1p(-np.exp(log_p_nc))
     others_nc = log_p_nc.copy()

@@ -1,6 +1,6 @@
-"""Reading of coarse labels: a second column of the labeled cells, in whose values the labels are nested.
+"""Reading of coarse labels from a second column of obs. Several fine labels may have the same coarse label.
 
-Letters in array shapes: n cells, c labels, d coarse labels.
+Letters in array shapes: n cells, c fine labels, d coarse labels.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ _SHOWN = 3
 
 
 def coarse_labels(known: KnownLabels, session: Session, fine_key: str, key: str, *, key_added: str) -> CoarseLabels:
-    """Read the coarse labels, which a second column of the labeled cells has.
+    """Read the coarse labels of the labeled cells from the column `key` of obs.
 
-    Labeled cells without a coarse label are allowed if other cells of their label have one.
+    A labeled cell may lack a coarse label if another cell with the same fine label has one.
 
     Raises
     ------
     DataError
-        If the column does not exist, if a label has several coarse labels or none, if all labels have the same coarse
-        label, or each has its own, or if a name means a label and another coarse label.
+        If the column does not exist, if there is only one coarse label, or if there are as many coarse labels as fine
+        labels. If the cells of a fine label have several coarse labels, or no coarse label at all. If a coarse label is
+        called "unknown", or has the name of a fine label that belongs to another coarse label.
     """
     title = session.store.title
     column = obs_values(session.store, key, purpose="--coarse-key", without=annotated_columns(session.store, key_added))
@@ -48,21 +49,23 @@ def _check(title: str, fine_key: str, key: str, fine: tuple[str, ...], parents: 
         found = parents[several[0]]
         shown = ", ".join(map(repr, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
         raise DataError(
-            f"{where} is not coarser than obs[{fine_key!r}]: cells labeled {fine[several[0]]!r} have values {shown}",
-            "every label must lie in one coarse label; if the columns are the wrong way round, exchange them",
+            f"{where} is not coarser than obs[{fine_key!r}]: cells labeled {fine[several[0]]!r} have "
+            f"several values ({shown})",
+            "all cells of a label must have the same coarse label; if --labels-key and --coarse-key are the wrong way "
+            "round, exchange them",
         )
     if [] in parents:
         raise DataError(
             f"{where} has no value for the cells labeled {fine[parents.index([])]!r}",
-            "fill in the coarse label of at least one of these cells",
+            "fill in the coarse label of at least one cell of each label",
         )
     names = sorted({parent for (parent,) in parents})
     if len(names) == 1:
-        raise DataError(f"{where} has only the value {names[0]!r}", "there must be two coarse labels or more")
+        raise DataError(f"{where} has only the value {names[0]!r}", "choose a column with two or more coarse labels")
     if len(names) == len(fine):
         raise DataError(
-            f"{where} has one value for each label, so that there is nothing to back off to",
-            "give a column in which some labels share a value, or leave --coarse-key out",
+            f"{where} has a different value for each label, so no label can be replaced by a coarser label",
+            "choose a column in which several labels have the same value, or omit --coarse-key",
         )
     if UNKNOWN in names:
         raise DataError(
@@ -72,6 +75,7 @@ def _check(title: str, fine_key: str, key: str, fine: tuple[str, ...], parents: 
     for label, (parent,) in zip(fine, parents, strict=True):
         if label in names and label != parent:
             raise DataError(
-                f"{where}: {label!r} is a coarse label, and also a label that lies in {one_line(repr(parent))}",
-                "give one of them another name",
+                f"{where}: {label!r} is a coarse label, and also a fine label that belongs to the coarse label "
+                f"{one_line(repr(parent))}",
+                "give the coarse label or the fine label another name",
             )

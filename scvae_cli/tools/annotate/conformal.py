@@ -1,18 +1,20 @@
 """Conformal p-values: how unusual a score is among the scores of held-out labeled cells.
 
 A cell's p-value for a label is the share of held-out cells of this label whose scores are as low as the cell's score,
-or lower. If the cell has this label and is exchangeable with the held-out cells, the p-value is uniform or larger. The
-labels whose p-value exceeds 1 − coverage therefore contain the true label with at least this probability.
+or lower. If a cell has a label and is exchangeable with the held-out cells of this label, its p-value for the label is
+uniformly distributed, or larger. A prediction set holds all labels whose p-value exceeds 1 − coverage. A prediction set
+therefore contains the true label with a probability of at least `coverage`.
 
 The scores come from several classifiers, one for each part of the labeled cells (`held_out_parts`). A score of a
-classifier is compared with the scores that this classifier gives to its own held-out cells (cross-conformal
-prediction; Vovk 2015, doi:10.1007/s10472-013-9368-4). A labeled cell is compared with the held-out cells of the other
-parts.
+classifier is compared with the scores that this classifier gives to its own held-out cells (cross-conformal prediction;
+Vovk 2015, doi:10.1007/s10472-013-9368-4). The score of a labeled cell is compared with the scores of the held-out cells
+in the other parts.
 
-Labels with few held-out cells are calibrated together, because a few cells do not show how low scores can be. If all
-these labels together have too few cells, all held-out cells are used.
+Rare labels, which have few held-out cells, are calibrated together, because a few cells do not show how low scores can
+be. If the held-out cells of all rare labels together are still too few, rare labels are calibrated with all held-out
+cells.
 
-Letters in array shapes: n cells, m held-out labeled cells, c labels, k parts.
+Letters in array shapes: n cells, m held-out labeled cells, c labels, k parts of the labeled cells.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ import numpy as np
 def enough_cells(rate: float) -> int:
     """Return how many held-out cells of a label are needed to find the cells whose p-values are at most `rate`.
 
-    The smallest p-value of n cells is 1/(n + 1), and p-values are rounded up to multiples of it. With 50 cells or more,
-    this makes sets at most 2% too large; and the smallest p-value is at most half the rate.
+    With n held-out cells, p-values are rounded up to multiples of 1/(n + 1). With 50 cells or more, this rounding
+    increases the coverage of prediction sets by at most 2 percentage points. With 2/rate cells or more, the smallest
+    possible p-value is at most half the rate.
 
     >>> enough_cells(0.1), enough_cells(0.01), enough_cells(0.0)
     (50, 200, 50)
@@ -37,16 +40,16 @@ def enough_cells(rate: float) -> int:
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Scores of held-out labeled cells, each from the classifier that did not see the cell.
+    """Scores of held-out labeled cells, computed by the classifiers that have not seen these cells.
 
     Parameters
     ----------
     score_m, code_m, part_m
-        Score, label and part of each cell. High scores are usual for cells of the label.
+        Score, label and part of each held-out cell, shape (m,) each. A cell usually has a high score for its label.
     n_labels
         Number of labels, c.
     enough
-        Number of held-out cells with which a label is calibrated by its own cells.
+        Smallest number of held-out cells with which a label is calibrated by its own held-out cells alone.
     """
 
     score_m: np.ndarray
@@ -65,7 +68,7 @@ class HeldOutScores:
         return rare_m if rare_m.sum() >= self.enough else np.ones(len(self.code_m), dtype=bool)
 
     def p_values(self, score_kn: np.ndarray, label: int) -> np.ndarray:
-        """Compute the p-values of cells for one label, from their scores by each classifier; shape (n,)."""
+        """Compute the p-value of each cell for one label, shape (n,), from the scores of all classifiers."""
         chosen_m = self.compared_with(label)
         lower_n = np.ones(score_kn.shape[1])
         for part, score_n in enumerate(score_kn):
@@ -75,9 +78,9 @@ class HeldOutScores:
         return p_n
 
     def p_values_of_held_out(self, score_m: np.ndarray, label: int) -> np.ndarray:
-        """Compute the p-values of the held-out cells themselves for one label, shape (m,).
+        """Compute the p-value of each held-out cell for one label, shape (m,).
 
-        `score_m` are their scores for this label, by the classifiers that did not see them.
+        `score_m` holds the scores of the held-out cells for the label, by the classifiers that have not seen the cells.
         """
         chosen_m, p_m = self.compared_with(label), np.empty(len(score_m))
         for part in np.unique(self.part_m):

@@ -1,13 +1,13 @@
-"""Whether the cells without a label differ from the labeled cells: can a classifier tell them apart?
+"""Test whether cells without a label differ from labeled cells: can a classifier distinguish the two kinds of cells?
 
-Prediction sets cover the true label, and probabilities are calibrated, for cells that are exchangeable with the labeled
-cells. Whether they are can be tested: a classifier learns to tell cells without a label from labeled cells, and is
-tested on cells that it has not seen (Lopez-Paz and Oquab 2017, doi:10.48550/arXiv.1610.06545). Of each predicted label,
-equally many cells of both kinds are compared, because other proportions of the labels alone do little harm: sets and
-"unknown" are calibrated label by label.
+Prediction sets have the requested coverage, and probabilities are calibrated, for cells that are exchangeable with the
+labeled cells. To test exchangeability, a classifier learns to distinguish cells without a label from labeled cells. The
+classifier is tested on cells that it has not seen (Lopez-Paz and Oquab 2017, doi:10.48550/arXiv.1610.06545). For each
+predicted label, equal numbers of labeled cells and cells without a label are compared. If only the proportions of the
+labels differ, this does little harm, because prediction sets and "unknown" are calibrated for each label separately.
 
-The figure is the area under the ROC curve of the classifier: 0.5 if the cells are alike, and 1 if the classifier
-is always right.
+The result is the area under the ROC curve of the classifier. The area is 0.5 if the two kinds of cells are alike, and 1
+if the classifier is always right.
 
 Letters in array shapes: n cells, c labels, j coordinates.
 """
@@ -19,25 +19,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Largest number of cells of each kind, and number of parts in which they are held out.
+# Largest number of labeled cells (and of cells without a label), and number of folds of the cross-validation.
 MOST_CELLS, PARTS = 1000, 5
-# With fewer cells of a kind, nothing can be learned.
+# The comparison needs at least FEW_CELLS labeled cells, and at least FEW_CELLS cells without a label.
 FEW_CELLS = 20
-# The cells differ if the area exceeds that of alike cells by this many standard errors, and at least the second number.
+# Cells clearly differ if the area exceeds 0.5 by more than ERRORS standard errors, and also exceeds LEAST.
 ERRORS, LEAST = 4.0, 0.6
 _INVERSE_PENALTY = 0.01
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How well a classifier tells the cells without a label from the labeled cells.
+    """How well a classifier distinguishes cells without a label from labeled cells.
 
     Parameters
     ----------
     auc
         Area under the ROC curve, on cells that the classifier has not seen.
     standard_error
-        Standard error of the area if the cells are alike.
+        Standard error of the area under the ROC curve, if the two kinds of cells are alike.
     """
 
     auc: float
@@ -45,14 +45,16 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the cells differ, by much more than chance."""
+        """Whether labeled cells and cells without a label differ by much more than chance."""
         return self.auc > max(LEAST, 0.5 + ERRORS * self.standard_error)
 
 
 def difference(
     labeled_nj: np.ndarray, labeled_label_n: np.ndarray, others_nj: np.ndarray, others_label_n: np.ndarray, *, seed: int
 ) -> Difference | None:
-    """Compare two kinds of cells within their predicted labels; None if there are too few cells.
+    """Compare labeled cells with cells without a label that have the same predicted labels.
+
+    The result is None if too few cells can be compared.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ def difference(
     labeled_label_n, others_label_n
         Index of the predicted label of each cell.
     seed
-        Random seed of the parts in which cells are held out.
+        Random seed of the cross-validation.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -78,8 +80,9 @@ def difference(
         warnings.simplefilter("ignore", UserWarning)
         classifier = LogisticRegression(C=_INVERSE_PENALTY, max_iter=100)
         x_nj = x_nj / np.maximum(x_nj.std(axis=0), 1e-9)
-        # With equal shares of both kinds of each label in all parts. The labels then tell nothing about the kind; with
-        # other shares, what one part has too many of, the other parts would have too few of.
+        # For each label, all folds have equal shares of labeled cells and of cells without a label. With unequal
+        # shares, a kind of cells that is too frequent in the tested fold would be too rare in the folds that train the
+        # classifier.
         parts = folds.split(x_nj, 2 * label_n + kind_n)
         score_n = cross_val_predict(classifier, x_nj, kind_n, cv=list(parts), method="decision_function")
     n = len(kind_n) // 2
@@ -87,13 +90,13 @@ def difference(
 
 
 def some_cells(cells: np.ndarray, *, seed: int) -> np.ndarray:
-    """Choose at most `MOST_CELLS` of some cells at random, in ascending order."""
+    """Choose at most `MOST_CELLS` of the given cells at random, and sort the chosen cells."""
     chosen: np.ndarray = np.sort(np.random.default_rng(seed).permutation(cells)[:MOST_CELLS])
     return chosen
 
 
 def _balanced(x_nj: np.ndarray, kind_n: np.ndarray, label_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep equal numbers of both kinds of cells of each label, and leave out labels with fewer cells than parts."""
+    """For each label, keep equal numbers of both kinds of cells; leave out labels with fewer cells than folds."""
     kept = [np.empty(0, dtype=np.int64)]
     for label in np.unique(label_n):
         cells = [np.flatnonzero((label_n == label) & (kind_n == kind)) for kind in (0, 1)]

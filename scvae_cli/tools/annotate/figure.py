@@ -1,4 +1,4 @@
-"""The figure of an annotation: which labels are confused, and whether probabilities say how often labels are right.
+"""The figure of an annotation: the confusion table of the labels, and the reliability diagram of the probabilities.
 
 Letters in array shapes: c labels, d bins of probability.
 """
@@ -15,21 +15,21 @@ from scvae_cli.report.page import OFF, WIDTH, head, legend_names, place, text_wi
 from scvae_cli.tools.annotate.result import Annotation
 
 _GRAY, _BLUE = "#8C8C8C", "#0072B2"
-# Sizes in inches: range of the width of a cell in the confusion table, height of the reliability diagram, and largest
-# width and height of the table together with the names.
+# Sizes in inches: range of the width of a square in the confusion table, height of the reliability diagram, and desired
+# largest width of the confusion table.
 _CELL_RANGE, _DIAGRAM, _MOST_SIDE = (0.05, 0.4), 2.0, 4.5
-# Sizes in inches: width of an axis title, and smallest cells that have room for a number or for the line of a name.
+# Sizes in inches: width of an axis title, and smallest width of a square for a number in it, or for a name beside it.
 _AXIS, _NUMBER, _LINE = 0.2, 0.22, 0.1
 _SIZE = 6.0
 _NAME_RANGE = (24, 60)
-# Names and numbers are left out of tables with more labels.
+# The confusion table shows names for at most _MOST_NAMES labels, and numbers for at most _MOST_NUMBERS labels.
 _MOST_NAMES, _MOST_NUMBERS = 60, 15
 
 
 def annotation_figure(result: Annotation) -> Figure:
-    """Draw the confusion table of the held-out cells and the reliability of the probabilities, for `save_figure`.
+    """Draw the confusion table and the reliability diagram of the held-out labeled cells.
 
-    The figure is not registered with pyplot.
+    The figure is not registered with pyplot; `save_figure` writes it to a file.
     """
     n_labels = len(result.labels)
     names = _fitting_names(result.labels) if n_labels <= _MOST_NAMES else []
@@ -54,7 +54,7 @@ def annotation_figure(result: Annotation) -> Figure:
 
 
 def _fitting_names(labels: tuple[str, ...]) -> list[str]:
-    """Shorten labels only if the table beside them leaves too little space."""
+    """Shorten the names of the labels only if longer names would leave too little space for the confusion table."""
     shortest, longest = _NAME_RANGE
     needed = max(_NUMBER * min(len(labels), _MOST_NUMBERS), _LINE * len(labels))
     for length in range(longest, shortest, -4):
@@ -65,7 +65,7 @@ def _fitting_names(labels: tuple[str, ...]) -> list[str]:
 
 
 def _margin(names: list[str]) -> float:
-    """Return the space for names and title of an axis, in inches."""
+    """Return the width of the names of the labels and of the axis title, in inches."""
     return _AXIS + (text_width(names, _SIZE) + 0.12 if names else 0.05)
 
 

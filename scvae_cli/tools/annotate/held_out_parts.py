@@ -1,10 +1,10 @@
 """Labeled cells that train the classifiers, and the parts in which these cells are held out.
 
-The labeled cells are divided into `PARTS` parts. For each part there is a classifier, which learns from the other
-parts. Each labeled cell therefore has a prediction from a classifier that has not seen its label, and rare labels lose
-few of their cells. If a label has only one cell, this cell is in no part: all classifiers learn from it, and it is
-never held out. The same holds for cells with whose labels the model was trained: their positions depend on their
-labels, so predictions for them would seem better than they are for other cells.
+The labeled cells are divided into `PARTS` parts, as in a cross-validation. For each part, one classifier learns from
+the cells of all other parts. Each labeled cell therefore has a prediction from a classifier that has not seen its
+label, and every classifier learns from most cells of a rare label. If a label has only one cell, all classifiers learn
+from this cell, and the cell is never held out. If the model was trained with the label of a cell, the cell is never
+held out either: the latent position of the cell depends on the label, so the predicted label would be too accurate.
 
 Letters in array shapes: n cells, m labeled cells, c labels.
 """
@@ -14,19 +14,19 @@ from __future__ import annotations
 import numpy as np
 
 PARTS = 5
-# Largest number of labeled cells that are used. Cells of frequent labels are left out first.
+# Largest number of labeled cells that train the classifiers. Cells of frequent labels are left out first.
 MOST_CELLS = 6000
 
 
 def chosen_cells(code_n: np.ndarray, n_labels: int, *, seed: int, most: int = MOST_CELLS) -> np.ndarray:
-    """Choose labeled cells for training: all cells of rare labels, and equally many of all frequent labels.
+    """Choose labeled cells for training: all cells of rare labels, and equally many cells of each frequent label.
 
     Parameters
     ----------
     code_n
         Index of the label of each cell; −1 for cells without a label.
     most
-        Largest number of cells to choose; but at least one of each label is chosen.
+        Largest number of cells to choose. At least one cell of each label is chosen, even if `most` is smaller.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def chosen_cells(code_n: np.ndarray, n_labels: int, *, seed: int, most: int = MO
 
 
 def _limit(size_c: np.ndarray, most: int) -> int:
-    """Return the largest number of cells per label such that at most `most` cells are chosen; 1 or more.
+    """Return the largest number of cells per label, 1 or more, with which at most `most` cells are chosen in all.
 
     >>> _limit(np.array([100, 10, 3]), 50), _limit(np.array([10, 10]), 50), _limit(np.array([10, 10]), 1)
     (37, 10, 1)
@@ -57,8 +57,8 @@ def _limit(size_c: np.ndarray, most: int) -> int:
 def parts_of(code_m: np.ndarray, *, unseen_m: np.ndarray, seed: int, n_parts: int = PARTS) -> np.ndarray:
     """Assign labeled cells to parts at random, such that the cells of each label are spread evenly; shape (m,).
 
-    The part is −1 for the only cell of a label, and for cells outside of the mask `unseen_m`, with whose labels the
-    model was trained.
+    The part of a cell is −1 if no other cell has the same label, or if the model may have been trained with the label
+    of the cell. `unseen_m` is a mask of the cells with whose labels the model was not trained.
     """
     random = np.random.default_rng(seed)
     part_m = np.full(len(code_m), -1)

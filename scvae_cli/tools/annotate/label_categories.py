@@ -1,4 +1,4 @@
-"""Columns of labels as they are written: labels of numbers, or of True and False, have the values of their column.
+"""Columns of predicted labels. Labels that are numbers or booleans in their column keep their type.
 
 Letters in array shapes: n cells, c labels.
 """
@@ -16,8 +16,8 @@ from scvae_cli.labels import UNKNOWN
 def categorical(code_n: np.ndarray, names: tuple[str, ...], values: np.ndarray | None) -> Any:
     """Return the labels of cells as a `pandas.Categorical`.
 
-    Unknown cells have the code c. They are missing values if the labels are written as numbers, or as True and False,
-    since a column holds values of one type.
+    Cells of no known type have the code c. If the labels are numbers or booleans, cells of no known type get a missing
+    value, because all categories of a column have one type.
     """
     import pandas as pd
 

@@ -1,9 +1,9 @@
-"""Classifiers of labels as tensors, so that a model folder can contain them, and back.
+"""Conversion of classifiers of labels to tensors, which a model folder can contain, and of tensors to classifiers.
 
 A model folder may come from a stranger, so all shapes and ranges are checked.
 
-Letters in array shapes: h held-out labeled cells, c labels, v views, k parts, j coordinates of the decoded states, e
-coordinates of the embedding, g genes.
+Letters in array shapes: h held-out labeled cells, c labels, v views of a cell, k parts of the labeled cells, j
+coordinates of the decoded states, e coordinates of the embedding, g genes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scvae_cli.tools.annotate.learning import Learned
 from scvae_cli.tools.annotate.novelty import Metric
 from scvae_cli.tools.annotate.views import VIEWS, Scaling
 
-# The last letters of a name give the shape of the tensor; "" stands for a tensor of one number.
+# The letters after the last "_" in the name of a tensor give its shape. Tensors in _SCALES hold one number each.
 _SCALES = ("scale", "state_scale")
 _PROBABILITY = 1e-3
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number"}
@@ -29,7 +29,7 @@ _TYPES = {"boolean": np.bool_, "integer": np.int64, "number": np.float64}
 
 
 def stored(learned: Learned) -> StoredLabels:
-    """Return classifiers as tensors."""
+    """Convert classifiers to tensors."""
     scaling, values = learned.scaling, learned.values
     arrays: dict[str, np.ndarray] = {
         "rank_c": learned.rank_c,
@@ -68,12 +68,12 @@ def learned_of(model: Model) -> Learned:
     ConfigError
         If the model was trained without labels.
     ModelError
-        If the classifiers are damaged.
+        If the saved classifiers are damaged.
     """
     if model.labels is None:
         raise ConfigError(
             "the model was trained without labels, so known labels are needed",
-            "name the column with the labels of some cells with --labels-key",
+            "use --labels-key to name a column of obs with the labels of some cells",
         )
     try:
         return _learned(model.labels, model)
@@ -92,7 +92,7 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
     rank_c, code_h, part_h = (_whole(name, arrays[name]) for name in ("rank_c", "code_h", "part_h"))
     n_parts = len(arrays["center_kcj"])
     if sorted(rank_c) != list(range(n_labels)):
-        raise ValueError("rank_c is not an order of the labels")
+        raise ValueError("rank_c is not a permutation of the labels")
     if code_h.min() < 0 or code_h.max() >= n_labels or part_h.min() < 0 or part_h.max() >= n_parts:
         raise ValueError("code_h or part_h is out of range")
     positive = ("scale", "state_scale", "deviation_g", "size_c", "weight_h")
@@ -141,7 +141,7 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
 
 
 def _check_shapes(arrays: Mapping[str, np.ndarray], lengths: dict[str, int]) -> None:
-    """Check that the shapes fit each other; a letter has one length, which is not 0."""
+    """Check that each letter in the names of the tensors has the same length everywhere, and that no length is 0."""
     for name, array in arrays.items():
         letters = "" if name in _SCALES else name.rpartition("_")[2]
         if array.ndim != len(letters) or 0 in array.shape:
@@ -152,7 +152,7 @@ def _check_shapes(arrays: Mapping[str, np.ndarray], lengths: dict[str, int]) -> 
 
 
 def _whole(name: str, array: np.ndarray) -> np.ndarray:
-    """Return whole numbers as int64."""
+    """Convert whole numbers to int64."""
     if not (array == np.trunc(array)).all() or not (np.abs(array) < 2**31).all():
         raise ValueError(f"{name} holds values that are not whole numbers")
     whole: np.ndarray = array.astype(np.int64)

@@ -1,10 +1,10 @@
-"""Classifiers that are learned from labeled cells, and their predictions for labeled cells that they have not seen.
+"""Training of classifiers on labeled cells, and their predictions for held-out labeled cells.
 
-The labeled cells are divided into parts (`held_out_parts`). For each part there is one classifier, which learns from
-the cells of the other parts. The predictions for the held-out cells calibrate the classifiers (`annotation`).
+The labeled cells are divided into parts (`held_out_parts`). For each part, one classifier learns from the cells of all
+other parts. The predictions for the held-out cells calibrate the classifiers (`annotation`).
 
-Letters in array shapes: n cells, m labeled cells that train the classifiers, h of them that are held out once, c
-labels, v views, k parts, j coordinates, g genes.
+Letters in array shapes: n cells, m labeled cells that train the classifiers, h held-out labeled cells, c labels, v
+views of a cell, k parts of the labeled cells, j coordinates, g genes.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ from scvae_cli.tools.annotate.views import GENES, INVERSE_PENALTY, VIEWS, Coordi
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What was learned from labeled cells.
+    """Classifiers that were trained on labeled cells, and their predictions for held-out labeled cells.
 
-    The labels have the order of their first cells, so that results do not depend on the names of the labels.
+    The labels are in the order in which they first occur among the cells, so results do not depend on label names.
 
     Parameters
     ----------
     names, rank_c
         Names of the labels in the order in which they are shown, and the index of each of these labels in all other
-        fields.
+        fields of this class.
     values
-        Values of the labels if these are numbers, or True and False, in the order of `names`; None otherwise.
+        Values of the labels, in the order of `names`, if the labels are numbers or booleans; otherwise None.
     size_c
         Number of labeled cells of each label.
     scaling, everything
-        The map from coordinates to views, and the metric of all cells.
+        Map from the coordinates of a cell to its views, and Mahalanobis metric of all cells.
     regressions_kv, metrics_k
-        For each part and view a regression, and for each part the metric of the labels. The regressions of the last
-        view use the scaled genes. With few labels, this needs far fewer multiplications than principal components of
-        the genes would need.
+        A logistic regression for each part and view, and the Mahalanobis metric of the labels for each part. The
+        regressions of the last view take scaled genes as input. With few labels, scaled genes need far fewer
+        multiplications than principal components of the genes.
     log_p_vhc, novelty_h
-        Log probabilities of each view, and novelty, of each held-out cell, by the classifier that has not seen it.
+        For each held-out cell, the log probabilities of the labels in each view, and the novelty (difference of the
+        cell from all known types). The classifier that computed them has not seen the cell.
     code_h, part_h, weight_h
-        Index of the label of each held-out cell, its part, and the number of labeled cells for which it stands.
+        For each held-out cell, the index of its label, its part, and the number of labeled cells that it represents.
     """
 
     names: tuple[str, ...]
@@ -65,11 +66,11 @@ class Learned:
     weight_h: np.ndarray
 
     def by_view(self, part: int, views: tuple[Any, ...]) -> np.ndarray:
-        """Compute the log probabilities of each view by the classifier of a part, shape (v, n, c)."""
+        """Compute the log probabilities of the labels in each view, by the classifier of one part; shape (v, n, c)."""
         return _by_view(self.regressions_kv[part], views)
 
     def with_mean_of(self, missing_g: np.ndarray) -> Learned:
-        """Return classifiers for cells without counts of some genes, which then count as average."""
+        """Return classifiers for data that lack some genes; missing values are replaced by the mean of each gene."""
 
         def corrected(fitted: Regression) -> Regression:
             at_mean_c = self.scaling.gene_center_g[missing_g] @ fitted.coefficient_jc[missing_g]
@@ -80,9 +81,18 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What was learned, and from which cells: their indices and coordinates, and which of them were held out.
+    """Trained classifiers, and the labeled cells that trained them.
 
-    The shapes are (m,) for `rows_m` and `held_m`; `trained` has m cells.
+    Parameters
+    ----------
+    learned
+        The classifiers.
+    rows_m
+        Indices of the cells that trained the classifiers, shape (m,).
+    held_m
+        Mask of the cells that were held out from one of the classifiers, shape (m,).
+    trained
+        Coordinates of the m cells that trained the classifiers.
     """
 
     learned: Learned
@@ -94,16 +104,16 @@ class Lesson:
 def learn(
     session: Session, labeled: Coordinates, known: KnownLabels, *, others_nj: np.ndarray | None, seed: int
 ) -> Lesson:
-    """Train the classifiers of all parts, and predict the cells that they have not seen.
+    """Train one classifier for each part of the labeled cells, and predict the held-out cells of each part.
 
     Parameters
     ----------
     session, labeled, known
-        The labeled cells (and possibly cells without a label), their coordinates and their labels.
+        Session with the labeled cells, and the coordinates and labels of its cells. Some cells may have no label.
     others_nj
-        Decoded states of further cells; None if there are none.
+        Decoded states of cells that are not in `session`; None if there are no such cells.
     seed
-        Random seed of the parts.
+        Random seed with which cells are chosen and assigned to parts.
 
     Raises
     ------
@@ -120,7 +130,7 @@ def learn(
     if not held_m.any():
         raise DataError(
             f"{session.store.title}: the model was trained with the labels of all labeled cells, so predictions "
-            "cannot be tested",
+            "cannot be tested on held-out cells",
             "give other labeled cells (--reference), or train with more labeled cells",
         )
     trained = labeled.cells(rows_m)

@@ -1,10 +1,12 @@
 """Recognition of cells that belong to none of the known types, by relative Mahalanobis distances.
 
-The novelty of a cell is its squared Mahalanobis distance to the nearest known type, with one covariance within all
-types, minus its squared Mahalanobis distance to all cells, with the covariance of all cells (Ren et al. 2021,
-doi:10.48550/arXiv.2106.09022). The difference removes directions that vary in all cells, such as technical ones, in
-which a cell of a known type may be far from its type too. Positions are those of the decoded states in expression
-space. Probabilities of a classifier say little about novelty: they compare the known types with each other.
+The novelty of a cell is its squared Mahalanobis distance from the nearest known type, minus its squared Mahalanobis
+distance from all cells (Ren et al. 2021, doi:10.48550/arXiv.2106.09022). The distance from a type is the distance from
+the center of the type, with the covariance within types. The distance from all cells is the distance from the center of
+all cells, with the covariance of all cells. Along directions that vary in all cells, such as technical ones, even a
+cell of a known type may be far from the center of its type. The difference of the two Mahalanobis distances removes the
+influence of such directions. Mahalanobis distances are computed from decoded states in expression space. The
+probabilities of a classifier say little about novelty, because a classifier only compares known types with each other.
 
 Letters in array shapes: n cells, m labeled cells, c labels, j coordinates.
 """
@@ -18,7 +20,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Metric:
-    """A center, and the factor of a precision matrix: the distance of x from c is the length of (x − c)·factor."""
+    """Centers, and a factor of the precision matrix of a Mahalanobis distance.
+
+    The Mahalanobis distance of a position x from a center c is the length of the vector (x − c)·factor.
+    """
 
     center_cj: np.ndarray
     factor_jj: np.ndarray
@@ -32,7 +37,7 @@ class Metric:
 
 
 def metric_of_labels(x_mj: np.ndarray, code_m: np.ndarray, n_labels: int) -> Metric:
-    """Estimate the centers of the labels, and the covariance of cells around the center of their label."""
+    """Estimate the center of each label, and the covariance of cells around the centers of their labels."""
     sum_cj = np.zeros((n_labels, x_mj.shape[1]))
     np.add.at(sum_cj, code_m, x_mj)
     center_cj = sum_cj / np.bincount(code_m, minlength=n_labels)[:, None]
@@ -46,18 +51,18 @@ def metric_of_all(x_nj: np.ndarray) -> Metric:
 
 
 def novelty(x_nj: np.ndarray, labels: Metric, everything: Metric) -> np.ndarray:
-    """Compute the novelty of cells, shape (n,)."""
+    """Compute the novelty of each cell, which is high if the cell is unlike all known types; shape (n,)."""
     found: np.ndarray = labels.squared_distances(x_nj).min(axis=1) - everything.squared_distances(x_nj)[:, 0]
     return found
 
 
 def _factor(centered_nj: np.ndarray) -> np.ndarray:
-    """Return F with F·Fᵀ equal to the inverse of the shrunken covariance (Ledoit and Wolf 2004), shape (j, j)."""
+    """Return F, such that F·Fᵀ is the inverse of the shrunken covariance (Ledoit and Wolf 2004); shape (j, j)."""
     from sklearn.covariance import ledoit_wolf
 
     covariance_jj, _ = ledoit_wolf(centered_nj, assume_centered=True)
     value_j, vector_jj = np.linalg.eigh(covariance_jj)
-    # Positions that do not vary at all have the covariance 0; the distances along them are then 0.
+    # Along directions in which the cells do not vary, the covariance is 0, and the distance is set to 0.
     kept_j = value_j > 1e-12 * max(float(value_j.max()), 1e-300)
     inverse_j = np.where(kept_j, 1 / np.sqrt(np.where(kept_j, value_j, 1.0)), 0.0)
     factor_jj: np.ndarray = vector_jj * inverse_j

@@ -13,7 +13,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateOptions(Reading, Subset, Drawing, Writing):
-    """Options that say where labels are known, and how sure the new labels must be."""
+    """Options that name the known labels, and say how certain a predicted label must be."""
 
     labels_key: str | None = option(
         None,
@@ -23,27 +23,27 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
     )
     unlabeled: str | None = option(
         None,
-        help="Value of the --labels-key column that also means that a cell has no label.",
+        help="Value in the column --labels-key that means that a cell has no label.",
         metavar="VALUE",
         label=True,
     )
     coarse_key: str | None = option(
         None,
-        help="Column of obs with the coarse label of each labeled cell. Every value of --labels-key must lie in one "
-        "value of this column. Cells whose label is uncertain get the coarse label in "
-        'obs["scvae_label_backed_off"].',
+        help="Column of obs with the coarse label of each labeled cell. All cells with the same value of "
+        "--labels-key must have the same coarse label. Cells whose predicted label is uncertain get their coarse label "
+        'in obs["scvae_label_backed_off"].',
         takes="a column of obs",
     )
     fine_probability: float = option(
         0.9,
-        help="Smallest probability at which a cell keeps its own label. Other cells back off to the coarse label "
-        "(--coarse-key).",
+        help="Smallest probability at which a cell keeps its predicted label. Cells with a less probable label get a "
+        "coarse label (--coarse-key) instead.",
         above=0,
         most=1,
     )
     reference: Path | None = option(
         None,
-        help="File with the labeled cells, if they are not in DATA. It is read with the same model.",
+        help="File with the labeled cells, if they are not in DATA. The same model encodes the cells of both files.",
         metavar="FILE",
         panel=INPUT,
     )
@@ -60,7 +60,7 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
         least=0,
         below=1,
     )
-    seed: int = option(0, help="Random seed of the parts in which labeled cells are held out.", least=0, most=2**32 - 1)
+    seed: int = option(0, help="Random seed of the cross-validation on labeled cells.", least=0, most=2**32 - 1)
 
     def check(self) -> None:
         """Raise a ConfigError if an option about labeled cells was given without --labels-key."""
@@ -71,7 +71,10 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
             ("--unlabeled", self.unlabeled), ("--coarse-key", self.coarse_key), ("--reference", self.reference),
         ):  # fmt: skip
             if value is not None:
-                raise ConfigError(f"{flag} was given without --labels-key", "name the labels with --labels-key COLUMN")
+                raise ConfigError(
+                    f"{flag} was given without --labels-key",
+                    "name the column of obs with the labels: --labels-key COLUMN",
+                )
 
 
 ANNOTATE = Verb(
@@ -81,22 +84,23 @@ ANNOTATE = Verb(
     home="scvae_cli.tools.annotate.question:Annotate",
     about="""Predict the label of every cell from labeled cells, with calibrated probabilities.
 
-    The labeled cells are those of DATA that have a value in the column --labels-key, or those of another file,
-    --reference. The model need not have been trained with labels or with the reference. If the model was trained with
-    labels (scvae train --labels-key), no labeled cells are needed: without --labels-key, its labels are predicted.
+    The labeled cells are the cells of DATA, or of the file --reference, that have a value in the column --labels-key.
+    The model need not have been trained with labels or with the reference. If the model was trained with labels (scvae
+    train --labels-key), no labeled cells are needed: without --labels-key, the labels of the model are predicted.
 
-    Writes the most probable label to obs["scvae_label"], or "unknown" if the cell is unlike the labeled cells of all
-    types; its probability to obs["scvae_label_probability"]; the prediction set, which contains the true label with
-    probability --coverage, to obs["scvae_label_set"]; the p-value of "unknown" to obs["scvae_label_p"]; and the
-    probabilities of all labels to obsm["scvae_label_probabilities"], with the labels in
-    uns["scvae"]["label_names"]. Labeled cells get the prediction of a classifier that did not see their label.
+    Writes the most probable label of each cell to obs["scvae_label"]; a cell that is unlike the labeled cells of all
+    types has the label "unknown". The probability of the most probable label is in obs["scvae_label_probability"].
+    obs["scvae_label_set"] contains the prediction set, which includes the true label with probability --coverage.
+    obs["scvae_label_p"] contains the p-value of the hypothesis that a cell belongs to a known type. The
+    probabilities of all labels are in obsm["scvae_label_probabilities"], and the names of these labels in
+    uns["scvae"]["label_names"]. Labeled cells get the prediction of a classifier that has not seen their label.
 
-    With --coarse-key, obs["scvae_label_backed_off"] has the label of the cells whose label is probable
-    (--fine-probability), and the most probable coarse label of the others. obs["scvae_label_coarse"] has the coarse
-    label of all cells, and obs["scvae_label_coarse_probability"] its probability.
+    With --coarse-key, obs["scvae_label_backed_off"] contains the predicted label of each cell if its probability is at
+    least --fine-probability, and otherwise the most probable coarse label. obs["scvae_label_coarse"] contains the most
+    probable coarse label of every cell, and obs["scvae_label_coarse_probability"] the probability of this label.
 
-    All probabilities, sets and p-values are calibrated on labeled cells that were held out from the classifier. The
-    report says how well these cells were predicted, and how well a logistic regression on genes predicts them.
-    --plot draws the confusion table and the reliability of the probabilities.""",
+    All probabilities, prediction sets and p-values are calibrated on labeled cells that were held out from the
+    classifier. The report says how well the labels of held-out cells were predicted, and how well a logistic regression
+    on genes predicts the same labels. --plot draws the confusion table and the reliability of the probabilities.""",
     example="scvae annotate query.h5ad -m atlas.scvae --reference atlas.h5ad --labels-key cell_type",
 )

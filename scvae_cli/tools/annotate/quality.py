@@ -1,7 +1,7 @@
 """Quality of predicted labels: confusion table, macro F1, calibration, prediction sets and false alarms.
 
-All measures are computed on labeled cells that were held out from the classifier. A held-out cell has a weight: the
-number of labeled cells for which it stands.
+All measures are computed on labeled cells that were held out from the classifier. The weight of a held-out cell is the
+number of labeled cells that it represents.
 
 Letters in array shapes: m held-out labeled cells, c labels, d bins of probability.
 """
@@ -23,10 +23,10 @@ class Prediction:
     Parameters
     ----------
     accuracy, macro_f1
-        Share of the cells with the right label; mean F1 score of the labels that have held-out cells.
+        Share of the cells whose predicted label is correct, and mean F1 score of the labels that have held-out cells.
     calibration_error
-        Expected calibration error: mean difference between the probability of the predicted label and the share of
-        right labels, in 15 bins of probability.
+        Expected calibration error: mean absolute difference between the probability of the predicted label and the
+        share of correct labels, over 15 bins of probability.
     calibration_error_by_chance
         Calibration error that perfectly calibrated probabilities would have by chance with the same number of cells.
     """
@@ -39,7 +39,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Mean probability of the predicted label, share of right labels, and share of the cells; shape (d,) each."""
+    """For each bin: mean probability of the predicted label, share of correct labels, and share of the cells.
+
+    Each array has the shape (d,).
+    """
 
     probability_d: np.ndarray
     right_d: np.ndarray
@@ -60,15 +63,16 @@ class Quality:
     n_cells
         Number of held-out cells, m.
     labels, genes
-        Quality of the labels; quality of a logistic regression on genes alone, for comparison.
+        Quality of the predicted labels, and for comparison that of a logistic regression on genes alone.
     confusion_cc
-        Number of labeled cells (rows: true label, columns: predicted label) for which the held-out cells stand.
+        Confusion table (rows: true label, columns: predicted label). Each held-out cell is counted as often as the
+        number of labeled cells that it represents.
     reliability
         Calibration of the probabilities, in bins that contain cells.
     coverage, set_size
-        Share of the cells whose prediction set contains their label, and mean number of labels in a set.
+        Share of the held-out cells whose prediction set contains their label, and mean number of labels in a set.
     false_alarms
-        Share of the cells that would be called "unknown".
+        Share of the held-out cells that are called "unknown" by mistake.
     """
 
     n_cells: int
@@ -82,7 +86,7 @@ class Quality:
 
 
 def prediction_quality(p_mc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray) -> Prediction:
-    """Measure the quality of probabilities p_mc, given the true labels."""
+    """Measure the quality of the label probabilities `p_mc` of cells, whose true labels are `code_m`."""
     share_m = weight_m / weight_m.sum()
     right_m = p_mc.argmax(1) == code_m
     confusion_cc = confusion(p_mc.argmax(1), code_m, weight_m, p_mc.shape[1])
@@ -102,7 +106,7 @@ def confusion(predicted_m: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray,
 
 
 def macro_f1(confusion_cc: np.ndarray) -> float:
-    """Compute the mean F1 score of the labels with cells, from a confusion table.
+    """Compute the mean F1 score of all labels that have cells, from a confusion table.
 
     >>> macro_f1(np.array([[3.0, 1.0], [0.0, 4.0]]))
     0.873015873015873
@@ -113,7 +117,7 @@ def macro_f1(confusion_cc: np.ndarray) -> float:
 
 
 def reliability(top_m: np.ndarray, right_m: np.ndarray, weight_m: np.ndarray) -> Reliability:
-    """Compare the probability of the predicted label with the share of right labels, in bins of equal width."""
+    """Compare the probability of the predicted label with the share of correct labels, in bins of equal width."""
     bin_m = np.minimum((top_m * BINS).astype(int), BINS - 1)
     cells_d, top_d, right_d = (
         np.bincount(bin_m, weights=weight_m * values, minlength=BINS) for values in (1.0, top_m, right_m)

@@ -22,7 +22,7 @@ from scvae_cli.tools.annotate.result import Annotation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Largest number of labels, and of confusions, that the terminal shows.
+# Largest number of labels, and of pairs of confused labels, that the terminal shows.
 _SHOWN, _SHOWN_CONFUSIONS = 30, 5
 
 
@@ -44,7 +44,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         self.known: KnownLabels | None = None
         self.coarse: CoarseLabels | None = None
         if fine_key is None:
-            learned_of(session.model)  # raises an error if the model has no labels
+            learned_of(session.model)  # `learned_of` raises an error if the model has no labels
             return
         self.known = known_labels(
             labeled.store,
@@ -116,7 +116,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         where = " of the training" if self.known is None else where
         lines = [
             (
-                f"annotated {amount(facts['n_cells'], 'cell')}, learned from "
+                f"predicted the labels of {amount(facts['n_cells'], 'cell')} from "
                 f"{amount(facts['n_labeled'], 'labeled cell')}{where} with {amount(len(result.labels), 'label')}"
             )
         ]
@@ -135,12 +135,12 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             f"on {amount(quality.n_cells, 'labeled cell')} that were held out:",
             f"  labels              {_described(quality.labels)}",
             f"  regression on genes {_described(quality.genes)}",
-            f"  prediction sets contain the true label of {quality.coverage:.1%} (requested: {result.coverage:.0%}), "
-            f"with {quality.set_size:.2f} labels on average",
+            f"  prediction sets contain the true label of {quality.coverage:.1%} of held-out cells (requested: "
+            f"{result.coverage:.0%}), and {quality.set_size:.2f} labels on average",
         ]
         if result.unknown_rate:
             lines.append(
-                f"  {quality.false_alarms:.1%} are called unknown by mistake "
+                f"  {quality.false_alarms:.1%} of held-out cells are called unknown by mistake "
                 f"(requested: {100 * result.unknown_rate:.2g}%)"
             )
         if result.back_off is not None:
@@ -150,7 +150,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
     def notes(self, result: Annotation) -> Sequence[str]:
         return result.notes()
 
-    def next_step(self, result: Annotation) -> str:  # noqa: ARG002  # the column is known beforehand
+    def next_step(self, result: Annotation) -> str:  # noqa: ARG002  # the column does not depend on the result
         return self.on_umap(self.names.label)
 
 
@@ -177,23 +177,24 @@ def _coarse_facts(result: Annotation, options: AnnotateOptions) -> dict[str, Any
 def _coarse_lines(result: Annotation, found: BackOff, options: AnnotateOptions) -> list[str]:
     quality = found.quality
     lines = [f"  coarse labels       {_described(quality.labels)}"]
-    kept = f"  {quality.kept:.1%} keep their label (probability of {options.fine_probability:g} or more)"
-    lines.append(kept if quality.kept == 0 else f"{kept}: {quality.kept_right:.1%} of these are right")
+    least = f"probability of {options.fine_probability:g} or more"
+    kept = f"  {quality.kept:.1%} of held-out cells keep their label ({least})"
+    lines.append(kept if quality.kept == 0 else f"{kept}: {quality.kept_right:.1%} of the kept labels are correct")
     if quality.kept < 1:
-        lines.append(f"  the others back off to the coarse label: {quality.coarse_right:.1%} of these are right")
+        lines.append(f"  the other cells get a coarse label: {quality.coarse_right:.1%} of these labels are correct")
     n_backed_off, n = int((~found.kept_n & ~result.unknown_n).sum()), len(found.kept_n)
-    return [*lines, f"  of all {n:,} cells, {n_backed_off:,} back off to the coarse label"]
+    return [*lines, f"  of all {n:,} cells, {n_backed_off:,} get a coarse label, since their own label is uncertain"]
 
 
 def _confusions(result: Annotation) -> list[str]:
-    """Describe the most frequent confusions of two labels."""
+    """Describe the pairs of labels that are confused most frequently."""
     table_cc = result.quality.confusion_cc
     total_c = table_cc.sum(1)
     wrong = [
         (table_cc[i, j], i, j) for i in range(len(table_cc)) for j in range(len(table_cc)) if i != j and table_cc[i, j]
     ]
     if not wrong:
-        return ["  no label is confused with another one"]
+        return ["  no label is confused with another label"]
     worst = sorted(wrong, key=lambda found: -found[0])[:_SHOWN_CONFUSIONS]
     shown = [one_line(name) for name in result.labels]
     lines = [f"    {shown[i]} predicted as {shown[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}" for n, i, j in worst]

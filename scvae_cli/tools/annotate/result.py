@@ -1,4 +1,4 @@
-"""The annotation of the cells, and the slots of an AnnData to which it is written.
+"""The predicted labels of the cells, and the slots of an AnnData to which they are written.
 
 Letters in array shapes: n cells, c labels.
 """
@@ -18,7 +18,7 @@ from scvae_cli.tools.annotate.difference import Difference
 from scvae_cli.tools.annotate.label_categories import categorical
 from scvae_cli.tools.annotate.quality import Quality
 
-# A warning is given if the share of unknown cells is this many times the expected share, and above the second number.
+# A warning is given if the share of unknown cells exceeds _MANY, and also exceeds _MANY_TIMES times the expected share.
 _MANY_TIMES, _MANY = 5, 0.1
 
 
@@ -31,31 +31,31 @@ class Annotation:
     labels
         The labels, c strings.
     probability_nc
-        Probability of each label, shape (n, c), float32; rows sum to 1. It is the probability among the known labels,
-        also for cells that are unknown.
+        Probability of each label, shape (n, c), float32. The probabilities of the known labels sum to 1 for each cell,
+        even if the cell is called "unknown".
     set_nc
-        Which labels are in the prediction set of each cell, shape (n, c).
+        Mask of the labels in the prediction set of each cell, shape (n, c).
     p_n
-        p-value of the hypothesis that the cell belongs to a known type, shape (n,): the share of held-out labeled cells
-        that are as novel as the cell, or more.
+        p-value of the hypothesis that a cell belongs to a known type, shape (n,). The p-value of a cell is the share of
+        held-out labeled cells that are at least as unlike all known types as this cell.
     unknown_n
-        Whether the cell is called "unknown", shape (n,).
+        Mask of the cells that are called "unknown", shape (n,).
     labeled_n
-        Which of the cells have a known label, shape (n,).
+        Mask of the cells that have a known label, shape (n,).
     labeled_c
         Number of labeled cells of each label, shape (c,).
     coverage, unknown_rate
-        Coverage of the prediction sets, and expected share of unknown cells among the cells of known types.
+        Requested coverage of the prediction sets, and expected share of cells of known types that are called "unknown".
     view_weights
-        Weight of each view of the cells in the classifier (`views`).
+        Weight of each view (set of coordinates of a cell) in the prediction of labels.
     quality
-        How well held-out labeled cells were predicted.
+        How well the labels of held-out labeled cells were predicted.
     difference
-        How well a classifier tells the cells without a label from labeled cells; None if there are too few.
+        How well a classifier distinguishes cells without a label from labeled cells; None if there are too few cells.
     values
-        Values of the labels if these are numbers, or True and False, shape (c,); None otherwise.
+        Values of the labels, shape (c,), if the labels are numbers or booleans; otherwise None.
     back_off
-        Coarse labels, and which cells back off to them; None without coarse labels.
+        Coarse labels, and which cells get a coarse label; None if no coarse labels were given.
     """
 
     __repr__ = brief
@@ -77,7 +77,7 @@ class Annotation:
 
     @property
     def code_n(self) -> np.ndarray:
-        """Index of each cell's most probable label, shape (n,); c for unknown cells."""
+        """Index of each cell's most probable label, shape (n,). Unknown cells have the index c."""
         code_n: np.ndarray = np.where(self.unknown_n, len(self.labels), self.probability_nc.argmax(1))
         return code_n
 
@@ -87,31 +87,32 @@ class Annotation:
         return {name: int(size) for name, size in zip((*self.labels, UNKNOWN), size_c, strict=True)}
 
     def warnings(self) -> list[str]:
-        """Return warnings about labels and cells about which the annotation says little."""
+        """Return warnings about labels and cells whose predictions may be unreliable."""
         found = []
         alone = [name for name, size in zip(self.labels, self.labeled_c, strict=True) if size == 1]
         if alone:
             shown = ", ".join(map(repr, alone[:3])) + (", ..." if len(alone) > 3 else "")
             found.append(
                 f"{amount(len(alone), 'label has', 'labels have')} one labeled cell ({shown}): it is not known "
-                f"how well {noun(len(alone), 'it is', 'they are')} predicted"
+                f"how well {noun(len(alone), 'this label is', 'these labels are')} predicted"
             )
         share = float(self.unknown_n[~self.labeled_n].mean()) if not self.labeled_n.all() else 0.0
         if share > max(_MANY, _MANY_TIMES * self.unknown_rate):
             found.append(
-                f"{share:.0%} of the cells without a label are unknown: they are of other types than the labeled "
-                "cells, or of batches that the model has not seen"
+                f"{share:.0%} of the cells without a label are unknown: these cells are of other types than the "
+                "labeled cells, or of batches that the model has not seen"
             )
         if self.difference is not None and self.difference.is_clear:
             found.append(
-                "the cells without a label differ from labeled cells with the same predicted label (a classifier tells "
-                f"them apart with an area under the ROC curve of {self.difference.auc:.2f}; 0.5 is chance): it is not "
-                f"guaranteed that their sets contain the true label with probability {self.coverage:g}"
+                "the cells without a label differ from labeled cells with the same predicted label (a classifier "
+                f"distinguishes these cells with an area under the ROC curve of {self.difference.auc:.2f}; 0.5 is "
+                "chance): it is not guaranteed that the prediction sets of cells without a label contain the true "
+                f"label with probability {self.coverage:g}"
             )
         return found
 
     def notes(self) -> list[str]:
-        """Return remarks about the limits of the annotation."""
+        """Return remarks about the limits of the predictions."""
         smallest = 1 / (self.quality.n_cells + 1)
         if not self.unknown_rate or smallest <= self.unknown_rate:
             return []
@@ -121,8 +122,8 @@ class Annotation:
         ]
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """List the slots of the data to which the result is written."""
-        import pandas as pd  # slow to import, so it is imported only here
+        """List the slots of the AnnData to which the predictions are written."""
+        import pandas as pd  # pandas is slow to import, so it is imported only here
 
         coarse = (
             []
@@ -140,7 +141,7 @@ class Annotation:
         ]
 
     def _sets(self) -> np.ndarray:
-        """Write the prediction set of each cell as text: its labels, the most probable first; shape (n,)."""
+        """Write the prediction set of each cell as text, with the most probable label first; shape (n,)."""
         order_nc = np.argsort(-self.probability_nc, axis=1, kind="stable")
         texts = np.empty(len(order_nc), dtype=object)
         for n, (order, inside) in enumerate(zip(order_nc, self.set_nc, strict=True)):

@@ -1,14 +1,14 @@
-"""Views of a cell from which its label is predicted: what the model knows about the cell, and the cell's own genes.
+"""Views of a cell: three matrices of coordinates, from which classifiers predict the label of the cell.
 
-- **state**: the position of the decoded state in expression space. This view holds only what the model has learned from
-  all cells, so few labeled cells are enough.
-- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). This view also holds
-  part of the cell's own residuals.
+- **state**: the position of the decoded state in expression space. The view `state` holds only what the model has
+  learned from all cells, so few labeled cells are enough to train a classifier on this view.
+- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). The view `expression`
+  also holds part of the residuals of a cell, by which its counts differ from its decoded state.
 - **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
-  The genes contain information that the model lacks. A logistic regression on genes is also the method with which the
-  labels are compared.
+  The genes contain information that the model lacks. A logistic regression on the view `genes` alone is also the
+  baseline with which the quality of the predicted labels is compared.
 
-Scales and components come from the labeled cells.
+The scales of all views and the principal components of the genes are computed from the labeled cells.
 
 Letters in array shapes: n cells, m labeled cells, g genes, j coordinates.
 """
@@ -29,15 +29,25 @@ VIEWS = ("state", "expression", "genes")
 GENES = VIEWS.index("genes")
 COMPONENTS = 300
 # Inverse strength of the L2 penalty of each view's logistic regression. The penalty is strongest for the genes, because
-# this view has the most coordinates.
+# the view `genes` has the most coordinates.
 INVERSE_PENALTY = (1.0, 1.0, 0.1)
-# Scaled genes are clipped at this value, as scanpy's `sc.pp.scale(max_value=10)` does.
+# Scaled genes are clipped at _MOST, as scanpy's `sc.pp.scale(max_value=10)` does.
 _MOST = 10.0
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Coordinates of n cells, before scaling: positions in expression space, and log-normalized genes (CSR, (n, g))."""
+    """Coordinates of cells before scaling.
+
+    Parameters
+    ----------
+    state_nj
+        Positions of the decoded states in expression space.
+    expression_nj
+        Embedding of the cells in expression space.
+    log_ng
+        Log-normalized counts of the genes, as a CSR matrix of shape (n, g).
+    """
 
     state_nj: np.ndarray
     expression_nj: np.ndarray
@@ -73,13 +83,13 @@ def coordinates(session: Session, *, library: float, shared_g: np.ndarray | None
 
 @dataclass(frozen=True)
 class Scaling:
-    """The map from coordinates to views, fitted to labeled cells.
+    """The map from the coordinates of a cell to its views, fitted to labeled cells.
 
     Parameters
     ----------
     center_j, scale, state_center_j, state_scale
-        Mean, and root mean square over all coordinates, of both positions in expression space. All coordinates have one
-        scale, because distances in expression space matter.
+        Mean of each coordinate, and root mean square over all coordinates, of the embedding and of the decoded states.
+        All coordinates are divided by one number, so that the ratios of distances in expression space do not change.
     deviation_g
         Standard deviation of each gene; 1 for constant genes.
     gene_center_g, component_gj
@@ -100,19 +110,19 @@ class Scaling:
         return state_nj, expression_nj, scaled_ng @ self.component_gj - self.gene_center_g @ self.component_gj
 
     def views_of_genes(self, cells: Coordinates) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
-        """Compute the same views, but with the scaled genes themselves (CSR, (n, g)) in place of their components."""
+        """Compute the views of cells, with scaled genes (a CSR matrix) in place of principal components of genes."""
         state_nj = (cells.state_nj - self.state_center_j) / self.state_scale
         expression_nj = (cells.expression_nj - self.center_j) / self.scale
         return state_nj, expression_nj, _scaled(cells.log_ng, self.deviation_g)
 
     def on_genes(self, fitted: Regression) -> Regression:
-        """Return a regression on the scaled genes that equals a regression on their components."""
+        """Convert a regression on principal components of the genes to an equal regression on the scaled genes."""
         coefficient_gc = self.component_gj @ fitted.coefficient_jc
         return Regression(coefficient_gc, fitted.intercept_c - self.gene_center_g @ coefficient_gc)
 
 
 def fit_scaling(cells: Coordinates) -> Scaling:
-    """Compute scales and components from labeled cells."""
+    """Compute the scales of the views and the principal components of the genes from labeled cells."""
     from sklearn.decomposition import PCA
 
     center_j, scale = _center_and_scale(cells.expression_nj)
