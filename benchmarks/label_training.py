@@ -1,19 +1,21 @@
-"""What do labels change in the training of a model, and does the rest of the model suffer?
+"""How do labels change the training of a model, and does the rest of the model become worse?
 
     python benchmarks/label_training.py [--seeds 0,1,2] [--sets mixology,kang,paul15,pbmc68k] [--threads 2]
         [--labels "none,default,weight 10"]
 
-Half of the cells of a set, drawn at random, have their label. A tenth of every cell's molecules is withheld
+In each data set, a random half of the cells has a label. A tenth of every cell's molecules is withheld
 (`scvae_cli.evaluation.thinning`). Three models are trained on the same cells and molecules with the same seed: without
-labels, with labels (`train --labels-key`, with its defaults), and with `--label-weight 10`. All are measured on
+labels, with labels (`train --labels-key`, with its defaults), and with labels and `--label-weight 10`. The models are
+evaluated by
 
-- elbo: held-out ELBO, nats per cell;
-- loss: Poisson loss of the withheld molecules, nats per cell up to a constant (the expected counts of the states);
-- votes and silhouette, in `scvae_latent` and in `X_scvae`, of the cells whose label was not given. Votes are the
-  accuracy of the 15 nearest labeled cells;
-- accuracy, macro_f1, ece and coverage of `annotate` for these cells. The classifiers are those that are saved with the
-  model; for the model without labels, they are learned from the labeled cells;
-- seconds of the training, without the classifiers of labels, and of these classifiers.
+- elbo: held-out ELBO, in nats per cell;
+- loss: Poisson loss of the expected counts of the states on the withheld molecules, in nats per cell up to a constant;
+- votes and silhouette, in `scvae_latent` and in `X_scvae`, of the cells without a label. Votes are the accuracy with
+  which the 15 nearest labeled cells predict the label;
+- accuracy, macro_f1, ece and coverage of `annotate` for the cells without a label. For a model with labels, `annotate`
+  uses the classifiers that are saved in the model; for the model without labels, `annotate` trains classifiers on the
+  labeled cells;
+- seconds of the training of the model, and seconds of the training of the classifiers that `annotate` uses.
 
 Results are written to results/label_training.json and .md; results that are not requested are kept.
 """

@@ -70,7 +70,7 @@ def _check(title: str, fine_key: str, key: str, fine: tuple[str, ...], parents: 
     if UNKNOWN in names:
         raise DataError(
             f"{where} has the value {UNKNOWN!r}, which is reserved for cells of no known type",
-            "give this coarse label another name",
+            f"give the coarse label {UNKNOWN!r} another name",
         )
     for label, (parent,) in zip(fine, parents, strict=True):
         if label in names and label != parent:

@@ -113,11 +113,11 @@ class Annotate(Question[AnnotateOptions, Annotation]):
     def text(self, result: Annotation, facts: dict[str, Any]) -> str:
         quality = result.quality
         where = "" if self.reference is None else f" of {one_line(self.reference.store.title)}"
-        where = " of the training" if self.known is None else where
+        labeled = "labeled training cell" if self.known is None else "labeled cell"
         lines = [
             (
                 f"predicted the labels of {amount(facts['n_cells'], 'cell')} from "
-                f"{amount(facts['n_labeled'], 'labeled cell')}{where} with {amount(len(result.labels), 'label')}"
+                f"{amount(facts['n_labeled'], labeled)}{where} with {amount(len(result.labels), 'label')}"
             )
         ]
         names = [one_line(name) for name in result.labels[:_SHOWN]]
