@@ -450,8 +450,8 @@ class Session:
     def counts_and_batches(self, *, partly: bool = False) -> Counts:
         """Return the counts, with the covariates of the cells if the model uses covariates that the data contain.
 
-        If covariates are missing, in some cells or in all, the other covariates are returned if `partly` is True, and
-        none if `partly` is False.
+        Some covariates may be missing, in some cells or in all. With `partly`, the other covariates are returned;
+        otherwise, no covariates are returned.
         """
         data, known = self.model.config.data, self.counts.batch is not None or self.counts.covariates is not None
         keys = (*data.batch_keys, *data.continuous_keys)

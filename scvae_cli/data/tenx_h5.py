@@ -80,7 +80,9 @@ def _check_matrix(group: h5py.Group, *, features: str) -> None:
 
 
 def _refuse_twins(matrix: h5py.Group) -> None:
-    """Refuse a matrix with parts in subgroups, because scanpy would read these parts instead of the checked parts.
+    """Refuse a matrix whose HDF5 group has subgroups with a second copy of its arrays (data, indices, indptr).
+
+    scanpy would read the second copy instead of the arrays that are checked here.
 
     Links are followed, as scanpy does. A group with several names is refused, because such a group could contain
     itself.

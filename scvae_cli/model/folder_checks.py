@@ -45,7 +45,7 @@ def check_facts(facts: Any) -> None:
         for key in keys:
             value = facts.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool):
-                raise ValueError(f"the fact {key!r} is missing or has a wrong type")
+                raise ValueError(f"the entry {key!r} of the facts is missing or has the wrong type")
 
 
 def check_names(what: str, names: Any) -> Sequence[str]:

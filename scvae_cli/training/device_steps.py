@@ -114,7 +114,10 @@ class DeviceSteps:
         self.play = None
 
     def step(self) -> None:
-        """Take the step that the counter on the device selects. The host reads no value during a step."""
+        """Take the training step whose number is in the counter on the device.
+
+        The host reads no value during a step.
+        """
         at = self._at
         cells = self.segment.cells(at)
         kl_weight, *factors = self._factors_sf.index_select(0, at)[0].unbind()

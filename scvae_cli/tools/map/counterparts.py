@@ -24,9 +24,9 @@ def counterpart_p(density: LatentDensity, mean_nk: Tensor) -> np.ndarray:
     """Compute, for each cell, the share of held-out cells whose latent positions are as rare as its own, or rarer.
 
     Rare positions are those where the density of the training cells is low. The share is a conformal p-value (Bates et
-    al. 2023, doi:10.1214/22-AOS2244): of cells from the same populations as the held-out cells, at most 5% have a share
-    of at most 0.05, for example. The guarantee of a conformal p-value holds on average over random choices of the
-    held-out cells.
+    al. 2023, doi:10.1214/22-AOS2244). For example, among cells from the same populations as the held-out cells, no more
+    than 5% have a share of 0.05 or less. The guarantee of a conformal p-value holds on average over random choices of
+    the held-out cells.
 
     Returns
     -------

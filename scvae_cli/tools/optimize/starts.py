@@ -1,7 +1,8 @@
 """Start of an optimization: a cell that is typical of its group.
 
 A typical cell lies where the cells of the group are dense. Only the cells of the group determine its typical cell. A
-few cells with a wrong label therefore do not move the typical cell, even if they lie among many cells of other groups.
+few cells with a wrong label therefore do not change which cell is typical, even if the wrongly labeled cells lie among
+many cells of other groups.
 
 Letters in array shapes: n cells, m cells of the group, k latent dimensions, s starts.
 """
