@@ -291,7 +291,7 @@ def test_options_of_numpy_s_kinds_are_recorded(bench):
 
 def test_groups_may_be_asked_for_by_their_numbers(bench):
     adata = ad.read_h5ad(bench.data)
-    adata.obs["day"] = np.arange(120) % 3
+    adata.obs["day"] = np.arange(120) % 2 * 2
     found = scvae.pseudotime(adata, bench.model, groupby="day", root=0, ends=[2], inplace=False)
     same = scvae.pseudotime(adata, bench.model, groupby="day", root="0", ends=["2"], inplace=False)
     np.testing.assert_array_equal(found.pseudotime_n, same.pseudotime_n)

@@ -55,7 +55,8 @@ def test_what_the_user_froze_stays_frozen():
         frozen = gc.get_freeze_count()
         with importing():
             pass
-        assert gc.get_freeze_count() >= frozen > 0
+        # A frozen object is still freed when nothing refers to it any more.
+        assert gc.get_freeze_count() > 0.99 * frozen > 0
     finally:
         gc.unfreeze()
 
