@@ -25,7 +25,7 @@ from scvae_cli.tools.annotate.views import VIEWS, Scaling
 _SCALES = ("scale", "state_scale")
 _PROBABILITY = 1e-3
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number"}
-_TYPES = {"boolean": np.bool_, "integer": np.int64, "number": np.float64}
+_BOOLEANS = {"True": True, "False": False}
 
 
 def stored(learned: Learned) -> StoredLabels:
@@ -54,8 +54,6 @@ def stored(learned: Learned) -> StoredLabels:
         fitted = [of_v[VIEWS.index(view)] for of_v in learned.regressions_kv]
         arrays[f"{view}_coefficient_k{letter}c"] = np.stack([one.coefficient_jc for one in fitted])
         arrays[f"{view}_intercept_kc"] = np.stack([one.intercept_c for one in fitted])
-    if values is not None:
-        arrays["value_c"] = values
     tensors = {name: torch.tensor(np.asarray(array), dtype=torch.float32) for name, array in arrays.items()}
     return StoredLabels(learned.names, "text" if values is None else _KINDS[values.dtype.kind], tensors)
 
@@ -120,11 +118,10 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
         ]
         for view, letter in zip(VIEWS, "jeg", strict=True)
     ]
-    values: np.ndarray | None = None if labels.kind == "text" else arrays["value_c"].astype(_TYPES[labels.kind])
     return Learned(
         names=labels.names,
         rank_c=rank_c,
-        values=values,
+        values=_values(labels),
         size_c=_whole("size_c", arrays["size_c"]),
         scaling=scaling,
         everything=Metric(arrays["everything_center_j"][None], arrays["everything_factor_jj"]),
@@ -138,6 +135,18 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
         part_h=part_h,
         weight_h=arrays["weight_h"].astype(np.float64),
     )
+
+
+def _values(labels: StoredLabels) -> np.ndarray | None:
+    """Return the values of labels that are numbers or booleans, which their names contain in full; None for texts."""
+    if labels.kind == "text":
+        return None
+    if labels.kind == "boolean":
+        return np.asarray([_BOOLEANS[name] for name in labels.names])
+    try:
+        return np.asarray([int(name) if labels.kind == "integer" else float(name) for name in labels.names])
+    except OverflowError as error:
+        raise ValueError("a label is too large for a number") from error
 
 
 def _check_shapes(arrays: Mapping[str, np.ndarray], lengths: dict[str, int]) -> None:
