@@ -109,6 +109,11 @@ class DataConfig(Options):
     def check(self) -> None:
         """Raise a ConfigError if a covariate is named twice, or if options for labels or genes are invalid."""
         check_covariates(self.batch_keys, self.continuous_keys)
+        if self.labels_key is not None and self.labels_key in self.batch_keys:
+            raise ConfigError(
+                f"{self.labels_key!r} was given as both --batch-key and --labels-key",
+                "name two different columns: batches are mixed in the latent space, and labels are separated",
+            )
         if self.unlabeled is not None and self.labels_key is None:
             raise ConfigError("--unlabeled was given without --labels-key", "name the labels with --labels-key COLUMN")
         if self.genes is None:
@@ -228,6 +233,7 @@ class TrainConfig(Options):
         "latent space; with 0, the labels only train the classifiers that scvae annotate uses.",
         panel=MODEL,
         least=0,
+        most=10**6,
         shown_default="3 with at least 500 labeled cells, otherwise 0",
     )
     max_epochs: int | None = option(

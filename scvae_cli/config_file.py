@@ -74,6 +74,8 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(read_regular(file, most=_MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", "--config takes a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not a text in UTF-8", "save the file with the encoding UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{file} is not TOML: {error}",

@@ -18,6 +18,15 @@ UNKNOWN = "unknown"
 BETWEEN = " | "
 
 
+def is_reserved(label: str) -> bool:
+    """Whether a text cannot be the label of a known type, because results could not be told from each other.
+
+    >>> [is_reserved(label) for label in ("T cell", "unknown", "B | plasma", "B |", " ")]
+    [False, True, True, True, True]
+    """
+    return label == UNKNOWN or BETWEEN in f" {label} " or not label.strip() or "\0" in label
+
+
 def as_label(value: Any) -> str | None:
     """Return the label of a value, or None for a missing value.
 

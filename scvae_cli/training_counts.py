@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scvae_cli.amounts import amount
 from scvae_cli.config import RunConfig
 from scvae_cli.data.confounded_keys import warn_of_confounding
@@ -41,7 +43,12 @@ def counts_for_training(store: CellStore, run: RunConfig, shell: Shell) -> Count
     warn_of_confounding(store, counts, data, shell.warn)
     if data.labels_key is None:
         return counts
-    labels = known_labels(store, data.labels_key, unlabeled=data.unlabeled, warn=shell.warn)
+    # Empty cells are left out of the training later, so they must not have the only cell of a label.
+    kept = counts.filled if data.drop_empty else np.ones(counts.n_cells, dtype=bool)
+    labels = known_labels(store, data.labels_key, unlabeled=data.unlabeled, kept=kept, warn=shell.warn)
+    code_n = np.full(counts.n_cells, -1)
+    code_n[kept] = labels.code_n
+    labels = replace(labels, code_n=code_n)
     shell.info(
         f"labels: {amount(len(labels.names), 'label')} of obs[{data.labels_key!r}], known for {labels.n_labeled:,} of "
         f"{amount(counts.n_cells, 'cell')}"

@@ -18,6 +18,7 @@ from scvae_cli.data.known_labels import KnownLabels, hidden_from_training
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import load
+from scvae_cli.model.stored_labels import StoredLabels
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.views import GENES
 from scvae_cli.training.fit import fit, fit_to_end
@@ -100,7 +101,8 @@ def test_saved_classifiers_predict_like_those_of_the_labeled_cells(tmp_path):
     adata[known_n].write_h5ad(tmp_path / "reference.h5ad")
     query = adata[~known_n].copy()
     del query.obs["known"]
-    alone = scvae.annotate(query, tmp_path / "cells.scvae", inplace=False)
+    with pytest.warns(ScvaeWarning, match="contain training cells"):
+        alone = scvae.annotate(query, tmp_path / "cells.scvae", inplace=False)
     given = {"labels_key": "known", "reference": tmp_path / "reference.h5ad"}
     with pytest.warns(ScvaeWarning, match="come from another file"):
         from_cells = scvae.annotate(query, tmp_path / "cells.scvae", **given, inplace=False)
@@ -129,7 +131,8 @@ def test_quality_is_that_of_cells_without_a_known_label():
     quality = scvae.annotate(adata, model, labels_key="known", inplace=False).quality
     unseen_n = known_n & (hidden_from_training(adata.obs_names, 0) | model.held_out(adata.obs_names))
     assert quality.n_cells == unseen_n.sum()
-    result = scvae.annotate(adata, model, inplace=False)
+    with pytest.warns(ScvaeWarning, match="contain training cells"):
+        result = scvae.annotate(adata, model, inplace=False)
     right_n = np.asarray(result.labels)[result.probability_nc.argmax(1)] == adata.obs["cell_type"].astype(str)
     assert right_n[~known_n].mean() == pytest.approx(quality.labels.accuracy, abs=0.1)
 
@@ -141,6 +144,7 @@ def test_labels_keep_their_type(values, kind, tmp_path):
     adata = tree(n_cells=120, n_genes=40)
     adata.obs["known"] = np.asarray(values)[np.arange(120) % 2]
     scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 1}).save(tmp_path / "cells.scvae")
+    adata.obs_names = "new_" + adata.obs_names
     scvae.annotate(adata, tmp_path / "cells.scvae")
     assert list(adata.obs["scvae_label"].cat.categories) == sorted(values)
     assert load(tmp_path / "cells.scvae").labels.kind == kind
@@ -151,7 +155,8 @@ def test_hundreds_of_labels_and_rare_ones_work():
     adata.obs["known"] = ["alone"] + [f"type {i % 200}" for i in range(499)]
     model = scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 2})
     assert len(model.labels.names) == 201
-    with pytest.warns(match="one labeled cell"):
+    adata.obs_names = "new_" + adata.obs_names
+    with pytest.warns(ScvaeWarning, match="one labeled cell"):
         assert scvae.annotate(adata, model, inplace=False).probability_nc.shape == (500, 201)
 
 
@@ -179,7 +184,8 @@ def test_few_labels_leave_the_latent_space_as_it_is():
     assert model.config.train.label_weight == 0
     assert torch.equal(weights_of(model), weights_of(scvae.train(adata, **TINY | {"max_epochs": 2})))
     n_alone = (adata.obs["known"].value_counts() == 1).sum()
-    assert scvae.annotate(adata, model, inplace=False).quality.n_cells == 20 - n_alone
+    with pytest.warns(ScvaeWarning, match="contain training cells"):
+        assert scvae.annotate(adata, model, inplace=False).quality.n_cells == 20 - n_alone
     adata.obs["known"] = ["T cell", "T cell", "B cell"] + [None] * 197
     with pytest.raises(DataError, match="too few"):
         scvae.train(adata, labels_key="known", label_weight=10, **TINY)
@@ -193,9 +199,59 @@ def test_options_that_need_labels_say_so(tmp_path):
         scvae.annotate(adata, model, coarse_key="cell_type")
     with pytest.raises(ConfigError, match="label_weight was given without"):
         scvae.train(adata, label_weight=3, **TINY)
+    with pytest.raises(ConfigError, match="both batch_key and labels_key"):
+        scvae.train(adata, labels_key="known", batch_key="known", **TINY)
     bare = dataclasses.replace(model, labels=None)
     with pytest.raises(ConfigError, match="trained without labels"):
         scvae.annotate(adata, bare)
+
+
+def test_labels_of_empty_cells_do_not_count():
+    """Otherwise, a training of many hours could end without classifiers."""
+    adata = tree(n_cells=60, n_genes=40)
+    adata.obs["known"] = np.where(np.arange(60) < 3, "rare", "usual")
+    adata.X = adata.X.multiply((np.arange(60) >= 3)[:, None]).tocsr()
+    with pytest.raises(DataError, match="only the label 'usual'"):
+        scvae.train(adata, labels_key="known", drop_empty=True, **TINY)
+
+
+def test_cells_of_unknown_batches_are_reported():
+    adata = tree(n_cells=150, n_genes=40, n_batches=2)
+    model = scvae.train(adata, labels_key="cell_type", batch_key="batch", **TINY | {"max_epochs": 2})
+    query = adata.copy()
+    query.obs_names = "new_" + query.obs_names
+    scvae.annotate(query, model, inplace=False)
+    del query.obs["batch"]
+    with pytest.warns(ScvaeWarning, match="no column 'batch'"):
+        scvae.annotate(query, model, inplace=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("a", "b | c"), "text"), (("a", "unknown"), "text"), (("a", " "), "text"), (("a", "a\0b"), "text"),
+        (("a", "a"), "text"), (("a",), "text"), (("a", "b"), "letters"),
+    ],
+)  # fmt: skip
+def test_labels_that_no_training_accepts_are_refused(names, kind, tmp_path):
+    _, model, _ = trained()
+    tensors = model.labels.tensors
+    dataclasses.replace(model, labels=StoredLabels(names, kind, tensors)).save(tmp_path / "cells.scvae")
+    with pytest.raises(ModelError, match="damaged"):
+        load(tmp_path / "cells.scvae")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [(["1", "1.5"], "integer"), (["a", "2"], "number"), (["True", "no"], "boolean"), (["1", "01"], "integer")],
+)
+def test_names_that_are_not_values_of_their_type_are_refused(names, kind):
+    _, model, _ = trained()
+    n_labels = len(model.labels.names)
+    all_names = (*names, *(str(10 + c) for c in range(n_labels - 2)))
+    damaged = dataclasses.replace(model, labels=dataclasses.replace(model.labels, names=all_names, kind=kind))
+    with pytest.raises(ModelError, match="damaged"):
+        learned_of(damaged)
 
 
 def _damages(names):
@@ -208,6 +264,7 @@ def _damages(names):
         yield name, lambda tensors, name: tensors.update({name: tensors[name] - 1e6})
     for name in ("scale", "state_scale", "deviation_g", "weight_h"):
         yield name, lambda tensors, name: tensors.update({name: tensors[name] * 0})
+    yield "another", lambda tensors, name: tensors.update({name: tensors["size_c"]})
     yield "log_p_vhc", lambda tensors, name: tensors.update({name: tensors[name] + 1})
 
 

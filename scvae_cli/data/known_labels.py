@@ -159,7 +159,7 @@ def _check(title: str, key: str, names: tuple[str, ...], code_n: np.ndarray) -> 
     if not names:
         raise DataError(
             f"{where} has no label for any cell",
-            "give another column; annotate also reads labeled cells from another file (--reference)",
+            "choose a column that has a value for some of the cells",
         )
     if len(names) == 1:
         raise DataError(f"{where} has only the label {names[0]!r}", "a classifier needs at least two different labels")
@@ -214,4 +214,4 @@ def values_by_label(column: np.ndarray, names: Sequence[str]) -> np.ndarray | No
     if len({isinstance(value, (bool, np.bool_)) for value in values}) != 1:
         return None
     array = np.asarray(values)
-    return array if array.dtype.kind in "biuf" else None
+    return array if array.dtype.kind in "biuf" and array.ndim == 1 else None

@@ -38,6 +38,7 @@ from scvae_cli.data.file_metadata import keep_metadata, new_file_mode
 from scvae_cli.data.writers_lock import only_writer
 from scvae_cli.errors import ConfigError, DataError, ModelError
 from scvae_cli.interruption import deferred, note_written
+from scvae_cli.labels import is_reserved
 from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.design import Design
@@ -333,7 +334,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
         lacking = config["format"] == OLDEST_FORMAT or "component_jg" not in latent
         expression = None if lacking else _expression_space(latent)
-        labels = _labels(folder, config) if "labels" in config else None
+        labels = _labels(folder, config) if "labels" in config and config["format"] == FORMAT else None
     except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else str(error)
         raise ModelError(f"{folder} is damaged: {reason}", "train again") from error
@@ -357,8 +358,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
 def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
     """Read the classifiers of labels; what they contain is checked when they are used."""
     names = tuple(check_names("labels", config["labels"]))
-    if len(names) < 2 or config["labels_kind"] not in KINDS:
-        raise ValueError("the labels are fewer than two, or of an unknown type")
+    if len(names) < 2 or config["labels_kind"] not in KINDS or any(map(is_reserved, names)):
+        raise ValueError("there are fewer than two labels, or labels that no cell type can have")
     # The size of this file does not follow from the other files.
     most = min(_size(folder, LABELS), _MOST_LABELS)
     return StoredLabels(names, config["labels_kind"], read_tensors(_read_checked(folder, LABELS, config, most=most)))

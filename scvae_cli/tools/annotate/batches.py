@@ -51,6 +51,14 @@ def warning_of_new_batches(session: Session, known: KnownLabels, reference: Sess
     return f"{cells}: {_HOLD}"
 
 
+def warning_of_unknown_batches(session: Session) -> str | None:
+    """Return a warning if the model was trained with batches, but the batches of the cells are not known."""
+    lacking = [key for key in session.model.config.data.batch_keys if key not in session.store.obs_keys]
+    if not lacking:
+        return None
+    return f"obs has no column {lacking[0]!r}, so the batches of the cells are not known: {_HOLD}"
+
+
 def _batches(session: Session) -> np.ndarray | None:
     """Return the batch of each cell, shape (n,).
 

@@ -8,7 +8,8 @@ coordinates of the decoded states, e coordinates of the embedding, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ from scvae_cli.tools.annotate.views import VIEWS, Scaling
 _SCALES = ("scale", "state_scale")
 _PROBABILITY = 1e-3
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number"}
+_NAMES = {
+    *("rank_c", "size_c", "center_e", "state_center_j", "deviation_g", "gene_center_g", "everything_center_j"),
+    *("everything_factor_jj", "center_kcj", "factor_kjj", "log_p_vhc", "novelty_h", "code_h", "part_h", "weight_h"),
+    *(f"{view}_coefficient_k{letter}c" for view, letter in zip(VIEWS, "jeg", strict=True)),
+    *(f"{view}_intercept_kc" for view in VIEWS),
+    *_SCALES,
+}
 _BOOLEANS = {"True": True, "False": False}
 
 
@@ -82,6 +90,8 @@ def learned_of(model: Model) -> Learned:
 
 def _learned(labels: StoredLabels, model: Model) -> Learned:
     arrays = {name: tensor.numpy() for name, tensor in labels.tensors.items()}
+    if other := sorted(arrays.keys() - _NAMES):
+        raise ValueError(f"{other[0]} is not a part of this model")
     n_labels = len(labels.names)
     lengths = {"c": n_labels, "g": len(model.genes), "v": len(VIEWS)}
     if model.expression is not None:
@@ -141,12 +151,11 @@ def _values(labels: StoredLabels) -> np.ndarray | None:
     """Return the values of labels that are numbers or booleans, which their names contain in full; None for texts."""
     if labels.kind == "text":
         return None
-    if labels.kind == "boolean":
-        return np.asarray([_BOOLEANS[name] for name in labels.names])
-    try:
-        return np.asarray([int(name) if labels.kind == "integer" else float(name) for name in labels.names])
-    except OverflowError as error:
-        raise ValueError("a label is too large for a number") from error
+    parsers: dict[str, Callable[[str], Any]] = {"boolean": _BOOLEANS.get, "integer": int, "number": float}
+    values = np.asarray([parsers[labels.kind](name) for name in labels.names])
+    if values.dtype.kind not in _KINDS or len(set(values.tolist())) < len(values):
+        raise ValueError(f"the labels are not different values of the type {labels.kind}")
+    return values
 
 
 def _check_shapes(arrays: Mapping[str, np.ndarray], lengths: dict[str, int]) -> None:

@@ -93,7 +93,8 @@ ANNOTATE = Verb(
     obs["scvae_label_set"] contains the prediction set, which includes the true label with probability --coverage.
     obs["scvae_label_p"] contains the p-value of the hypothesis that a cell belongs to a known type. The
     probabilities of all labels are in obsm["scvae_label_probabilities"], and the names of these labels in
-    uns["scvae"]["label_names"]. Labeled cells get the prediction of a classifier that has not seen their label.
+    uns["scvae"]["label_names"]. With --labels-key, labeled cells of DATA get the prediction of a classifier that has
+    not seen their label.
 
     With --coarse-key, obs["scvae_label_backed_off"] contains the predicted label of each cell if its probability is at
     least --fine-probability, and otherwise the most probable coarse label. obs["scvae_label_coarse"] contains the most

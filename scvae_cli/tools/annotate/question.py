@@ -12,7 +12,7 @@ from scvae_cli.errors import one_line
 from scvae_cli.question import Question
 from scvae_cli.tools.annotate.annotation import annotate
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels
-from scvae_cli.tools.annotate.batches import warning_of_new_batches
+from scvae_cli.tools.annotate.batches import warning_of_new_batches, warning_of_unknown_batches
 from scvae_cli.tools.annotate.coarse_labels import coarse_labels
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.options import AnnotateOptions
@@ -77,8 +77,21 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return annotation_figure(result)
 
     def warnings(self, result: Annotation) -> Sequence[str]:
-        of_batches = None if self.known is None else warning_of_new_batches(self.session, self.known, self.reference)
-        return [*result.warnings(), *([] if of_batches is None else [of_batches])]
+        if self.known is not None:
+            found = [warning_of_new_batches(self.session, self.known, self.reference)]
+        else:
+            found = [warning_of_unknown_batches(self.session), self._warning_of_training_cells()]
+        return [*result.warnings(), *(text for text in found if text is not None)]
+
+    def _warning_of_training_cells(self) -> str | None:
+        """Return a warning if the cells seem to be those of the training, whose labels the classifiers have learned."""
+        if not self.session.model.held_out(self.session.counts.cell_names).any():
+            return None
+        return (
+            "the data contain training cells. The classifiers have learned the labels of these cells, and mostly "
+            "repeat these labels, with too high probabilities. Use --labels-key to predict each labeled cell with a "
+            "classifier that has not seen its label"
+        )
 
     def facts(self, result: Annotation) -> dict[str, Any]:
         quality, sizes = result.quality, result.sizes()

@@ -10,7 +10,7 @@ from typing import Any
 from scvae_cli.amounts import amount
 from scvae_cli.data.formats import ForeignFile, open_store
 from scvae_cli.data.gene_names import gene_names
-from scvae_cli.errors import Interrupted
+from scvae_cli.errors import DataError, Interrupted
 from scvae_cli.model.bundle import Model, check_new_model
 from scvae_cli.path_names import FOR_A_MODEL, refuse_long_name
 from scvae_cli.question import Outcome, Report, Shell
@@ -62,7 +62,10 @@ def train(request: Request, shell: Shell) -> Outcome:
         assert isinstance(last, Finished), "a training either finishes or is stopped"
         model = last.model
         if run.data.labels_key is not None:
-            model = with_labels(session_of_training(model, request.data, shell))
+            try:
+                model = with_labels(session_of_training(model, request.data, shell))
+            except DataError as error:  # few cells are left, for example; the trained model must not be lost
+                shell.warn(f"the model has no classifiers of labels: {error.message}")
         if folder is not None:
             model.save(folder, force=options.force)
             Checkpoint(folder, "").discard()
