@@ -76,7 +76,7 @@ def test_second_device_that_is_not_there(bench, monkeypatch):
     ("fragment", "text"),
     [
         ("is not TOML", "[model\n"),
-        ("is not TOML", b"\xff\xfe"),
+        ("is not a text in UTF-8", b"\xff\xfe"),
         ("unknown key 'n_laten'", "[model]\nn_laten = 3\n"),
         ("unknown section [modle]", "[modle]\nn_latent = 3\n"),
         ("is outside a section", "n_latent = 3\n"),
