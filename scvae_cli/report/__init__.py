@@ -1,1 +1,1 @@
-"""Parts of figures that several tools use, and the saving of figures."""
+"""Parts of figures that several tools use, and functions that save figures."""

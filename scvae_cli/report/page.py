@@ -115,7 +115,7 @@ def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
 def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
     """Hatch the steps of a trajectory where there are no cells, given by the mask `off_t`.
 
-    The x coordinate of the axes is the position along the trajectory. If `above` is True, the hatching covers the
+    The x axis shows the position along the trajectory. If `above` is True, the hatching covers the
     drawing and makes the drawing paler. If `above` is False, the hatching is behind the drawing.
     """
     half = 0.5 / (len(off_t) - 1)

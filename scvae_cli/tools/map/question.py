@@ -42,7 +42,7 @@ _SHOWN = 3
 
 
 class Map(Question[MapOptions, Mapped]):
-    """Map new batches onto a model; on the command line, save the new model."""
+    """Map new batches onto a trained model, which gives a new model. The command also saves the new model."""
 
     @classmethod
     def check_files(cls, request: Request) -> None:
