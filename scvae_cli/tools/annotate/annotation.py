@@ -25,7 +25,7 @@ from scvae_cli.tools.annotate.conformal import HeldOutScores, enough_cells
 from scvae_cli.tools.annotate.difference import Difference, difference, some_cells
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.learning import Learned, Lesson, learn
-from scvae_cli.tools.annotate.novelty import novelty
+from scvae_cli.tools.annotate.novelty import Metric, metric_of_all, novelty
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import Quality, confusion, prediction_quality, reliability
 from scvae_cli.tools.annotate.result import Annotation
@@ -72,6 +72,7 @@ class _Calibrated:
     """
 
     learned: Learned
+    everything: Metric
     weight_v: np.ndarray
     label_scores: HeldOutScores
     novelty_scores: HeldOutScores
@@ -85,7 +86,7 @@ class _Calibrated:
         parts = range(len(learned.metrics_k))
         log_p_knc = np.stack([pooled(self.weight_v, learned.by_view(k, views)) for k in parts])
         odds_knc = np.stack([log_odds(log_p_nc) for log_p_nc in log_p_knc])
-        novelty_kn = np.stack([novelty(views[0], metric, learned.everything) for metric in learned.metrics_k])
+        novelty_kn = np.stack([novelty(views[0], metric, self.everything) for metric in learned.metrics_k])
         log_p_nc = log_softmax(log_p_knc.mean(axis=0), axis=1)
         label_p_nc = np.stack(
             [self.label_scores.p_values(odds_knc[:, :, c], c) for c in range(log_p_nc.shape[1])], axis=1
@@ -134,10 +135,9 @@ def annotate(
         learned = learned_of(session.model).with_mean_of(np.flatnonzero(~here_g))
     else:
         labeled = query if reference is None else coordinates(reference, library=library, shared_g=shared_g)
-        others_nj = None if reference is None else query.state_nj
-        lesson = learn(reference or session, labeled, known, others_nj=others_nj, seed=options.seed)
+        lesson = learn(reference or session, labeled, known, seed=options.seed)
         learned = lesson.learned
-    found = _calibrated(learned, options)
+    found = _calibrated(learned, _everything(learned, lesson, query, reference=reference), options)
     predicted = _predict(found, query, options.coverage, progress=session.progress)
     labeled_n = np.zeros(len(predicted.p_n), dtype=bool)
     if known is not None and lesson is not None and reference is None:
@@ -173,13 +173,33 @@ def annotate(
     )
 
 
-def _calibrated(learned: Learned, options: AnnotateOptions) -> _Calibrated:
+def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, reference: Session | None) -> Metric:
+    """Return the metric of all cells: the labeled cells and those of the query.
+
+    For saved classifiers, the held-out cells represent the labeled cells.
+    """
+    scaling = learned.scaling
+    state_nj = (query.state_nj - scaling.state_center_j) / scaling.state_scale
+    if lesson is None:
+        represented = np.arange(learned.n_trained) % len(learned.state_hj)
+        return metric_of_all(np.concatenate([learned.state_hj[represented], state_nj]))
+    if reference is None:
+        return metric_of_all(state_nj)
+    trained_mj = (lesson.trained.state_nj - scaling.state_center_j) / scaling.state_scale
+    return metric_of_all(np.concatenate([trained_mj, state_nj]))
+
+
+def _calibrated(learned: Learned, everything: Metric, options: AnnotateOptions) -> _Calibrated:
     """Calibrate classifiers on held-out labeled cells."""
     code_h, part_h, weight_h = learned.code_h, learned.part_h, learned.weight_h
     n_labels = len(learned.names)
     weight_v = pool_weights(learned.log_p_vhc, code_h, weight_h)
     log_p_hc = pooled(weight_v, learned.log_p_vhc)
-    odds_hc, label_h, usual_h = log_odds(log_p_hc), log_p_hc.argmax(1), -learned.novelty_h
+    odds_hc, label_h, usual_h = (
+        log_odds(log_p_hc),
+        log_p_hc.argmax(1),
+        everything.squared_distances(learned.state_hj)[:, 0] - learned.nearest_h,
+    )
     own_h = odds_hc[np.arange(len(code_h)), code_h]
     label_scores = HeldOutScores(own_h, code_h, part_h, n_labels, enough_cells(1 - options.coverage))
     novelty_scores = HeldOutScores(usual_h, label_h, part_h, n_labels, enough_cells(options.unknown_rate))
@@ -189,7 +209,7 @@ def _calibrated(learned: Learned, options: AnnotateOptions) -> _Calibrated:
         novelty_p_h[label_h == c] = novelty_scores.p_values_of_held_out(usual_h, int(c))[label_h == c]
     held_out = _Predicted(log_p_hc, label_p_hc > 1 - options.coverage, novelty_p_h)
     quality = _quality(held_out, learned.log_p_vhc[GENES], code_h, weight_h, options)
-    return _Calibrated(learned, weight_v, label_scores, novelty_scores, held_out, quality)
+    return _Calibrated(learned, everything, weight_v, label_scores, novelty_scores, held_out, quality)
 
 
 def _difference(

@@ -9,7 +9,7 @@ import numpy as np
 
 from scvae_cli.data.covariates import read_covariates
 from scvae_cli.data.known_labels import KnownLabels
-from scvae_cli.data.labels import positions_in
+from scvae_cli.data.labels import matching, positions_in
 from scvae_cli.session import Session
 
 _SHOWN = 3
@@ -52,11 +52,24 @@ def warning_of_new_batches(session: Session, known: KnownLabels, reference: Sess
 
 
 def warning_of_unknown_batches(session: Session) -> str | None:
-    """Return a warning if the model was trained with batches, but the batches of the cells are not known."""
-    lacking = [key for key in session.model.config.data.batch_keys if key not in session.store.obs_keys]
-    if not lacking:
+    """Return a warning if the batches of the cells are not known, or were not in the training of the model."""
+    keys = session.model.config.data.batch_keys
+    lacking = [key for key in keys if key not in session.store.obs_keys]
+    if lacking:
+        return f"obs has no column {lacking[0]!r}, so the batches of the cells are not known: {_HOLD}"
+    of_n = _batches(session)
+    known = session.model.batches
+    new = (
+        []
+        if of_n is None or not known
+        else sorted({name for name in set(of_n) - {None} if matching(name, known) is None})
+    )
+    if not new:
         return None
-    return f"obs has no column {lacking[0]!r}, so the batches of the cells are not known: {_HOLD}"
+    shown = ", ".join(new[:_SHOWN]) + (", ..." if len(new) > _SHOWN else "")
+    return (
+        f"some cells are of batches that were not in the training ({shown}); scvae map adds them to the model: {_HOLD}"
+    )
 
 
 def _batches(session: Session) -> np.ndarray | None:

@@ -23,12 +23,14 @@ from scvae_cli.tools.annotate.novelty import Metric
 from scvae_cli.tools.annotate.views import VIEWS, Scaling
 
 # The letters after the last "_" in the name of a tensor give its shape. Tensors in _SCALES hold one number each.
-_SCALES = ("scale", "state_scale")
+_SCALES = ("scale", "state_scale", "n_trained")
+# Upper limit of the number of labeled cells from which a classifier learns.
+_MOST_TRAINED = 1 << 20
 _PROBABILITY = 1e-3
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number"}
 _NAMES = {
-    *("rank_c", "size_c", "center_e", "state_center_j", "deviation_g", "gene_center_g", "everything_center_j"),
-    *("everything_factor_jj", "center_kcj", "factor_kjj", "log_p_vhc", "novelty_h", "code_h", "part_h", "weight_h"),
+    *("rank_c", "size_c", "center_e", "state_center_j", "deviation_g", "gene_center_g", "center_kcj", "factor_kjj"),
+    *("log_p_vhc", "nearest_h", "state_hj", "code_h", "part_h", "weight_h"),
     *(f"{view}_coefficient_k{letter}c" for view, letter in zip(VIEWS, "jeg", strict=True)),
     *(f"{view}_intercept_kc" for view in VIEWS),
     *_SCALES,
@@ -48,12 +50,12 @@ def stored(learned: Learned) -> StoredLabels:
         "state_scale": np.asarray(scaling.state_scale),
         "deviation_g": scaling.deviation_g,
         "gene_center_g": scaling.gene_center_g,
-        "everything_center_j": learned.everything.center_cj[0],
-        "everything_factor_jj": learned.everything.factor_jj,
+        "n_trained": np.asarray(learned.n_trained),
         "center_kcj": np.stack([metric.center_cj for metric in learned.metrics_k]),
         "factor_kjj": np.stack([metric.factor_jj for metric in learned.metrics_k]),
         "log_p_vhc": learned.log_p_vhc,
-        "novelty_h": learned.novelty_h,
+        "nearest_h": learned.nearest_h,
+        "state_hj": learned.state_hj,
         "code_h": learned.code_h,
         "part_h": learned.part_h,
         "weight_h": learned.weight_h,
@@ -98,7 +100,9 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
         lengths |= {"j": len(model.expression.component_jg)}
     _check_shapes(arrays, lengths)
     rank_c, code_h, part_h = (_whole(name, arrays[name]) for name in ("rank_c", "code_h", "part_h"))
-    n_parts = len(arrays["center_kcj"])
+    n_parts, n_trained = len(arrays["center_kcj"]), int(_whole("n_trained", arrays["n_trained"]))
+    if not len(code_h) <= n_trained <= _MOST_TRAINED:
+        raise ValueError("n_trained is out of range")
     if sorted(rank_c) != list(range(n_labels)):
         raise ValueError("rank_c is not a permutation of the labels")
     if code_h.min() < 0 or code_h.max() >= n_labels or part_h.min() < 0 or part_h.max() >= n_parts:
@@ -134,13 +138,14 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
         values=_values(labels),
         size_c=_whole("size_c", arrays["size_c"]),
         scaling=scaling,
-        everything=Metric(arrays["everything_center_j"][None], arrays["everything_factor_jj"]),
+        n_trained=n_trained,
         regressions_kv=[list(of_k) for of_k in zip(*by_view, strict=True)],
         metrics_k=[
             Metric(center, factor) for center, factor in zip(arrays["center_kcj"], arrays["factor_kjj"], strict=True)
         ],
         log_p_vhc=arrays["log_p_vhc"].astype(np.float64),
-        novelty_h=arrays["novelty_h"].astype(np.float64),
+        nearest_h=arrays["nearest_h"].astype(np.float64),
+        state_hj=arrays["state_hj"],
         code_h=code_h,
         part_h=part_h,
         weight_h=arrays["weight_h"].astype(np.float64),

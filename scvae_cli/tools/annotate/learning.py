@@ -19,7 +19,7 @@ from scvae_cli.errors import DataError
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.classifier import Regression, regression
 from scvae_cli.tools.annotate.held_out_parts import PARTS, chosen_cells, parts_of
-from scvae_cli.tools.annotate.novelty import Metric, metric_of_all, metric_of_labels, novelty
+from scvae_cli.tools.annotate.novelty import Metric, metric_of_labels, nearest
 from scvae_cli.tools.annotate.views import GENES, INVERSE_PENALTY, VIEWS, Coordinates, Scaling, fit_scaling
 
 
@@ -38,15 +38,15 @@ class Learned:
         Values of the labels, in the order of `names`, if the labels are numbers or booleans; otherwise None.
     size_c
         Number of labeled cells of each label.
-    scaling, everything
-        Map from the coordinates of a cell to its views, and Mahalanobis metric of all cells.
+    scaling, n_trained
+        Map from the coordinates of a cell to its views, and number of labeled cells from which was learned.
     regressions_kv, metrics_k
         A logistic regression for each part and view, and the Mahalanobis metric of the labels for each part. The
         regressions of the last view take scaled genes as input. With few labels, scaled genes need far fewer
         multiplications than principal components of the genes.
-    log_p_vhc, novelty_h
-        For each held-out cell, the log probabilities of the labels in each view, and the novelty (difference of the
-        cell from all known types). The classifier that computed them has not seen the cell.
+    log_p_vhc, nearest_h, state_hj
+        For each held-out cell, the log probabilities of the labels in each view, the squared distance to the nearest
+        known type, and the first view. The classifier that computed them has not seen the cell.
     code_h, part_h, weight_h
         For each held-out cell, the index of its label, its part, and the number of labeled cells that it represents.
     """
@@ -56,11 +56,12 @@ class Learned:
     values: np.ndarray | None
     size_c: np.ndarray
     scaling: Scaling
-    everything: Metric
+    n_trained: int
     regressions_kv: list[list[Regression]]
     metrics_k: list[Metric]
     log_p_vhc: np.ndarray
-    novelty_h: np.ndarray
+    nearest_h: np.ndarray
+    state_hj: np.ndarray
     code_h: np.ndarray
     part_h: np.ndarray
     weight_h: np.ndarray
@@ -101,17 +102,13 @@ class Lesson:
     trained: Coordinates
 
 
-def learn(
-    session: Session, labeled: Coordinates, known: KnownLabels, *, others_nj: np.ndarray | None, seed: int
-) -> Lesson:
+def learn(session: Session, labeled: Coordinates, known: KnownLabels, *, seed: int) -> Lesson:
     """Train one classifier for each part of the labeled cells, and predict the held-out cells of each part.
 
     Parameters
     ----------
     session, labeled, known
         Session with the labeled cells, and the coordinates and labels of its cells. Some cells may have no label.
-    others_nj
-        Decoded states of cells that are not in `session`; None if there are no such cells.
     seed
         Random seed with which cells are chosen and assigned to parts.
 
@@ -134,11 +131,9 @@ def learn(
             "give other labeled cells (--reference), or train with more labeled cells",
         )
     trained = labeled.cells(rows_m)
-    everywhere_nj = labeled.state_nj if others_nj is None else np.concatenate([trained.state_nj, others_nj])
     scaling = fit_scaling(trained)
     views = scaling.views(trained)
-    everything = metric_of_all((everywhere_nj - scaling.state_center_j) / scaling.state_scale)
-    log_p_vmc, novelty_m = np.empty((len(VIEWS), len(code_m), n_labels)), np.empty(len(code_m))
+    log_p_vmc, nearest_m = np.empty((len(VIEWS), len(code_m), n_labels)), np.empty(len(code_m))
     regressions_kv, metrics_k = [], []
     with session.progress("Learning labels", PARTS) as advance:
         for part in range(PARTS):
@@ -151,7 +146,7 @@ def learn(
             if test_m.any():
                 tested = tuple(x_mj[test_m] for x_mj in views)
                 log_p_vmc[:, test_m] = _by_view(regressions, tested)
-                novelty_m[test_m] = novelty(tested[0], metric, everything)
+                nearest_m[test_m] = nearest(tested[0], metric)
             regressions_kv.append([*regressions[:GENES], scaling.on_genes(regressions[GENES])])
             metrics_k.append(metric)
             advance()
@@ -161,11 +156,12 @@ def learn(
         values=known.values,
         size_c=size_c,
         scaling=scaling,
-        everything=everything,
+        n_trained=len(rows_m),
         regressions_kv=regressions_kv,
         metrics_k=metrics_k,
         log_p_vhc=log_p_vmc[:, held_m],
-        novelty_h=novelty_m[held_m],
+        nearest_h=nearest_m[held_m],
+        state_hj=views[0][held_m],
         code_h=code_m[held_m],
         part_h=part_m[held_m],
         weight_h=weight_m[held_m],

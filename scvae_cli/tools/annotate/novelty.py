@@ -50,9 +50,15 @@ def metric_of_all(x_nj: np.ndarray) -> Metric:
     return Metric(center_1j, _factor(x_nj - center_1j))
 
 
+def nearest(x_nj: np.ndarray, labels: Metric) -> np.ndarray:
+    """Compute the squared distance of cells to the nearest known type, shape (n,)."""
+    found: np.ndarray = labels.squared_distances(x_nj).min(axis=1)
+    return found
+
+
 def novelty(x_nj: np.ndarray, labels: Metric, everything: Metric) -> np.ndarray:
     """Compute the novelty of each cell, which is high if the cell is unlike all known types; shape (n,)."""
-    found: np.ndarray = labels.squared_distances(x_nj).min(axis=1) - everything.squared_distances(x_nj)[:, 0]
+    found: np.ndarray = nearest(x_nj, labels) - everything.squared_distances(x_nj)[:, 0]
     return found
 
 

@@ -260,7 +260,7 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
         )
     lacking = float(result.lacking(options.false_alarms).mean())
     largest = max(result.difference_b, default=0.0)
-    if max(lacking, result.unexplained) > FOREIGN_SHARE or largest > FOREIGN_DIFFERENCE:
+    if result.new and (max(lacking, result.unexplained) > FOREIGN_SHARE or largest > FOREIGN_DIFFERENCE):
         warnings.append(
             f"the cells may be of another tissue or species, which this model does not describe: {lacking:.0%} of them "
             f"have no counterpart among the training cells, the model does not explain the counts of "

@@ -24,6 +24,6 @@ def with_labels(session: Session) -> Model:
         session.store, chosen.labels_key, unlabeled=chosen.unlabeled, kept=session.kept, warn=lambda _: None
     )
     labeled = coordinates(session, library=float(model.vae.reference_library))
-    learned = learn(session, labeled, known, others_nj=None, seed=model.config.train.seed).learned
+    learned = learn(session, labeled, known, seed=model.config.train.seed).learned
     model.vae.to("cpu")
     return replace(model, labels=stored(learned))
