@@ -28,8 +28,8 @@ query cells that are reported to have no counterpart in the reference, at 5% fal
 well `counterpart_p` finds query cells of the type that the reference lacks (AUROC), and which share of the other query
 cells is reported.
 
-The recorded results have seed 0. scArches' surgery was run only for kang from control to stimulated cells, and not all
-data sets were run. Times were measured on a machine with other work.
+The recorded results have seed 0. scArches' surgery was run only for kang from control to stimulated cells. Other work
+ran on the machine, so the times are rough.
 
 Results are added to `results/mapping.json` after every step; `results/mapping.md` is a table of the results. Trained
 models are kept in `--cache`.
