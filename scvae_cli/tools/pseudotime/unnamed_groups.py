@@ -18,7 +18,7 @@ from scvae_cli.tools.pseudotime.result import Pseudotime
 # A group is reported if its median pseudotime is at least 85% of the median pseudotime of the end. In three data sets,
 # this ratio was 0.5 to 0.7 for intermediate cells, and 0.89 to 1.1 for mature cells of other types.
 _AS_FAR = 0.85
-_SHOWN = 3
+_SHOWN = 6
 
 
 def warning_of_unnamed_groups(result: Pseudotime, group_n: np.ndarray, root: str) -> str | None:
@@ -34,7 +34,8 @@ def warning_of_unnamed_groups(result: Pseudotime, group_n: np.ndarray, root: str
     found = _unnamed(result, group_n, {root, *result.ends})
     if not found:
         return None
-    shown = ", ".join(f"{group} ({end})" for group, end in found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    shown = ", ".join(f"{group} ({end})" for group, end in found[:_SHOWN])
+    shown += f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return (
         "most cells of some groups are committed to an end, although these groups are not named as ends and lie as far "
         f"from the root as this end: {shown}. If such a group is a fate of its own, name it with --to. If it is not a "
