@@ -97,7 +97,7 @@ def _draw_reliability(axes: Axes, result: Annotation) -> None:
     axes.plot([0, 1], [0, 1], color=_GRAY, linewidth=0.8, linestyle="--", label="calibrated")
     axes.scatter(
         found.probability_d, found.right_d, s=4 + 90 * found.share_d, color=_BLUE, linewidth=0, zorder=3,
-        label="bins; area: cells",
+        label="bins; area: cells", clip_on=False,
     )  # fmt: skip
     axes.plot(found.probability_d, found.right_d, color=_BLUE, linewidth=0.8, zorder=2)
     quality = result.quality.labels
