@@ -339,7 +339,8 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         raise
     except Exception as error:  # extreme weights or counts can cause any exception; a bug keeps its traceback
         session.refuse_far_cells()
-        if "non-finite" in str(error):  # error of linear algebra for NaN or infinite numbers
+        # Linear algebra and scikit-learn name NaN or infinite numbers in their messages.
+        if any(word in str(error) for word in ("non-finite", "NaN", "infinity")):
             raise ModelError(
                 "the model gives numbers that are not finite, so nothing was written", "train the model again"
             ) from error

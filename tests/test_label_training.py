@@ -270,6 +270,16 @@ def _damages(names):
     yield "log_p_vhc", lambda tensors, name: tensors.update({name: tensors[name] + 1})
 
 
+def test_positions_that_are_not_finite_are_one_error():
+    adata, model, _ = trained()
+    tensors = model.labels.tensors | {"state_scale": torch.tensor(1e-38), "state_center_j": torch.full_like(
+        model.labels.tensors["state_center_j"], 1e38
+    )}  # fmt: skip
+    damaged = dataclasses.replace(model, labels=dataclasses.replace(model.labels, tensors=tensors))
+    with pytest.raises(ModelError, match="not finite"):
+        scvae.annotate(adata, damaged, inplace=False)
+
+
 def test_damaged_classifiers_are_refused():
     _, model, _ = trained()
     for name, damage in _damages(sorted(model.labels.tensors)):

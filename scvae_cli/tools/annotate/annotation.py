@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from scvae_cli.data.known_labels import KnownLabels
+from scvae_cli.errors import ModelError
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels, back_off, back_off_quality
@@ -122,8 +123,8 @@ def annotate(
     DataError
         If a cell has no finite position, or if the model was trained with the labels of all labeled cells.
     ModelError
-        If the model was trained by an earlier version, which did not compute the map to expression space, or if its
-        saved classifiers are damaged.
+        If the model was trained by an earlier version, which did not compute the map to expression space, if its saved
+        classifiers are damaged, or if the position of a cell is not finite.
     """
     library, model_genes = float(session.model.vae.reference_library), session.model.genes
     missing = set(session.missing_genes) | set(() if reference is None else reference.missing_genes)
@@ -179,7 +180,10 @@ def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, 
     For saved classifiers, the held-out cells represent the labeled cells.
     """
     scaling = learned.scaling
-    state_nj = (query.state_nj - scaling.state_center_j) / scaling.state_scale
+    with np.errstate(all="ignore"):  # the classifiers of a model from a stranger may have any finite numbers
+        state_nj = (query.state_nj - scaling.state_center_j) / scaling.state_scale
+    if not np.isfinite(state_nj).all():
+        raise ModelError("the model gives positions of cells that are not finite", "train the model again")
     if lesson is None:
         represented = np.arange(learned.n_trained) % len(learned.state_hj)
         return metric_of_all(np.concatenate([learned.state_hj[represented], state_nj]))
