@@ -223,6 +223,10 @@ def test_cells_of_unknown_batches_are_reported():
     query = adata.copy()
     query.obs_names = "new_" + query.obs_names
     scvae.annotate(query, model, inplace=False)
+    query.obs["batch"] = "another"
+    with pytest.warns(ScvaeWarning) as warned:
+        scvae.annotate(query, model, inplace=False)
+    assert any("not in the training (another); scvae map adds them" in str(one.message) for one in warned)
     del query.obs["batch"]
     with pytest.warns(ScvaeWarning, match="no column 'batch'"):
         scvae.annotate(query, model, inplace=False)

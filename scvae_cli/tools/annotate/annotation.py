@@ -179,9 +179,8 @@ def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, 
 
     For saved classifiers, the held-out cells represent the labeled cells.
     """
-    scaling = learned.scaling
     with np.errstate(all="ignore"):  # the classifiers of a model from a stranger may have any finite numbers
-        state_nj = (query.state_nj - scaling.state_center_j) / scaling.state_scale
+        state_nj = learned.scaling.states(query)
     if not np.isfinite(state_nj).all():
         raise ModelError("the model gives positions of cells that are not finite", "train the model again")
     if lesson is None:
@@ -189,8 +188,7 @@ def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, 
         return metric_of_all(np.concatenate([learned.state_hj[represented], state_nj]))
     if reference is None:
         return metric_of_all(state_nj)
-    trained_mj = (lesson.trained.state_nj - scaling.state_center_j) / scaling.state_scale
-    return metric_of_all(np.concatenate([trained_mj, state_nj]))
+    return metric_of_all(np.concatenate([learned.scaling.states(lesson.trained), state_nj]))
 
 
 def _calibrated(learned: Learned, everything: Metric, options: AnnotateOptions) -> _Calibrated:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scvae_cli.data.covariates import read_covariates
 from scvae_cli.data.known_labels import KnownLabels
-from scvae_cli.data.labels import matching, positions_in
+from scvae_cli.data.labels import positions_in
 from scvae_cli.session import Session
 
 _SHOWN = 3
@@ -43,12 +43,9 @@ def warning_of_new_batches(session: Session, known: KnownLabels, reference: Sess
     if not new_n.any():
         return None
     names = sorted(set(of_n[new_n]))
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
     which = "a batch" if len(names) == 1 else f"{len(names)} batches"
-    cells = (
-        f"{int(new_n.sum()):,} of {len(of_n):,} cells without a label are of {which} without labeled cells ({shown})"
-    )
-    return f"{cells}: {_HOLD}"
+    cells = f"{int(new_n.sum()):,} of {len(of_n):,} cells without a label"
+    return f"{cells} are of {which} without labeled cells ({_listed(names)}): {_HOLD}"
 
 
 def warning_of_unknown_batches(session: Session) -> str | None:
@@ -58,18 +55,16 @@ def warning_of_unknown_batches(session: Session) -> str | None:
     if lacking:
         return f"obs has no column {lacking[0]!r}, so the batches of the cells are not known: {_HOLD}"
     of_n = _batches(session)
-    known = session.model.batches
-    new = (
-        []
-        if of_n is None or not known
-        else sorted({name for name in set(of_n) - {None} if matching(name, known) is None})
-    )
+    names = np.asarray([] if of_n is None or not keys else sorted(set(of_n) - {None}), dtype=object)
+    new = list(names[positions_in(session.model.batches, names) < 0])
     if not new:
         return None
-    shown = ", ".join(new[:_SHOWN]) + (", ..." if len(new) > _SHOWN else "")
-    return (
-        f"some cells are of batches that were not in the training ({shown}); scvae map adds them to the model: {_HOLD}"
-    )
+    which = f"some cells are of batches that were not in the training ({_listed(new)})"
+    return f"{which}; scvae map adds them to the model: {_HOLD}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _batches(session: Session) -> np.ndarray | None:

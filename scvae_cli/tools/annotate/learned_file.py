@@ -26,6 +26,7 @@ from scvae_cli.tools.annotate.views import VIEWS, Scaling
 _SCALES = ("scale", "state_scale", "n_trained")
 # Upper limit of the number of labeled cells from which a classifier learns.
 _MOST_TRAINED = 1 << 20
+# Tolerance for the sum of the probabilities of a cell.
 _PROBABILITY = 1e-3
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number"}
 _NAMES = {
@@ -107,8 +108,7 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
         raise ValueError("rank_c is not a permutation of the labels")
     if code_h.min() < 0 or code_h.max() >= n_labels or part_h.min() < 0 or part_h.max() >= n_parts:
         raise ValueError("code_h or part_h is out of range")
-    positive = ("scale", "state_scale", "deviation_g", "size_c", "weight_h")
-    for name in positive:
+    for name in ("scale", "state_scale", "deviation_g", "size_c", "weight_h"):
         if not (arrays[name] > 0).all():
             raise ValueError(f"{name} is not positive")
     total_vh = np.exp(arrays["log_p_vhc"].astype(np.float64)).sum(2)

@@ -104,6 +104,11 @@ class Scaling:
     gene_center_g: np.ndarray
     component_gj: np.ndarray
 
+    def states(self, cells: Coordinates) -> np.ndarray:
+        """Compute the first view of cells, shape (n, j)."""
+        state_nj: np.ndarray = (cells.state_nj - self.state_center_j) / self.state_scale
+        return state_nj
+
     def views(self, cells: Coordinates) -> tuple[np.ndarray, ...]:
         """Compute the views of cells, one array of shape (n, j) for each name in VIEWS; float32."""
         state_nj, expression_nj, scaled_ng = self.views_of_genes(cells)
@@ -111,7 +116,7 @@ class Scaling:
 
     def views_of_genes(self, cells: Coordinates) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
         """Compute the views of cells, with scaled genes (a CSR matrix) in place of principal components of genes."""
-        state_nj = (cells.state_nj - self.state_center_j) / self.state_scale
+        state_nj = self.states(cells)
         expression_nj = (cells.expression_nj - self.center_j) / self.scale
         return state_nj, expression_nj, _scaled(cells.log_ng, self.deviation_g)
 
