@@ -42,31 +42,84 @@ def _section_of(verb: Verb, declared: Declared) -> str:
 
 def _stated(verb: Verb, file: Path) -> dict[str, Any]:
     """Return the values that a TOML file sets for the options of a command, as a dict by section and name."""
-    sections: dict[str, set[str]] = {}
-    for one in VERBS:
-        for declared in declarations(one.options):
-            if "Callable" in declared.annotation and not declared.on_command_line:
-                continue  # a TOML file cannot contain a function
-            sections.setdefault(_section_of(one, declared), set()).add(declared.name)
-    mine = {(_section_of(verb, d), d.name): d for d in declarations(verb.options, hidden=True)}
+    keys = _Keys(verb)
     stated: dict[str, Any] = {}
     for name, section in _read(file).items():
         if not isinstance(section, dict):
-            hint = _belongs(name, sections, set().union(*sections.values()))
-            raise ConfigError(f"{file}: {name!r} is outside a section", hint)
-        if name not in sections:
-            raise ConfigError(f"{file}: unknown section [{name}]", _closest(name, set(sections)))
+            raise ConfigError(f"{file}: {name!r} is outside a section", keys.hint(name, None))
+        if name not in keys.sections:
+            raise ConfigError(f"{file}: unknown section [{name}]", keys.hint_for_section(name))
         for key, value in section.items():
-            if key not in sections[name]:
-                hint = _belongs(key, sections, sections[name])
-                raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", hint)
-            found = mine.get((name, key))
+            if key not in keys.sections[name]:
+                raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", keys.hint(key, name))
+            found = keys.mine.get((name, key))
             if found is None:
                 continue
             if found.parse is not None and isinstance(value, str):
                 value = found.parse(found.spelled, value)
             stated["/".join(filter(None, (found.section, key)))] = value
     return stated
+
+
+class _Keys:
+    """The keys that a TOML file may contain.
+
+    Parameters
+    ----------
+    verb
+        The command whose options are read. Hints prefer the sections that the command reads.
+    """
+
+    def __init__(self, verb: Verb) -> None:
+        # Other spellings of each key: the names of its flags, as they would be written in a TOML file.
+        self.sections: dict[str, set[str]] = {}
+        self._spellings: dict[str, dict[str, str]] = {}
+        for one in VERBS:
+            for declared in declarations(one.options):
+                if "Callable" in declared.annotation and not declared.on_command_line:
+                    continue  # a TOML file cannot contain a function
+                section = _section_of(one, declared)
+                self.sections.setdefault(section, set()).add(declared.name)
+                flags = {_as_key(flag): declared.name for flag in declared.spellings if flag.startswith("--")}
+                self._spellings.setdefault(section, {}).update(flags | {declared.name: declared.name})
+        self.mine = {(_section_of(verb, d), d.name): d for d in declarations(verb.options, hidden=True)}
+
+    def hint(self, key: str, section: str | None) -> str:
+        """Return a hint for an unknown key in a section, or outside a section: which key to write in which section."""
+        places = self._places(_as_key(key), section)
+        if not places:
+            known = sorted({spelling for names in self._spellings.values() for spelling in names})
+            near = difflib.get_close_matches(_as_key(key), known, n=1)
+            if not near:
+                return f"known keys: {', '.join(sorted(self.sections[section]))}" if section else "remove this key"
+            places = self._places(near[0], section)
+        names = dict.fromkeys(name for _, name in places)
+        return " or ".join(
+            f"write {name} under {' or '.join(f'[{of}]' for of, other in places if other == name)}" for name in names
+        )
+
+    def hint_for_section(self, name: str) -> str:
+        """Return a hint for an unknown section."""
+        match = difflib.get_close_matches(name, self.sections, n=1)
+        return f"did you mean [{match[0]}]?" if match else f"known sections: {', '.join(sorted(self.sections))}"
+
+    def _places(self, spelling: str, section: str | None) -> list[tuple[str, str]]:
+        """Return the sections that have a key with this spelling, and the name of the key in each section.
+
+        If the given section has the key, or the command reads the key in some sections, other sections are left out.
+        """
+        places = [(of, names[spelling]) for of, names in self._spellings.items() if spelling in names]
+        here = [place for place in places if place[0] == section]
+        return here or [place for place in places if place in self.mine] or places
+
+
+def _as_key(text: str) -> str:
+    """Return the spelling of a flag, or of a name with hyphens, as a key of a TOML file.
+
+    >>> _as_key("--label-weight"), _as_key("Label weight")
+    ('label_weight', 'label_weight')
+    """
+    return text.strip().lstrip("-").replace("-", "_").replace(" ", "_").lower()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -81,14 +134,3 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} is not TOML: {error}",
             'write a line such as [model], and below it a line such as likelihood = "nb"',
         ) from error
-
-
-def _belongs(key: str, sections: dict[str, set[str]], known: set[str]) -> str:
-    """Return a hint for an unknown key: the section that has such a key, or the most similar key of `known`."""
-    places = [f"[{section}]" for section, keys in sections.items() if key in keys]
-    return f"this key belongs under {' or '.join(places)}" if places else _closest(key, known)
-
-
-def _closest(word: str, known: set[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {match[0]!r}?" if match else "known: " + ", ".join(sorted(known))

@@ -93,6 +93,29 @@ def test_configuration_files_that_cannot_be_meant(bench, fragment, text):
     refused(bench.folder, arguments, USAGE, fragment)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("[model]\nlabel-weight = 3\n", "write label_weight under [train]"),
+        ("[train]\nlabel-weight = 3\n", "write label_weight under [train]"),
+        ("label_weight = 3\n", "write label_weight under [train]"),
+        ("[data]\nlabel_wieght = 3\n", "write label_weight under [train]"),
+        ("[train]\nlabel_wieght = 3\n", "write label_weight under [train]"),
+        ("[model]\n'--batch-key' = 'donor'\n", "write batch_key under [data]"),
+        ("[interpolate]\nsteps = 3\n", "write n_steps under [interpolate]"),
+        ("[train]\nsteps = 3\n", "write n_steps under [interpolate] or [optimize]"),
+        ("[interpolate]\nfrom = 'HSC'\n", "write groups under [interpolate]"),
+        # Several commands have this option; the command that reads the file comes first.
+        ("[model]\nseed = 3\n", "write seed under [train]"),
+        ("[trian]\nbeta = 3\n", "did you mean [train]?"),
+        ("[model]\nxyzzy = 3\n", "known keys: decoder, "),
+    ],
+)
+def test_the_hint_for_a_misplaced_key_names_section_and_spelling(bench, text, hint):
+    arguments = ["train", bench.data, "-m", bench.folder / "other.scvae", "--config", bench.file("run.toml", text)]
+    assert refused(bench.folder, arguments, USAGE, "run.toml").startswith(f"hint: {hint}")
+
+
 def test_a_mark_that_windows_puts_before_a_text_belongs_to_no_name(bench):
     config = bench.file("run.toml", b"\xef\xbb\xbf[train]\nmax_epochs = 2\n")
     names = ad.read_h5ad(bench.data).var_names[:30]
