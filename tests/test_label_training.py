@@ -270,8 +270,24 @@ def _damages(names):
         yield name, lambda tensors, name: tensors.update({name: tensors[name] - 1e6})
     for name in ("scale", "state_scale", "deviation_g", "weight_h"):
         yield name, lambda tensors, name: tensors.update({name: tensors[name] * 0})
+    for name, value in (("size_c", 4e8), ("n_trained", 1e6), ("weight_h", 1e9), ("weight_h", 0.01)):
+        yield name, lambda tensors, name, value=value: tensors.update({name: torch.full_like(tensors[name], value)})
+    # Finite numbers that no training gives: no cell would be far from a known type, and none would be near.
+    for factor in (0.0, 0.1, 1e20):
+        yield "factor_kjj", lambda tensors, name, factor=factor: tensors.update({name: tensors[name] * factor})
+    yield "nearest_h", lambda tensors, name: tensors.update({name: tensors[name] + 10})
+    yield "state_hj", lambda tensors, name: tensors.update({name: tensors[name] * 1e30})
+    yield "state_intercept_kc", lambda tensors, name: tensors.update({name: tensors[name].flip(1) + 5})
+    yield "log_p_vhc", lambda tensors, name: tensors.update({name: _certain(tensors[name])})
     yield "another", lambda tensors, name: tensors.update({name: tensors["size_c"]})
     yield "log_p_vhc", lambda tensors, name: tensors.update({name: tensors[name] + 1})
+
+
+def _certain(log_p_vhc):
+    """Probabilities of which one is 1 and the others are as small as float32 allows."""
+    certain_vhc = torch.full_like(log_p_vhc, -1e38)
+    certain_vhc[..., 0] = 0.0
+    return certain_vhc
 
 
 def test_positions_that_are_not_finite_are_one_error():

@@ -18,6 +18,7 @@ from scvae_cli.errors import ConfigError, ModelError
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.stored_labels import StoredLabels
 from scvae_cli.tools.annotate.classifier import Regression
+from scvae_cli.tools.annotate.learned_checks import check_values
 from scvae_cli.tools.annotate.learning import Learned
 from scvae_cli.tools.annotate.novelty import Metric
 from scvae_cli.tools.annotate.views import VIEWS, Scaling
@@ -85,7 +86,9 @@ def learned_of(model: Model) -> Learned:
             "use --labels-key to name a column of obs with the labels of some cells",
         )
     try:
-        return _learned(model.labels, model)
+        learned = _learned(model.labels, model)
+        check_values(learned, model.facts["n_cells"])
+        return learned
     except (KeyError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"the labels of the model are damaged: {reason}", "train again") from error
