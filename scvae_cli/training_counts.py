@@ -10,8 +10,9 @@ import numpy as np
 
 from scvae_cli.amounts import amount
 from scvae_cli.config import RunConfig
-from scvae_cli.data.confounded_keys import warn_of_confounding
+from scvae_cli.data.confounded_keys import warn_of_covariates
 from scvae_cli.data.counts import Counts, read_counts
+from scvae_cli.data.covariates import covariate_lines
 from scvae_cli.data.known_labels import known_labels
 from scvae_cli.data.store import CellStore
 from scvae_cli.model.bundle import Model
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def counts_for_training(store: CellStore, run: RunConfig, shell: Shell) -> Counts:
-    """Read counts (or real numbers) with covariates and labels, describe them, and warn if covariates are confounded.
+    """Read counts (or real numbers) with covariates and labels, and describe them.
+
+    A warning is shown if effects of covariates cannot be learned or distinguished.
 
     Raises a DataError if the data cannot be used.
     """
@@ -40,7 +43,10 @@ def counts_for_training(store: CellStore, run: RunConfig, shell: Shell) -> Count
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
     for note in counts.notes:
         shell.info(note)
-    warn_of_confounding(store, counts, data, shell.warn)
+    covariates = counts.covariates_of(data.batch_keys)
+    for line in [] if covariates is None else covariate_lines(covariates.summary(), named=False):
+        shell.info(line)
+    warn_of_covariates(store, counts, data, shell.warn)
     if data.labels_key is None:
         return counts
     # Empty cells are left out of the training later, so they must not have the only cell of a label.

@@ -68,28 +68,28 @@ OPTIONS = {
 
 KEYS = {
     "check": "title n_cells n_genes matrices counts_source rounding notes zero_share median_library "
-    "n_genes_modelled memory_gib cpu_minutes obs confounded findings ok",
-    "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
+    "n_genes_modelled memory_gib cpu_minutes covariates obs confounded findings ok",
+    "train": "model epochs seconds heldout_elbo active_units n_cells n_genes covariates",
     "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
     "annotate": "output labels_key reference n_cells n_labeled labels n_unknown unknown_rate coverage heldout "
     "view_weights difference coarse missing_genes plot slots",
-    "denoise": "output n_cells n_genes n_genes_modelled n_bytes group_means missing_genes slots",
+    "denoise": "output n_cells n_genes n_genes_modelled n_bytes decoded_with group_means missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length groups_beyond turns off_manifold groups_passed "
-    "steps_without_cells returns n_cells n_cells_on_path groups_on_path "
+    "steps_without_cells returns n_cells n_cells_on_path groups_on_path decoded_with "
     "genes missing_genes path_out plot slots",
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "
     "extrapolated_from stopped through_cells start_cell starts off_manifold groups_passed steps_without_cells "
-    "returns n_cells n_cells_on_path groups_on_path genes missing_genes path_out plot "
+    "returns n_cells n_cells_on_path groups_on_path decoded_with genes missing_genes path_out plot "
     "slots",
     "pseudotime": "output name root ends root_cells n_cells branches n_components missing_genes plot slots",
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
     "heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
-    "de": "output name groupby group reference within n_group n_reference n_left_out n_unlabeled replicates threshold "
-    "fdr centre common_change near_common_share unchanged_share n_tested n_genes n_counted sort called up down genes "
-    "missing_genes table plot slots",
+    "de": "output name groupby group reference within n_group n_reference n_left_out n_unlabeled replicates "
+    "not_adjusted threshold fdr centre common_change near_common_share unchanged_share n_tested n_genes n_counted "
+    "sort called up down genes missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
-    "group batch_as mean agreement missing_genes plot slots",
+    "group batch_as decoded_with mean agreement missing_genes plot slots",
     "perturb": "output group control treated method mean_shift_share scale change_detected learned_from n_cells "
     "n_genes off_manifold change_tests group_change_test no_better_than_mean model_accuracy "
     "model_agreement mean_accuracy checks group_check genes missing_genes plot slots",
@@ -102,7 +102,7 @@ KEYS = {
     "active_condition rank_correlation embedding_rank_correlation embedding baselines stability missing_genes plot "
     "slots",
     "info MODEL": "model hash n_genes batches covariates labels facts config",
-    "info DATA": "data runs",
+    "info DATA": "data runs other_runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
 }
 
@@ -212,6 +212,23 @@ def test_json_of_a_diagnosis_names_its_parts(copied):
     columns |= set(values["embedding"]) | set(values["embedding"]["scores"][0])
     assert columns <= set(re.findall(r"`(\w+)`", row))
     assert values["zeros"].keys() == values["variances"].keys()
+
+
+def test_info_lists_the_results_of_every_key_added(copied):
+    for name in ("embed", "denoise"):
+        run_well(*commands(copied)[name], "--key-added", name)
+    run_well(*commands(copied)["score"])
+    values = json.loads(run_well("info", copied.data, "--json").out)
+    assert list(values["runs"]) == ["score"]
+    assert {key: list(runs) for key, runs in values["other_runs"].items()} == {
+        name: [name] for name in ("embed", "denoise")
+    }
+    text = run_well("info", copied.data).out
+    assert "results of 3 runs" in text
+    assert all(f"\n{line}: model " in text for line in ("score", "embed --key-added embed"))
+    only = json.loads(run_well("info", copied.data, "--key-added", "embed", "--json").out)
+    assert (list(only["runs"]), only["other_runs"]) == (["embed"], {})
+    assert "with --key-added none" in run_well("info", copied.data, "--key-added", "none").out
 
 
 def test_json_of_a_refusing_check_is_an_object_too(copied):

@@ -105,11 +105,11 @@ def test_batches_nested_in_conditions_are_always_found(seed, n_conditions, per_c
         "time": np.where(is_known, time, np.nan),
         "code": condition,
     } | random_columns(random, len(batch))
-    assert relations(batch, **columns) == {
-        "condition": "one_value_per_batch",
-        "code": "one_value_per_batch",
-        "time": "variance_between_batches",
-    }
+    expected = {"condition": "one_value_per_batch", "code": "one_value_per_batch", "time": "variance_between_batches"}
+    if per_condition == 1:
+        # The codes of the conditions are the names of the batches.
+        expected = {"condition": "same_groups", "time": "variance_between_batches"}
+    assert relations(batch, **columns) == expected
 
 
 def test_batches_of_two_cells_can_be_nested_and_single_cells_cannot():
@@ -126,6 +126,26 @@ def test_one_time_point_per_batch_is_found_whether_coded_as_text_or_as_numbers()
     # The minutes within an hour do not overlap between batches, but each batch has many of them.
     minute = 60 * hour + np.tile(np.arange(30), 6) // 2
     assert relations(batch, minute=minute) == {"minute": "variance_between_batches"}
+
+
+def test_other_names_of_the_batches_are_called_what_they_are():
+    """The cells do not tell whether a column renames the batches, or is a condition with one batch for each value."""
+    batch = np.repeat(["a", "b", "c", "d"], 30)
+    renamed = np.char.add("sample ", batch)
+    code = np.unique(batch, return_inverse=True)[1]
+    some = np.where(np.arange(120) % 7 > 0, batch.astype(object), None)
+    condition = np.where(code < 2, "control", "treated")
+    columns = {"renamed": renamed, "code": code, "copy": batch, "part_of_copy": some, "condition": condition}
+    assert relations(batch, **columns) == {
+        "condition": "one_value_per_batch",
+        "renamed": "same_groups",
+        "code": "same_groups",
+    }
+    nearly = np.where(np.arange(120) == 3, "sample b", renamed)
+    assert relations(batch, nearly=nearly) == {"nearly": "one_value_per_batch"}
+    message = confounding_message("batch", list(found(batch, renamed=renamed).values()))
+    assert message.startswith("'renamed' divides the cells in the same way as batch key 'batch': unless")
+    assert "confounded" not in message
 
 
 def test_values_that_occur_in_one_batch_only_are_a_weaker_relation():
@@ -282,7 +302,7 @@ def test_columns_of_few_values_come_first_and_five_are_named():
     assert [one.column for one in all_found[:4]] == ["of_2", "of_3", "of_4", "of_6"]
     assert all_found[-1].column == "plate"
     message = confounding_message("batch", all_found)
-    assert len(all_found) == 7
+    assert len(all_found) == 6  # `of_12` is a copy of the batch
     assert sum(f"{column!r}" in message for column in columns) == 5
     assert "\n" not in message
 
@@ -350,6 +370,19 @@ def test_python_warns_by_the_names_of_its_arguments(kang):
     assert "train without batch_key" in text
     assert "--" not in text
     assert {one.column for one in scvae_cli.check(kang, batch_key="sample").confounded} == {"condition", "donor"}
+
+
+def test_batches_of_few_cells_or_of_all_cells_are_said_by_check_and_train(kang):
+    adata = ad.read_h5ad(kang)
+    adata.obs["lane"] = np.where(np.arange(120) < 2, "small", "large")
+    adata.obs["nothing"] = "same"
+    adata.write_h5ad(kang)
+    few = "1 batch of obs['lane'] has fewer than 3 cells, for example 'small'"
+    for key, said in (("lane", few), ("nothing", "obs['nothing'] has only one value")):
+        checked = json.loads(run_well("check", kang, "--batch-key", key, "--json").out)
+        (finding,) = [one for one in checked["findings"] if one["message"] == said]
+        trained = run_well("train", kang, "--batch-key", key, "--force", *TINY)
+        assert f"warning: {said}; {finding['hint']}\n" in trained.err
 
 
 def test_real_numbers_are_looked_at_too(kang):

@@ -452,6 +452,64 @@ def test_keys_on_the_command_line_and_in_a_file_are_the_same(cells, tmp_path):
     facts = json.loads(run_cli("info", tmp_path / "a.scvae", "--json").out)
     assert facts["covariates"]["lane"] == ["1", "2", "3"]
     assert facts["covariates"]["age"].keys() == {"least", "mean", "most"}
+    # Every command that reads the covariates lists them.
+    shown = ("batch key donor: 2 categories", "batch key lane: 3 categories", "continuous key age: ")
+    again = run_cli("train", file, "-m", tmp_path / "c.scvae", *keys, *COMMAND_LINE, "--json")
+    assert json.loads(again.out)["covariates"].keys() == {"donor", "lane", "age"}
+    checked = json.loads(run_cli("check", file, *keys, "--json").out)["covariates"]
+    assert checked["donor"] == ["d1", "d2"]
+    assert checked["age"]["least"] == cells[:150].obs["age"].min()
+    for text in (again.err, run_cli("check", file, *keys).out, run_cli("info", tmp_path / "a.scvae").out):
+        assert all(line in text for line in shown)
+    assert "batch key donor: 2 categories (d1, d2)\n" in run_cli("info", tmp_path / "a.scvae").out
+
+
+def test_reports_say_what_was_fixed_and_what_was_averaged(model, cells, tmp_path):
+    cells.copy().write_h5ad(tmp_path / "c.h5ad")
+    model.save(tmp_path / "c.scvae")
+
+    def asked(verb, *options):
+        arguments = (verb, tmp_path / "c.h5ad", *options, "--force")
+        decoded = json.loads(run_cli(*arguments, "--json").out)["decoded_with"]
+        return {how: keys for how, keys in decoded.items() if keys}, run_cli(*arguments).out
+
+    found, text = asked("denoise", "--batch-as", "donor=d1,age=60")
+    assert found == {"fixed": {"donor": "d1", "age": 60.0}, "averaged": ["lane"]}
+    assert "decoded with donor = d1, age = 60; averaged over lane\n" in text
+    found, text = asked("denoise", "--batch-as", "observed")
+    assert found == {"observed": ["donor", "lane", "age"]}
+    assert "decoded with each cell's own donor, lane, age\n" in text
+    ends = ("--groupby", "cell_type", "--from", "stem", "--to", "mature_1", "--steps", "3")
+    for verb, options in (("denoise", ()), ("interpolate", ends)):
+        found, text = asked(verb, *options)
+        assert found == {"averaged": ["donor", "lane"], "at_mean": ["age"]}
+        assert "decoded at the mean of age; averaged over donor, lane\n" in text
+    new = ("-n", "20", "-o", tmp_path / "new.h5ad")
+    found, text = asked("sample", "--batch-as", "lane=3", *new)
+    assert found == {"fixed": {"lane": "3"}, "drawn": ["donor"], "at_mean": ["age"]}
+    assert "decoded with lane = 3; with donor drawn for each cell; at the mean of age\n" in text
+    assert asked("sample", "--prototype", *new[2:])[0] == {"averaged": ["donor", "lane"], "at_mean": ["age"]}
+
+
+def test_de_says_which_keys_it_does_not_adjust_for(model, cells, tmp_path):
+    adata = cells.copy()
+    stem_n = (adata.obs["cell_type"] == "stem").to_numpy()
+    adata.obs["age"] = np.where(stem_n, 60.0, 50.0) + np.random.default_rng(0).choice([-5.0, 5.0], adata.n_obs)
+    adata.write_h5ad(tmp_path / "c.h5ad")
+    model.save(tmp_path / "c.scvae")
+    done = run_cli("de", tmp_path / "c.h5ad", "--groupby", "cell_type", "--group", "stem", "--json")
+    (age,) = json.loads(done.out)["not_adjusted"]
+    assert age["key"] == "age"
+    assert (age["group"], age["reference"]) == pytest.approx((60, 50), abs=1.5)
+    assert age["difference"] == pytest.approx(2, abs=0.4)
+    assert "the groups are not adjusted for age (mean age " in done.err
+    # The values differ within the groups, but not between them.
+    adata.obs["age"] = 50.0 + np.where(np.arange(adata.n_obs) % 2, 5.0, -5.0)
+    adata.obs["half"] = np.where(np.arange(adata.n_obs) // 2 % 2, "a", "b")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        scvae.de(adata, model, groupby="half", group="a")
+    assert not any("not adjusted" in str(one.message) for one in warned)
 
 
 # --- refusals and warnings --------------------------------------------------------------------------------------------

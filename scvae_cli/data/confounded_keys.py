@@ -1,4 +1,5 @@
-"""Warnings that covariates are confounded: with other columns of obs, or with each other.
+"""Warnings that effects of covariates cannot be learned, or that covariates are confounded: with other columns of obs,
+or with each other.
 
 The effects of several covariates are added. If a category of one key occurs only together with one category of another
 key, the data determine only the sum of the two effects.
@@ -13,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
+from scvae_cli.amounts import amount, noun
 from scvae_cli.config import DataConfig
 from scvae_cli.data.confounding import HINT, among_numbers, among_values, confounded_columns, confounding_message
 from scvae_cli.data.counts import Counts
@@ -21,31 +23,32 @@ from scvae_cli.data.store import CellStore
 
 # Above this correlation, the effects of two continuous keys can hardly be distinguished.
 _CORRELATED = 0.95
+# Smallest number of cells from which the effect of a batch can be learned.
+_FEW_CELLS = 3
 
 
-def warn_of_confounding(store: CellStore, counts: Counts, data: DataConfig, warn: Callable[[str], None]) -> None:
-    """Warn before a training if covariates are confounded with columns of obs, or with each other.
+def warn_of_covariates(store: CellStore, counts: Counts, data: DataConfig, warn: Callable[[str], None]) -> None:
+    """Warn before a training if effects of covariates cannot be learned or distinguished.
 
-    Columns whose values each occur in one batch only, such as samples nested in donors, cause no warning before a
-    training, but `scvae check` reports them.
+    `counts` are the counts of all cells of the store. Columns whose values each occur in one batch only, such as
+    samples nested in donors, cause no warning before a training, but `scvae check` reports them.
     """
+    covariates = counts.covariates_of(data.batch_keys)
+    if covariates is None:
+        return
     library_n = None if counts.real else counts.library_n
-    keys = (*data.batch_keys, *data.continuous_keys)
-    for q, key in enumerate(data.batch_keys):
-        batch_n = counts.batch if counts.covariates is None else counts.covariates.category_nq[:, q]
-        if batch_n is None:
-            continue
+    keys = (*covariates.batch_keys, *covariates.continuous_keys)
+    for key, batch_n in zip(covariates.batch_keys, covariates.category_nq.T, strict=True):
         found = confounded_columns(store, batch_n, key, library_n=library_n, without=keys)
         found = [one for one in found if one.relation != "one_batch_per_value"]
         if found:
             warn(f"{confounding_message(key, found)}; {HINT}")
-    if counts.covariates is not None:
-        for message, hint in confounded_keys(counts.covariates):
-            warn(f"{message}; {hint}")
+    for message, hint in covariate_warnings(covariates):
+        warn(f"{message}; {hint}")
 
 
-def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
-    """Find covariates that have no effect, or whose effects cannot be distinguished.
+def covariate_warnings(covariates: CellCovariates) -> list[tuple[str, str]]:
+    """Find covariates whose effects cannot be learned, or cannot be distinguished from each other.
 
     Returns a message and a hint for each problem.
     """
@@ -57,6 +60,16 @@ def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
     for q, key in enumerate(keys):
         if code_nq[:, q].max(initial=0) == 0:
             found.append((f"obs[{key!r}] has only one value", f"remove --batch-key {key}: it has no effect"))
+        names, sizes = np.unique(covariates.category_nq[:, q].astype(str), return_counts=True)
+        small = names[sizes < _FEW_CELLS]
+        if len(small):
+            few = f"{amount(len(small), 'batch')} of obs[{key!r}] {noun(len(small), 'has', 'have')} fewer than"
+            found.append(
+                (
+                    f"{few} {_FEW_CELLS} cells, for example {str(small[0])!r}",
+                    "the effect of such a batch cannot be learned; merge or drop these batches",
+                )
+            )
     for i, j in combinations(range(len(keys)), 2):
         if min(code_nq[:, i].max(initial=0), code_nq[:, j].max(initial=0)) > 0:
             found += _between_batches(keys[i], keys[j], code_nq[:, i], code_nq[:, j])

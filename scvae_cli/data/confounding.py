@@ -5,6 +5,9 @@ Correcting for the batch also removes differences in a column that is confounded
 Three relations between the batch B and a column C are found. In the first relation, the batch determines the value of
 C: H(C|B) / H(C) is near 0, where H is the entropy. In the second relation, most of the variance of a numeric column C
 lies between batches: η² is near 1. In the third relation, the value of C determines the batch: H(B|C) / H(B) is near 0.
+If the batch determines the value of C and the value determines the batch, C may be another name of the batch, or a
+condition with one batch for each value. The cells do not tell which of the two is the case. A column is left out only
+if its values are the names of the batches.
 
 If many batches have few cells each, all three relations occur by chance. A column is therefore reported only if its
 values differ much less within batches than after a random assignment of the values to the cells. Formulas give the mean
@@ -24,10 +27,10 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 
-from scvae_cli.data.labels import are_measurements, as_label
+from scvae_cli.data.labels import are_measurements, as_label, labels_of
 from scvae_cli.data.store import CellStore
 
-Relation = Literal["one_value_per_batch", "variance_between_batches", "one_batch_per_value"]
+Relation = Literal["one_value_per_batch", "variance_between_batches", "same_groups", "one_batch_per_value"]
 
 HINT = (
     "if these differences matter, choose a --batch-key whose batches each contain several values of the column, or "
@@ -43,6 +46,8 @@ _DEVIATIONS = 7.0
 # A column that has nearly the same order of cells in each batch as the library size is a measure of the library size.
 _REPEATS_LIBRARY = 0.9
 _SHOWN = 5
+# Relations that come after the others.
+_WEAKER = {"same_groups": 1, "one_batch_per_value": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,9 @@ class Confounded:
         Name of the column.
     relation
         "one_value_per_batch" if the batch determines the value of the column, "variance_between_batches" if the column
-        is numeric and most of its variance lies between batches, or "one_batch_per_value" if each batch holds several
-        values of the column, but most values occur in one batch only.
+        is numeric and most of its variance lies between batches, "same_groups" if the column divides the cells in the
+        same way as the batch key, or "one_batch_per_value" if each batch holds several values of the column, but most
+        values occur in one batch only.
     share
         Share of the column's entropy that the batch explains, share of the variance between batches (η²), or share of
         the batch's entropy that the column explains. A share of 1 means completely confounded.
@@ -77,8 +83,8 @@ def confounded_columns(
 ) -> list[Confounded]:
     """Find the columns of obs that are confounded with the batch, the most confounded first.
 
-    Missing values are left out. A column is not reported if it cannot be read, has only one value, or repeats the
-    library size.
+    Missing values are left out. A column is not reported if it cannot be read, has only one value, contains the name of
+    each cell's batch, or repeats the library size.
 
     Parameters
     ----------
@@ -102,17 +108,18 @@ def confounded_columns(
         if key == batch_key or key in without:
             continue
         try:
-            value_n, n_values, number_n = _read(store.obs_column(key))
+            column = store.obs_column(key)
+            value_n, n_values, number_n = _read(column)
         except Exception:  # an unusual column must not stop a training
             continue
         one = among_values(key, batch_n, value_n) if 2 <= n_values <= _MAX_VALUES else None
         if (one is None or one.relation == "one_batch_per_value") and number_n is not None:
             one = among_numbers(key, batch_n, number_n, library_n) or one
-        if one is not None:
+        if one is not None and not (one.relation == "same_groups" and _has_names_of(column, batch)):
             found.append((one, n_values or len(batch_n)))
     # Among columns that are equally confounded, columns with few values come first, because they are more likely to be
     # conditions.
-    found.sort(key=lambda pair: (pair[0].relation == "one_batch_per_value", -pair[0].share, pair[1], pair[0].column))
+    found.sort(key=lambda pair: (_WEAKER.get(pair[0].relation, 0), -pair[0].share, pair[1], pair[0].column))
     return [one for one, _ in found]
 
 
@@ -125,8 +132,8 @@ def confounding_message(batch_key: str, found: Sequence[Confounded]) -> str:
 correcting for the batch also removes differences in 'condition'
     """
     shown = found[:_SHOWN]
-    strong = [one for one in shown if one.relation != "one_batch_per_value"]
-    weak = [one.column for one in shown if one.relation == "one_batch_per_value"]
+    strong = [one for one in shown if one.relation not in _WEAKER]
+    same, weak = ([one.column for one in shown if one.relation == relation] for relation in _WEAKER)
     sentences = []
     if strong:
         names = _listed([one.column for one in strong])
@@ -134,10 +141,18 @@ correcting for the batch also removes differences in 'condition'
             f"batch key {batch_key!r} is confounded with {names}: {_reasons(strong)}, so correcting for the batch also "
             f"removes differences in {names if len(strong) == 1 else 'these columns'}"
         )
+    if same:
+        names = _listed(same)
+        one = len(same) == 1
+        sentences.append(
+            f"{names} {'divides' if one else 'divide'} the cells in the same way as batch key {batch_key!r}: unless "
+            f"{'this column only names' if one else 'these columns only name'} the batches in another way, correcting "
+            f"for the batch also removes differences in {names if one else 'these columns'}"
+        )
     if weak:
         names = _listed(weak)
         subject = f"Most values of {names}"
-        if not strong:
+        if not strong and not same:
             subject = f"batch key {batch_key!r} is partly confounded with {names}: most values of "
             subject += names if len(weak) == 1 else "these columns"
         sentences.append(
@@ -199,6 +214,12 @@ def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
     return np.append(merged, -1)[index_n], len(names), number_n
 
 
+def _has_names_of(column: np.ndarray, batch: np.ndarray) -> bool:
+    """Whether each value of a column that is not missing is the name of the cell's batch."""
+    label_n, name_n = labels_of(column), labels_of(batch)
+    return all(label is None or label == name for label, name in zip(label_n, name_n, strict=True))
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
@@ -218,6 +239,8 @@ def among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confound
     if n_batches < 2 or n_values < 2 or n_values * _CELLS_PER_VALUE >= known.sum():
         return None
     left = _entropy_left(joint_bc)
+    if joint_bc.nnz == n_batches == n_values and _is_no_chance(joint_bc):
+        return Confounded(column=key, relation="same_groups", share=1.0)
     if left < _UNDETERMINED and _is_no_chance(joint_bc):
         return Confounded(column=key, relation="one_value_per_batch", share=1 - left)
     joint_cb = joint_bc.T.tocsr()

@@ -138,6 +138,15 @@ class Counts:
         names = self.cell_names[rows]
         return replace(self, matrix=matrix, cell_names=names, batch=batch, covariates=covariates, labels=labels)
 
+    def covariates_of(self, batch_keys: Sequence[str]) -> CellCovariates | None:
+        """Return the covariates of the cells, also if there is only one batch key; None if there are none.
+
+        `batch_keys` are the keys with which the counts were read.
+        """
+        if self.covariates is None and self.batch is not None and len(batch_keys) == 1:
+            return CellCovariates.of_one_batch(batch_keys[0], self.batch)
+        return self.covariates
+
     def with_covariates(self, covariates: CellCovariates) -> Counts:
         """Return the counts with the batches and the values of the continuous keys of the same cells."""
         return replace(self, batch=covariates.batch_n, covariates=None if covariates.is_one_batch else covariates)

@@ -14,9 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.labels import labels_of
 from scvae_cli.data.obs_columns import read_batch, read_numbers
 from scvae_cli.data.store import CellStore
+
+# What is reported of each covariate, by its key: the categories of a batch key; `least`, `mean` and `most` of a
+# continuous key.
+CovariateSummary = dict[str, list[str] | dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,13 @@ class CellCovariates:
     continuous_keys: tuple[str, ...]
     category_nq: np.ndarray
     value_nv: np.ndarray
+
+    @classmethod
+    def of_one_batch(cls, key: str, batch_n: np.ndarray) -> CellCovariates:
+        """Make the covariates of cells with a single batch key."""
+        return cls(
+            batch_keys=(key,), continuous_keys=(), category_nq=batch_n[:, None], value_nv=np.empty((len(batch_n), 0))
+        )
 
     @property
     def is_one_batch(self) -> bool:
@@ -66,9 +78,34 @@ class CellCovariates:
         complete: np.ndarray = (self.category_nq != None).all(1) & ~np.isnan(self.value_nv).any(1)  # noqa: E711  # elementwise
         return complete
 
+    def summary(self) -> CovariateSummary:
+        """Return the categories of each batch key and the range of each continuous key, if no values are missing."""
+        found: CovariateSummary = {
+            key: sorted(set(category_n)) for key, category_n in zip(self.batch_keys, self.category_nq.T, strict=True)
+        }
+        for key, value_n in zip(self.continuous_keys, self.value_nv.T, strict=True):
+            found[key] = {"least": float(value_n.min()), "mean": float(value_n.mean()), "most": float(value_n.max())}
+        return found
+
     def cells(self, rows: np.ndarray) -> CellCovariates:
         """Return the covariates of some cells, given by index or mask."""
         return replace(self, category_nq=self.category_nq[rows], value_nv=self.value_nv[rows])
+
+
+def covariate_lines(summary: CovariateSummary, *, named: bool) -> list[str]:
+    """Describe each covariate in one line. `named` says whether the categories of batch keys are listed.
+
+    >>> covariate_lines({"donor": ["d1", "d2"], "age": {"least": 20, "mean": 41.5, "most": 65}}, named=True)
+    ['batch key donor: 2 categories (d1, d2)', 'continuous key age: 20 to 65, mean 41.5']
+    """
+    lines = []
+    for key, found in summary.items():
+        if isinstance(found, dict):
+            lines.append("continuous key {}: {least:g} to {most:g}, mean {mean:.4g}".format(key, **found))
+        else:
+            names = f" ({', '.join(found)})" if named else ""
+            lines.append(f"batch key {key}: {amount(len(found), 'category')}{names}")
+    return lines
 
 
 def combination_name(keys: Sequence[str], categories: Sequence[str]) -> str:

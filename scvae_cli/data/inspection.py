@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from scvae_cli.amounts import amount, noun
-from scvae_cli.data.confounded_keys import confounded_keys
+from scvae_cli.data.confounded_keys import covariate_warnings
 from scvae_cli.data.confounding import HINT, Confounded, confounded_columns, confounding_message
 from scvae_cli.data.counts import Counts, read_counts, what_is_wrong
-from scvae_cli.data.covariates import CellCovariates, read_covariates
+from scvae_cli.data.covariates import CellCovariates, CovariateSummary, read_covariates
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
@@ -56,6 +56,8 @@ class Inspection:
     zero_share, median_library
         Fraction of zeros in the matrix, and median library size of the cells. `median_library` is None for real
         numbers.
+    covariates
+        Categories of each batch key; `least`, `mean` and `most` of each continuous key.
     obs
         Columns of obs that may define groups of cells: a mapping of their names to their numbers of different values.
     confounded
@@ -78,6 +80,7 @@ class Inspection:
     n_genes_modelled: int | None = None
     memory_gib: float | None = None
     cpu_minutes: float | None = None
+    covariates: CovariateSummary = field(default_factory=dict)
     obs: dict[str, int] = field(default_factory=dict)
     confounded: list[Confounded] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -129,7 +132,9 @@ def inspect(
         except DataError as error:
             findings.append(_refuse(error.message, error.hint))
         else:
-            findings += _covariate_findings(covariates)
+            seen["covariates"] = covariates.summary()
+            findings += _constant_findings(covariates)
+            findings += [_warn(*message_and_hint) for message_and_hint in covariate_warnings(covariates)]
             library_n = None if counts is None or counts.real else counts.library_n
             seen["confounded"] = []
             for key, batch in zip(batch_keys, covariates.category_nq.T, strict=True):
@@ -241,30 +246,11 @@ def _varying(counts: Counts) -> int:
     return int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
 
 
-def _covariate_findings(covariates: CellCovariates) -> list[Finding]:
-    """Find covariates whose effects cannot be learned, or cannot be distinguished."""
+def _constant_findings(covariates: CellCovariates) -> list[Finding]:
+    """Find continuous keys that have the same value in all cells."""
     findings = []
     for key, value_n in zip(covariates.continuous_keys, covariates.value_nv.T, strict=True):
         if value_n.min() == value_n.max():
             message = f"obs[{key!r}] has the same value ({value_n[0]:g}) in all {len(value_n)} cells"
             findings.append(_refuse(message, f"remove --continuous-key {key}: a constant has no effect"))
-    if covariates.is_one_batch:
-        return findings + _batch_findings(covariates.category_nq[:, 0], covariates.batch_keys[0])
-    for key, batch in zip(covariates.batch_keys, covariates.category_nq.T, strict=True):
-        findings += [one for one in _batch_findings(batch, key) if "only one value" not in one.message]
-    return findings + [_warn(*message_and_hint) for message_and_hint in confounded_keys(covariates)]
-
-
-def _batch_findings(batch: np.ndarray, batch_key: str) -> list[Finding]:
-    """Find batches whose effect cannot be learned."""
-    names, sizes = np.unique(batch.astype(str), return_counts=True)
-    small = names[sizes < 3]
-    findings = []
-    if len(names) == 1:
-        findings.append(
-            _warn(f"obs[{batch_key!r}] has only one value", "remove --batch-key: a batch effect needs two batches")
-        )
-    if len(small):
-        message = f"{amount(len(small), 'batch has', 'batches have')} fewer than 3 cells, for example {str(small[0])!r}"
-        findings.append(_warn(message, "the effect of such a batch cannot be learned; merge or drop these batches"))
     return findings

@@ -67,6 +67,12 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
     return runs
 
 
+def read_all_runs(store: CellStore) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the records of all runs that the data contain, by `key_added` and by the name of the run."""
+    found = {key: read_runs(store, key) for key in store.existing("uns")}
+    return {key: runs for key, runs in found.items() if runs}
+
+
 def _is_record(value: Any) -> bool:
     if not (isinstance(value, dict) and all(isinstance(value.get(k), kind) for k, kind in _RECORD.items())):
         return False

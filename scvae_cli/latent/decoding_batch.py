@@ -20,7 +20,9 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.design import Design, nested_keys
 from scvae_cli.model.vae import Mixture
 
-AVERAGE = "average"
+# Values of `--batch-as` that fix no covariate: decoded values are averaged over the batches, or each cell is decoded in
+# its own batch, or the batch of each new cell is drawn at random.
+AVERAGE, OBSERVED, DRAWN = "average", "observed", "drawn"
 
 
 def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mixture | None:
@@ -164,7 +166,7 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
     DataError
         In the same cases as `fixed_covariates`.
     """
-    if model.vae.design is None or batch_as in (None, AVERAGE, "observed", "drawn"):
+    if model.vae.design is None or batch_as in (None, AVERAGE, OBSERVED, DRAWN):
         return []
     fixed = fixed_covariates(model, batch_as, usual=AVERAGE)
     found = []
@@ -175,6 +177,77 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
                 f"{one.most:g}): the effect of {one.key} is extrapolated"
             )
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedWith:
+    """What was done with each covariate of a model when latent positions were decoded.
+
+    Parameters
+    ----------
+    fixed
+        Category or number of each covariate that was fixed.
+    averaged, at_mean
+        Batch keys over whose categories decoded values were averaged, and continuous keys that had their mean over the
+        training cells.
+    observed
+        Covariates with the category or number of each cell.
+    drawn
+        Batch keys whose categories were drawn at random for each cell, or taken from real cells.
+    """
+
+    fixed: dict[str, str | float]
+    averaged: tuple[str, ...] = ()
+    at_mean: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """One sentence about all covariates; the list is empty for a model without covariates.
+
+        >>> DecodedWith(fixed={"donor": "d1", "age": 60.0}, averaged=("lane",)).lines
+        ['decoded with donor = d1, age = 60; averaged over lane']
+        """
+        shown = [f"{key} = {value if isinstance(value, str) else f'{value:g}'}" for key, value in self.fixed.items()]
+        parts = {
+            "with {}": shown,
+            "with each cell's own {}": self.observed,
+            "with {} drawn for each cell": self.drawn,
+            "at the mean of {}": self.at_mean,
+            "averaged over {}": self.averaged,
+        }
+        said = [how.format(", ".join(keys)) for how, keys in parts.items() if keys]
+        only_averaged = len(said) == 1 and bool(self.averaged)
+        return [("" if only_averaged else "decoded ") + "; ".join(said)] if said else []
+
+
+def decoded_with(model: Model, batch_as: str, *, usual: str = AVERAGE) -> DecodedWith:
+    """Return what `--batch-as` does with each covariate of a model.
+
+    `usual` is the value of `batch_as` that applies to covariates that are not fixed.
+
+    Raises
+    ------
+    DataError
+        In the same cases as `decoding_mixture`.
+    """
+    design = model.vae.design
+    keys = model.config.data.batch_keys if model.batches else ()
+    numbers = () if design is None else tuple(one.key for one in design.continuous)
+    fixed: dict[str, str | float] = {}
+    if batch_as != usual and design is not None:
+        one = fixed_covariates(model, batch_as, usual=usual)
+        given = zip((*keys, *numbers), (*one.categories, *one.values), strict=True)
+        fixed = {key: value for key, value in given if value is not None}
+    elif batch_as != usual and keys:
+        fixed = dict.fromkeys(keys, one_batch(model, batch_as, usual=usual))
+    keys, numbers = (tuple(key for key in some if key not in fixed) for some in (keys, numbers))
+    if usual == OBSERVED:
+        return DecodedWith(fixed=fixed, observed=(*keys, *numbers))
+    if usual == DRAWN:
+        return DecodedWith(fixed=fixed, drawn=keys, at_mean=numbers)
+    return DecodedWith(fixed=fixed, averaged=keys, at_mean=numbers)
 
 
 def _pairs(text: str, keys: Sequence[str], categories: dict[str, Sequence[str]], hint: str) -> list[tuple[str, str]]:

@@ -22,13 +22,12 @@ import torch
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.decoding_batch import decoding_mixture
+from scvae_cli.latent.decoding_batch import OBSERVED, decoding_mixture
 from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table, known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 
 STATE, CELL = "state", "cell"
-OBSERVED = "observed"
 
 
 def expected_counts(

@@ -33,6 +33,7 @@ from scvae_cli.data.atomic import (
     temporary_name,
     warn_of_lost,
 )
+from scvae_cli.data.covariates import CovariateSummary
 from scvae_cli.data.exchange import exchange
 from scvae_cli.data.file_metadata import keep_metadata, new_file_mode
 from scvae_cli.data.writers_lock import only_writer
@@ -126,6 +127,16 @@ class Model:
     def conditioned(self) -> bool:
         """Whether the decoder is conditioned on batches or continuous keys."""
         return self.vae.decoder.batch is not None
+
+    @property
+    def covariates(self) -> CovariateSummary:
+        """Categories of each batch key, and least, mean and largest value of each continuous key in the training."""
+        design, keys = self.vae.design, self.config.data.batch_keys
+        if design is None:
+            return {key: list(self.batches) for key in keys if self.batches}
+        categories = {key: list(of_key) for key, of_key in zip(keys, design.categories, strict=True)}
+        ranges = {one.key: {"least": one.least, "mean": one.mean, "most": one.most} for one in design.continuous}
+        return {**categories, **ranges}
 
     @property
     def of_counts(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scvae_cli.amounts import amount
 from scvae_cli.config import ModelConfig
+from scvae_cli.data.covariates import covariate_lines
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
 from scvae_cli.errors import ConfigError, DataError, one_line
@@ -77,6 +78,7 @@ def _text(found: Inspection, *, of_counts: bool) -> str:
         )
     else:
         lines.append("raw counts: none found" if of_counts else "real numbers: none found")
+    lines += covariate_lines(found.covariates, named=False)
     if found.obs:
         lines.append("columns that group cells: " + ", ".join(f"{key} ({n})" for key, n in found.obs.items()))
     lines += [f"{finding.level}: {finding.message} ({finding.hint})" for finding in found.findings]

@@ -24,6 +24,7 @@ from scvae_cli.tools.de.donor_columns import warning_of_donors
 from scvae_cli.tools.de.options import DeOptions, compared_with_itself
 from scvae_cli.tools.de.result import COUNTED, DifferentialExpression
 from scvae_cli.tools.de.text import SHOWN_GENES, text_of, warnings_of_replicates
+from scvae_cli.tools.de.unadjusted_keys import unadjusted_keys, warnings_of_unadjusted_keys
 from scvae_cli.verb import Request
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         )
         self.n_unlabeled = 0 if replicate_n is None else sum(label is None for label in replicate_n[whole.cells])
         self.contrast = whole.drawn(options.max_cells, options.seed)
+        self.unadjusted = unadjusted_keys(session.counts.covariates, self.contrast)
 
     @property
     def run(self) -> str:
@@ -162,7 +164,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         return super().record(result) | self._labels()
 
     def warnings(self, result: DifferentialExpression) -> Sequence[str]:
-        warned = warnings_of_replicates(result)
+        warned = [*warnings_of_replicates(result), *warnings_of_unadjusted_keys(self.unadjusted, self.contrast)]
         if self.n_unlabeled:
             key = self.options.replicate_key
             warned.append(f"left out: {amount(self.n_unlabeled, 'cell')} without a value in obs[{key!r}]")
@@ -205,6 +207,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         facts |= {name: getattr(result, name) for name in ("n_group", "n_reference", "n_left_out")}
         facts |= {"n_unlabeled": self.n_unlabeled}
         facts |= {"replicates": None if result.replicates is None else asdict(result.replicates)}
+        facts |= {"not_adjusted": [asdict(one) for one in self.unadjusted]}
         facts |= {"threshold": self.options.threshold, "fdr": self.options.fdr, "centre": result.centre}
         facts |= {name: getattr(result, name) for name in ("common_change", "near_common_share", "unchanged_share")}
         facts |= {"n_tested": int(result.tested.sum()), "n_genes": len(self.session.store.gene_names)}

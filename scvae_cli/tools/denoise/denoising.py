@@ -15,7 +15,8 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.finite import refuse_not_finite
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
 from scvae_cli.errors import ConfigError
-from scvae_cli.latent.expected_counts import OBSERVED, expected_counts, library_size
+from scvae_cli.latent.decoding_batch import OBSERVED
+from scvae_cli.latent.expected_counts import expected_counts, library_size
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, counted, silent
 from scvae_cli.tools.denoise.group_means import GroupMeans, GroupSums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from scvae_cli.amounts import amount
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import DataError
-from scvae_cli.latent.expected_counts import OBSERVED
+from scvae_cli.latent.decoding_batch import AVERAGE, OBSERVED, DecodedWith, decoded_with
 from scvae_cli.question import Question
 from scvae_cli.tools.denoise.denoising import Columns, Denoised, denoise
 from scvae_cli.tools.denoise.group_means import FDR, LEAST_CELLS, groups_of
@@ -73,7 +74,12 @@ class Denoise(Question[DenoiseOptions, Denoised]):
     def facts(self, result: Denoised) -> dict[str, Any]:
         n_cells, n_genes = result.rows.shape[0], len(result.modelled)
         facts: dict[str, Any] = {"n_cells": n_cells, "n_genes": n_genes, "n_genes_modelled": int(result.modelled.sum())}
-        return facts | {"n_bytes": result.n_bytes, "group_means": self._comparison(result)}
+        facts |= {"n_bytes": result.n_bytes, "decoded_with": asdict(self._decoded_with())}
+        return facts | {"group_means": self._comparison(result)}
+
+    def _decoded_with(self) -> DecodedWith:
+        batch_as = self.options.batch_as
+        return decoded_with(self.session.model, batch_as, usual=OBSERVED if batch_as == OBSERVED else AVERAGE)
 
     def _comparison(self, result: Denoised) -> dict[str, Any] | None:
         means = result.group_means()
@@ -101,14 +107,15 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         what = "each cell's own rates" if self.options.estimate == "cell" else f"expected {unit}"
         samples = self.options.n_samples
         how = f"mean of {amount(samples, 'posterior sample')}" if samples else "at the posterior mean"
-        line = (
-            f"denoised {amount(facts['n_cells'], 'cell')} × {amount(facts['n_genes_modelled'], 'gene')}: {what}, {how}"
-        )
+        lines = [
+            f"denoised {amount(facts['n_cells'], 'cell')} × {amount(facts['n_genes_modelled'], 'gene')}: {what}, {how}",
+            *self._decoded_with().lines,
+        ]
         means = facts["group_means"]
         if means is None:
-            return line
+            return "\n".join(lines)
         other_batch = bool(self.session.model.batches) and self.options.batch_as != OBSERVED
-        return "\n".join([line, *_comparison_lines(means, own_batches=other_batch)])
+        return "\n".join([*lines, *_comparison_lines(means, own_batches=other_batch)])
 
     def warnings(self, result: Denoised) -> list[str]:  # noqa: ARG002  # the warning depends on the model
         if not self.session.model.vae.n_mapped or self.options.batch_as == OBSERVED:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvae_cli.config import RunConfig
-from scvae_cli.data.confounded_keys import warn_of_confounding
+from scvae_cli.data.confounded_keys import warn_of_covariates
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import DEFAULT_KEY
 from scvae_cli.model.bundle import Model
@@ -128,7 +128,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         # cells.
         if self.session.kept.all():
             data = self.session.model.config.data
-            warn_of_confounding(self.session.store, self.session.counts, data, found.append)
+            warn_of_covariates(self.session.store, self.session.counts, data, found.append)
         return found
 
     def notes(self, result: Diagnosis) -> Sequence[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from scvae_cli.amounts import amount
+from scvae_cli.data.covariates import covariate_lines
 from scvae_cli.data.formats import open_store
-from scvae_cli.data.provenance import read_runs
-from scvae_cli.data.slots import SlotNames
+from scvae_cli.data.provenance import read_all_runs, read_runs
+from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import one_line
-from scvae_cli.model.bundle import CONFIG, Model, load
+from scvae_cli.model.bundle import CONFIG, load
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.verb import Request
 
@@ -32,38 +33,18 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # the comm
             "hash": model.hash,
             "n_genes": len(model.genes),
             "batches": list(model.batches),
-            "covariates": _covariates(model),
+            "covariates": model.covariates,
             "labels": [] if model.labels is None else list(model.labels.names),
             "facts": model.facts,
             "config": model.config.as_dict(),
         }
         return Outcome(value=facts, report=lambda: Report(facts=facts, text=_model_text(facts)))
-    names = SlotNames(key_added=request.options.key_added)
+    asked = request.options.key_added
     store = open_store(target)
-    runs = read_runs(store, names.key_added)
-    facts = {"data": store.title if not isinstance(target, Path) else str(target), "runs": runs}
-    return Outcome(value=facts, report=lambda: Report(facts=facts, text=_runs_text(facts["data"], runs)))
-
-
-def _covariates(model: Model) -> dict[str, Any]:
-    """Return the categories of each batch key and the range of each continuous key in the training data."""
-    design, keys = model.vae.design, model.config.data.batch_keys
-    if design is None:
-        return {key: list(model.batches) for key in keys if model.batches}
-    categories: dict[str, Any] = {key: list(of_key) for key, of_key in zip(keys, design.categories, strict=True)}
-    return categories | {one.key: {"least": one.least, "mean": one.mean, "most": one.most} for one in design.continuous}
-
-
-def _covariate_lines(values: dict[str, Any]) -> list[str]:
-    covariates = values["covariates"]
-    if len(covariates) < 2 and all(isinstance(of_key, list) for of_key in covariates.values()):
-        return [f"batches: {', '.join(values['batches']) or 'none'}"]
-    return [
-        f"{key}: {', '.join(of_key)}"
-        if isinstance(of_key, list)
-        else f"{key}: {of_key['least']:g} to {of_key['most']:g}, mean {of_key['mean']:g}"
-        for key, of_key in covariates.items()
-    ]
+    found = read_all_runs(store) if asked is None else {asked: read_runs(store, SlotNames(key_added=asked).key_added)}
+    runs = found.pop(asked or DEFAULT_KEY, {})
+    facts = {"data": store.title if not isinstance(target, Path) else str(target), "runs": runs, "other_runs": found}
+    return Outcome(value=facts, report=lambda: Report(facts=facts, text=_runs_text(facts, asked or DEFAULT_KEY)))
 
 
 def _model_text(values: dict[str, Any]) -> str:
@@ -80,7 +61,7 @@ def _model_text(values: dict[str, Any]) -> str:
         f"{likelihood}, {widths}, β = {run['train']['beta']:g}, seed {run['train']['seed']}",
         f"{amount(facts['n_genes'], 'gene')} ({facts['genes_chosen']})",
         f"{amount(facts['n_cells'], 'cell')} from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
-        *_covariate_lines(values),
+        *(covariate_lines(values["covariates"], named=True) or ["batch keys: none"]),
         *([f"labels ({run['data']['labels_key']}): {', '.join(values['labels'])}"] if values["labels"] else []),
         f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
         f"{length} on {facts['compute']}",
@@ -88,9 +69,16 @@ def _model_text(values: dict[str, Any]) -> str:
     return "\n".join(map(one_line, lines))
 
 
-def _runs_text(target: str, runs: dict[str, dict[str, Any]]) -> str:
+def _runs_text(facts: dict[str, Any], key_added: str) -> str:
+    """List the runs under `key_added`, and then the runs under other names."""
+    target, named = facts["data"], {key_added: facts["runs"]} | facts["other_runs"]
+    runs = {
+        name if key == DEFAULT_KEY else f"{name} --key-added {key}": run
+        for key, of_key in named.items()
+        for name, run in of_key.items()
+    }
     if not runs:
-        return f"{target}: no results of scvae"
+        return f"{target}: no results of scvae" + ("" if key_added == DEFAULT_KEY else f" with --key-added {key_added}")
     lines = [f"{target}: results of {amount(len(runs), 'run')}"]
     for name, run in runs.items():
         options = ", ".join(f"{key}={value}" for key, value in run["options"].items() if value is not None)

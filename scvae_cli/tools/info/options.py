@@ -12,7 +12,12 @@ from scvae_cli.verb import Verb
 class InfoOptions(Options):
     """Options that say which results are listed."""
 
-    key_added: str = option("scvae", help="The value of --key-added with which the results were written.", panel=OUTPUT)
+    key_added: str | None = option(
+        None,
+        help="List only results that were written with this value of --key-added.",
+        panel=OUTPUT,
+        shown_default="all results of scvae",
+    )
 
 
 INFO = Verb(

@@ -11,12 +11,10 @@ import numpy as np
 
 from scvae_cli.data.covariates import combination_name, quoted
 from scvae_cli.data.labels import matching
-from scvae_cli.latent.decoding_batch import Fixed, fixed_covariates, one_batch
+from scvae_cli.latent.decoding_batch import DRAWN, Fixed, fixed_covariates, one_batch
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.design import Design
 from scvae_cli.tools.sample.options import SampleOptions
-
-DRAWN = "drawn"
 
 
 @dataclass(frozen=True, kw_only=True)

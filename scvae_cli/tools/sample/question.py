@@ -13,10 +13,10 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import positions_in
 from scvae_cli.data.new_cells import NewCells
 from scvae_cli.heldout import OFF_MANIFOLD
-from scvae_cli.latent.decoding_batch import fixed_covariates
+from scvae_cli.latent.decoding_batch import AVERAGE, DRAWN, DecodedWith, decoded_with, fixed_covariates
 from scvae_cli.new_cells_question import NewCellsQuestion
 from scvae_cli.tools.sample.agreement import Comparison
-from scvae_cli.tools.sample.batches import DRAWN, decoding_batch
+from scvae_cli.tools.sample.batches import decoding_batch
 from scvae_cli.tools.sample.options import SampleOptions
 from scvae_cli.tools.sample.prototype import Prototype, prototype
 from scvae_cli.tools.sample.result import Sampled
@@ -132,14 +132,20 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             "groupby": options.groupby,
             "group": options.group,
             "batch_as": result.batch_as,
+            "decoded_with": asdict(self._decoded_with(result)),
             "mean": options.mean or drawn is None,
             "agreement": None if agreement is None else asdict(agreement),
         }
 
+    def _decoded_with(self, result: Sampled | Prototype) -> DecodedWith:
+        usual = DRAWN if isinstance(result, Sampled) else AVERAGE
+        return decoded_with(self.session.model, result.batch_as or usual, usual=usual)
+
     def text(self, result: Sampled | Prototype, facts: dict[str, Any]) -> str:
+        decoded = self._decoded_with(result).lines
         if isinstance(result, Sampled):
-            return "\n".join([*self._sampled_lines(result, facts), *_agreement_lines(facts["agreement"])])
-        return "\n".join(self._prototype_lines(result, facts))
+            return "\n".join([*self._sampled_lines(result, facts), *decoded, *_agreement_lines(facts["agreement"])])
+        return "\n".join([*self._prototype_lines(result, facts), *decoded])
 
     def _sampled_lines(self, result: Sampled, facts: dict[str, Any]) -> list[str]:
         group = f"the cells of {facts['group']}"

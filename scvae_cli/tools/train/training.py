@@ -81,6 +81,7 @@ def _heard(events: Iterator[FitEvent], on_event: Callable[[FitEvent], None]) -> 
 def _report(model: Model, request: Request, *, foreign: bool) -> Report:
     keys = ("epochs", "seconds", "heldout_elbo", "active_units", "n_cells", "n_genes")
     facts: dict[str, Any] = {"model": str(request.model_folder)} | {key: model.facts[key] for key in keys}
+    facts["covariates"] = model.covariates
     active = f"{facts['active_units']} of {model.vae.n_latent} latent dimensions active"
     length = f"{amount(facts['epochs'], 'epoch')} in {facts['seconds']:.1f} s"
     data = request.data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -15,6 +16,7 @@ from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError
 from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.latent.decoding_batch import DecodedWith, decoded_with
 from scvae_cli.question import Question
 from scvae_cli.tools.trajectory.interpolation import interpolate
 from scvae_cli.tools.trajectory.options import InterpolateOptions
@@ -92,7 +94,11 @@ class AlongTrajectory(Question[AnyOptions, Result]):
             "n_cells": len(trajectory.pseudotime_n),
             "n_cells_on_path": int(np.isfinite(trajectory.pseudotime_n).sum()),
             "groups_on_path": trajectory.group_sizes,
+            "decoded_with": asdict(self._decoded_with(trajectory)),
         }
+
+    def _decoded_with(self, trajectory: Trajectory) -> DecodedWith:
+        return decoded_with(self.session.model, trajectory.batch_as)
 
     def gene_table(self, trajectory: Trajectory) -> list[dict[str, Any]]:
         """Return one row for each of the genes that change most."""
@@ -126,7 +132,8 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         library = trajectory.library
         size = "the median library size" if library == "median" else f"a library size of {library:g}"
         expected = f"expected counts at {size}" if trajectory.of_counts else "expected values"
-        return [*lines, f"({expected}; change in {self.session.distance_unit})"]
+        lines.append(f"({expected}; change in {self.session.distance_unit})")
+        return lines + self._decoded_with(trajectory).lines
 
 
 class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
