@@ -1,8 +1,18 @@
-"""Command lines that messages suggest to the user, quoted so that they can be pasted into a shell."""
+"""Command lines and lines of Python that messages suggest to the user, quoted so that they can be pasted."""
 
 from __future__ import annotations
 
+import json
 import shlex
+
+
+def python_text(text: object) -> str:
+    """Return a text as a literal of Python, in double quotes.
+
+    >>> print(python_text('T "helper" cells'))
+    "T \\"helper\\" cells"
+    """
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def shell_line(verb: str, *arguments: object, **options: object) -> str:

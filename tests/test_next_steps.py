@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shlex
 
+import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scanpy as sc
 from command_line import TINY, run_well
 from conftest import cells
 from tenx import write_10x_mtx
@@ -58,6 +61,41 @@ def test_what_is_said_to_run_next_goes_on_with_the_output(tmp_path, trained):
         *("embed", str(out), "-m", str(trained.model))
     ]
     run_well(*refined)
+
+
+@pytest.mark.parametrize("few_genes", [False, True])
+def test_lines_of_python_run_as_printed(tmp_path, trained, few_genes):
+    """The names of groups and files contain quotes, and no name is a placeholder."""
+    data = tmp_path / 'its "cells".h5ad'
+    adata = ad.read_h5ad(trained.data)
+    adata.obs["kind"] = ('a "' + adata.obs["cell_type"].astype(str) + '" cell').astype("category")
+    adata.write_h5ad(data)
+    asked, group = (data, "-m", trained.model), adata.obs["kind"].cat.categories[0]
+    new = tmp_path / 'new "cells".h5ad'
+    genes = ("--genes", ",".join(adata.var_names[:9])) if few_genes else ("--groupby", "kind")
+    for words in (
+        ("denoise", *asked, *genes),
+        ("score", *asked, "--samples", "2"),
+        ("de", *asked, "--groupby", "kind", "--group", group),
+        ("sample", *asked, "-n", "60", "-o", new),
+        ("embed", *asked),
+    ):
+        (line,) = [line for line in run_well(*words).err.splitlines() if line.startswith("next: ")]
+        names = {"adata": ad.read_h5ad(data), "sc": sc, "anndata": ad}
+        try:
+            exec(line.removeprefix("next: "), names)
+        finally:
+            plt.close("all")
+        if few_genes:
+            return
+
+
+def test_nothing_is_suggested_that_the_data_do_not_allow(copied):
+    """Without a column that groups the cells, there is no plot of denoised counts by group."""
+    adata = ad.read_h5ad(copied.data)
+    del adata.obs["cell_type"], adata.obs["batch"]
+    adata.write_h5ad(copied.data)
+    assert "next: " not in run_well("denoise", copied.data, "-m", copied.model).err
 
 
 @pytest.mark.parametrize("finding", [name for name, advice in ADVICE.items() if advice.command is not None])

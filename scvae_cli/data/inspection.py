@@ -114,7 +114,7 @@ def inspect(
         "n_cells": len(store.cell_names),
         "n_genes": len(store.gene_names),
         "matrices": list(store.matrix_names),
-        "obs": _groupings(store),
+        "obs": groupings(store),
     }
     counts: Counts | None = None
     try:
@@ -155,7 +155,7 @@ def _warn(message: str, hint: str) -> Finding:
     return Finding(level="warn", message=message, hint=hint)
 
 
-def _groupings(store: CellStore) -> dict[str, int]:
+def groupings(store: CellStore) -> dict[str, int]:
     """Return the columns of obs with only a few different values, as a mapping of name to number of values."""
     found = {}
     for key in store.obs_keys:

@@ -18,6 +18,7 @@ from scvae_cli.data.obs_columns import is_missing
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.question import Question
+from scvae_cli.shell_line import python_text
 from scvae_cli.tools.de.comparison import OtherGenes, differential_expression
 from scvae_cli.tools.de.contrast import REST, Contrast
 from scvae_cli.tools.de.donor_columns import warning_of_donors
@@ -223,4 +224,5 @@ class De(Question[DeOptions, DifferentialExpression]):
     def next_step(self, result: DifferentialExpression) -> str:
         # pvals_adj holds the expected false discovery rates.
         cutoff = f", pval_cutoff={self.options.fdr:g}" if result.called.any() else ""
-        return f'sc.get.rank_genes_groups_df(adata, group="{result.contrast.group}", key="{self._key}"{cutoff})'
+        group, key = python_text(result.contrast.group), python_text(self._key)
+        return f"sc.get.rank_genes_groups_df(adata, group={group}, key={key}{cutoff})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -13,9 +12,11 @@ from scvae_cli.data.slots import Slot
 from scvae_cli.errors import DataError
 from scvae_cli.latent.decoding_batch import AVERAGE, OBSERVED, DecodedWith, decoded_with
 from scvae_cli.question import Question
+from scvae_cli.shell_line import python_text
 from scvae_cli.tools.denoise.denoising import Columns, Denoised, denoise
 from scvae_cli.tools.denoise.group_means import FDR, LEAST_CELLS, groups_of
 from scvae_cli.tools.denoise.options import DenoiseOptions
+from scvae_cli.tools.denoise.plotted_genes import plotted_column, plotted_genes
 
 # Largest number of deviating means that are shown on the screen, and largest number in --json.
 _SHOWN, _LISTED = 3, 100
@@ -133,15 +134,21 @@ class Denoise(Question[DenoiseOptions, Denoised]):
             return []
         return ["--groupby COLUMN compares the mean denoised and raw counts of each cell type"]
 
-    def next_step(self, result: Denoised) -> str:
-        column = '"COLUMN"' if self.groupby is None else json.dumps(self.groupby, ensure_ascii=False)
-        layer = f'layer="{self.names.denoised}"'
+    def next_step(self, result: Denoised) -> str | None:
+        session, name = self.session, self.names.denoised
+        column = self.groupby or plotted_column(session.store, session.model.config.data.batch_keys)
+        label_n = self.label_n if column is None or self.groupby is not None else session.labels(column)
+        if column is None or label_n is None:
+            return None
+        genes = plotted_genes(session.counts, label_n, list(map(str, result.columns.genes)))
+        if not genes:
+            return None
+        drawn = f"[{', '.join(map(python_text, genes))}], groupby={python_text(column)}, layer={python_text(name)}"
         if result.columns.in_layer:
-            return f"sc.pl.dotplot(adata, genes, groupby={column}, {layer})"
-        name = self.names.denoised
+            return f"sc.pl.dotplot(adata, {drawn})"
         return (
             f'd = adata[:, adata.uns["{self.names.key_added}"]["denoised_genes"]].copy(); '
-            f'd.layers["{name}"] = d.obsm["{name}"]; sc.pl.dotplot(d, genes, groupby={column}, {layer})'
+            f'd.layers["{name}"] = d.obsm["{name}"]; sc.pl.dotplot(d, {drawn})'
         )
 
 

@@ -13,6 +13,7 @@ from scvae_cli.data.gene_names import gene_names
 from scvae_cli.data.obs_columns import is_missing, read_numbers
 from scvae_cli.errors import DataError
 from scvae_cli.question import Question
+from scvae_cli.shell_line import python_text
 from scvae_cli.tools.embed.coloring import Groups, colorings
 from scvae_cli.tools.embed.embedding import Embedding, embed
 from scvae_cli.tools.embed.options import EmbedOptions
@@ -163,5 +164,5 @@ class Embed(Question[EmbedOptions, Embedding]):
             return f'adata.obs["{self.names.leiden}"].value_counts()'
         columns = [name for name in self.options.color or self._default_color() if name in self.session.store.obs_keys]
         color = self.names.leiden if self.options.leiden else next(iter(columns), None)
-        colored = "" if color is None else f', color="{color}"'
+        colored = "" if color is None else f", color={python_text(color)}"
         return f'sc.pl.embedding(adata, basis="{self.names.umap.removeprefix("X_")}"{colored})'

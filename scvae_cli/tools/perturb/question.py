@@ -15,6 +15,7 @@ from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ModelError
 from scvae_cli.new_cells_question import NewCellsQuestion
+from scvae_cli.shell_line import python_text
 from scvae_cli.tools.perturb.design import design, refuse_explained_away
 from scvae_cli.tools.perturb.label_permutation import N_PERMUTATIONS
 from scvae_cli.tools.perturb.options import PerturbOptions
@@ -145,11 +146,11 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
             )
         ]
 
-    def next_step(self, result: Perturbation) -> str:  # noqa: ARG002
+    def next_step(self, result: Perturbation) -> str | None:  # noqa: ARG002
         output = self.output()
         if output is None:
-            return "-o PREDICTED.h5ad writes the predicted cells"
-        return f'anndata.concat([adata, anndata.read_h5ad("{output}")], label="origin")'
+            return None
+        return f'anndata.concat([adata, anndata.read_h5ad({python_text(output)})], label="origin")'
 
     def facts(self, result: Perturbation) -> dict[str, Any]:
         columns, top = result.changes.columns(), result.top_genes(SHOWN_GENES if result.changed else 0)

@@ -15,6 +15,7 @@ from scvae_cli.data.new_cells import NewCells
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.latent.decoding_batch import AVERAGE, DRAWN, DecodedWith, decoded_with, fixed_covariates
 from scvae_cli.new_cells_question import NewCellsQuestion
+from scvae_cli.shell_line import python_text
 from scvae_cli.tools.sample.agreement import Comparison
 from scvae_cli.tools.sample.batches import decoding_batch
 from scvae_cli.tools.sample.options import SampleOptions
@@ -194,7 +195,8 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         ]
 
     def next_step(self, result: Sampled | Prototype) -> str:  # noqa: ARG002
-        return f'anndata.concat({{"real": adata, "sampled": anndata.read_h5ad("{self.output()}")}}, label="origin")'
+        sampled = f"anndata.read_h5ad({python_text(self.output())})"
+        return f'anndata.concat({{"real": adata, "sampled": {sampled}}}, label="origin")'
 
 
 def _agreement_lines(agreement: dict[str, Any] | None) -> list[str]:

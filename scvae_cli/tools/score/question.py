@@ -64,7 +64,7 @@ class Score(Question[ScoreOptions, Scores]):
         return "\n".join(lines)
 
     def next_step(self, result: Scores) -> str:  # noqa: ARG002
-        return f'the cells that fit the model worst: adata.obs["{self.names.anomaly_score}"].nlargest(20)'
+        return f'adata.obs["{self.names.anomaly_score}"].nlargest(20)'
 
 
 def p_value_sentence(share: float, n_heldout: int, n_anomalies: int) -> str:
