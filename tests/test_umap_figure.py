@@ -181,6 +181,23 @@ def test_a_gene_that_raw_lacks():
         log_expression(open_store(adata), "raw", ["gene_1"])
 
 
+@pytest.mark.parametrize("marks", [[-999.0], [1e9], [-999.0, 9999.0], [-1e6, np.nan]])
+def test_marks_of_missing_values_do_not_flatten_the_color_scale(marks):
+    value_n = np.random.default_rng(0).uniform(20, 65, size=200)
+    expected = coloring_of(value_n)
+    np.testing.assert_array_equal(expected.value_n, value_n)
+    marked_n = np.arange(200) % 3 == 0
+    value_n[marked_n] = np.resize(marks, marked_n.sum())
+    found = coloring_of(value_n)
+    np.testing.assert_array_equal(np.isnan(found.value_n), marked_n)
+    named = [f"{mark:g}" for mark in marks if not np.isnan(mark)]
+    assert set(found.missing.split(", ")) == {*named, *(["no value"] if np.isnan(marks).any() else [])}
+    assert [found.missing] in legends(umap_figure(plane(200), [found]))
+    # A number within reach of the others stays on the scale.
+    value_n[marked_n] = -1.0
+    np.testing.assert_array_equal(coloring_of(value_n).value_n, value_n)
+
+
 def found_in(adata: ad.AnnData, names: list[str], column: str | None = None) -> dict[str, Groups | Values]:
     store = open_store(adata)
     genes = gene_names(store, column)

@@ -47,11 +47,15 @@ class Groups:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """A number for each cell, with the title of the panel and the unit of the color scale; missing values are NaN."""
+    """A number for each cell, with the title of the panel and the unit of the color scale; missing values are NaN.
+
+    `missing` names the values that are not on the color scale.
+    """
 
     title: str
     value_n: np.ndarray
     unit: str = ""
+    missing: str = "no value"
 
 
 def colorings(
@@ -99,13 +103,15 @@ def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Va
     """Read a column of obs as groups or as numbers.
 
     A column of categories, texts, dates or booleans names groups. A column of whole numbers with few different values
-    names groups, too. Columns of other numbers are shown on a color scale.
+    names groups, too. Columns of other numbers are shown on a color scale. A number that is farther from all other
+    numbers than these are from each other, such as -999 for missing values, is left out of the color scale, because all
+    other cells would have one color.
     """
     categories = store.obs_categories(key)
     column = store.obs_column(key)[kept]
     value_n = None if categories is not None else _numbers(column)
     if value_n is not None and not _number_groups(value_n):
-        return Values(title=key, value_n=value_n)
+        return _on_a_scale(key, value_n)
     label_n = labels_of(column)
     present = set(label_n) - {None}
     # pandas sorts categories as texts; any other order was chosen by the user.
@@ -127,6 +133,23 @@ def _numbers(column: np.ndarray) -> np.ndarray | None:
         return None
     value_n = column.astype(np.float64)
     return np.where(np.isfinite(value_n), value_n, np.nan)
+
+
+def _on_a_scale(title: str, value_n: np.ndarray) -> Values:
+    """Return the values of a column, without a smallest or largest number that lies far outside of the others."""
+    distinct = np.unique(value_n[~np.isnan(value_n)])
+    apart: list[float] = []
+    # The smallest number is tested again after the largest, because both may stand for missing values.
+    for end in (0, -1, 0):
+        others = np.delete(distinct, end) if len(distinct) else distinct
+        if len(others) > _MAX_NUMBERED_GROUPS and np.abs(others - distinct[end]).min() > np.ptp(others):
+            apart.append(float(distinct[end]))
+            distinct = others
+    if not apart:
+        return Values(title=title, value_n=value_n)
+    left_n = np.isin(value_n, apart)
+    shown = [f"{value:g}" for value in apart] + (["no value"] if np.isnan(value_n).any() else [])
+    return Values(title=title, value_n=np.where(left_n, np.nan, value_n), missing=", ".join(shown))
 
 
 def _number_groups(value_n: np.ndarray) -> bool:

@@ -161,7 +161,7 @@ class _ValuePanel(_OneColor):
         axes.locator_params(nbins=4)
         axes.set_xlabel(self.values.unit, labelpad=1.5)
         if self.missing_n.any():
-            _draw_legend(figure, [("no value", NO_GROUP)], left + wide * 0.66, top - 0.02, wide * 0.34, 1)
+            _draw_legend(figure, [(self.values.missing, NO_GROUP)], left + wide * 0.66, top - 0.02, wide * 0.34, 1)
 
 
 _Panel = _OneColor | _GroupPanel | _ValuePanel
