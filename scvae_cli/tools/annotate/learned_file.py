@@ -153,7 +153,7 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
 
 
 def _values(labels: StoredLabels) -> np.ndarray | None:
-    """Return the values of labels that are numbers or booleans, which their names contain in full; None for texts."""
+    """Convert label names that are numbers or booleans to values. The result is None if the labels are texts."""
     if labels.kind == "text":
         return None
     parsers: dict[str, Callable[[str], Any]] = {"boolean": _BOOLEANS.get, "integer": int, "number": float}
