@@ -131,7 +131,9 @@ class Embed(Question[EmbedOptions, Embedding]):
             notes.append(f"axes {named} explain nearly the same variance: another training may swap or mix them")
         found = result.umap_leiden
         if found is not None and found.n_neighbors < self.options.n_neighbors:
-            notes.append(f"there are fewer than {self.options.n_neighbors} cells, so all cells are neighbors")
+            notes.append(
+                f"there are fewer than {self.options.n_neighbors} cells, so all cells are neighbors of each other"
+            )
         return notes
 
     def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # the warnings depend on the data alone
