@@ -97,7 +97,7 @@ def posterior_of(
     """
     if tested.sum() < _MIN_GENES:
         raise DataError(
-            f"only {amount(int(tested.sum()), 'gene has', 'genes have')} counts in these cells",
+            f"only {amount(int(tested.sum()), 'gene has', 'genes have')} counts in the compared cells",
             f"the changes of all genes are estimated together, which needs at least {_MIN_GENES} genes",
         )
     estimate_t, error_t = estimate_g[tested], error_g[tested]
@@ -154,7 +154,7 @@ def _by_kind(
 
 
 def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """Return an array over all genes, with the given values for the tested genes and NaN for the others, shape (g,)."""
+    """Return an array over all genes, with the given values for tested genes and NaN for other genes, shape (g,)."""
     values_g = np.full(len(tested), np.nan)
     values_g[tested] = values_t
     return values_g

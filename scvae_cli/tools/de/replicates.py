@@ -231,7 +231,7 @@ def _columns(n_group: int, n_reference: int, design: ReplicateDesign) -> np.ndar
 
 
 def _batch_term(samples: Sequence[np.ndarray], n_group: int, batch_n: np.ndarray) -> np.ndarray | None:
-    """Return the batch of each sample; None if batches cannot be terms, or would leave too few degrees of freedom."""
+    """Return the batch of each sample, or None if batches cannot be terms or would leave too few degrees of freedom."""
     batches = [np.unique(batch_n[cells]) for cells in samples]
     if any(len(of_sample) > 1 for of_sample in batches):
         return None
