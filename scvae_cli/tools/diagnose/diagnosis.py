@@ -221,7 +221,7 @@ def with_trainings(
     train: Train = train_silently,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Add comparisons with further trainings: baselines, and other random seeds.
+    """Train further models, and add comparisons with baselines and with trainings that use other random seeds.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ def with_trainings(
     Raises
     ------
     ScvaeError
-        If a training fails, with the errors of `scvae_cli.training.fit.fit`.
+        If a training fails. The errors are those of `scvae_cli.training.fit.fit`.
     """
     model, counts = model_trained_on(model, counts, train=train)
     return replace(

@@ -89,7 +89,7 @@ def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
 
 
 def gap_verdicts(gaps: Gaps) -> list[Verdict]:
-    """Judge the encoder, and the diagonal Gaussian that approximates the posterior."""
+    """Judge how well the encoder, and a diagonal Gaussian, approximate the posterior of a cell."""
     amortization, variational = gaps.amortization, gaps.variational
     by_encoder, by_family = _level(amortization.percent, AMORTIZATION), _level(variational.percent, VARIATIONAL)
     of_scale = "of the bound" if gaps.scale is None else "of the loss expected for standard normal features"

@@ -139,7 +139,7 @@ class PredictiveCheck:
     variances: GeneStatistic
 
     def values(self) -> dict[str, Any]:
-        """Return the results as plain numbers and arrays."""
+        """Return the statistics of the genes in a dictionary of numbers and arrays."""
         values: dict[str, Any] = {"genes": np.asarray(self.genes, dtype=object), "mean": self.mean_g}
         if self.zeros is not None:
             values["zeros"] = self.zeros.values(self.genes)
