@@ -105,7 +105,7 @@ class Scaling:
     component_gj: np.ndarray
 
     def states(self, cells: Coordinates) -> np.ndarray:
-        """Compute the first view of cells, shape (n, j)."""
+        """Compute the view `state` of cells, the first of the views; shape (n, j)."""
         state_nj: np.ndarray = (cells.state_nj - self.state_center_j) / self.state_scale
         return state_nj
 

@@ -136,7 +136,7 @@ def posterior_of(
 
 
 def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
-    """Return the gene indices of each prior: one prior for all genes, or one for the model's and one for others."""
+    """Return the indices of the genes that share a prior: all genes, or the model's genes and all others separately."""
     kinds = [np.flatnonzero(modeled_t), np.flatnonzero(~modeled_t)]
     if min(map(len, kinds)) < _MIN_GENES_OF_KIND:
         return [np.arange(len(modeled_t))]
@@ -146,7 +146,7 @@ def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
 def _by_kind(
     parts: Sequence[ShrunkEffects], kinds: Sequence[np.ndarray], of: Callable[[ShrunkEffects], np.ndarray]
 ) -> np.ndarray:
-    """Return a number for each tested gene, computed from the posterior that belongs to its prior, shape (t,)."""
+    """Compute a number for each tested gene from the posterior of the genes that share its prior, shape (t,)."""
     values_t = np.empty(sum(map(len, kinds)))
     for part, kind in zip(parts, kinds, strict=True):
         values_t[kind] = of(part)

@@ -83,7 +83,7 @@ class Denoised:
     """Expected counts of n cells.
 
     `rows` holds the expected counts as blocks of rows, float32, shape (n, c), and `columns` says which genes the
-    columns are. A block is computed when it is read, and can be read only once.
+    columns are. Each block of rows is computed when the block is read, and can be read only once.
     """
 
     __repr__ = brief

@@ -125,7 +125,7 @@ class Diagnosis:
         return max((verdict.level for verdict in self.verdicts), key=LEVELS.index)
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers of cells, whether the evaluated cells were held out, β, and the worst level."""
+        """Return numbers of cells, whether they were held out, β (the weight of the KL term) and the worst level."""
         return {name: getattr(self, name) for name in ("n_cells", "n_evaluated", "heldout", "beta", "level")}
 
     def slots(self, names: SlotNames) -> list[Slot]:

@@ -139,7 +139,7 @@ class EmbeddingQuality:
 
 
 def usable_labels(label_n: np.ndarray, *, column: str) -> np.ndarray:
-    """Return the labels with None for every label of fewer than five cells.
+    """Return the labels, in which every label of fewer than five cells is replaced by None.
 
     Raises
     ------
