@@ -118,7 +118,7 @@ class Map(Question[MapOptions, Mapped]):
         )
         lines.append(
             f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that "
-            f"it simulates; {UNEXPLAINED:.0%} are expected by chance"
+            f"the model simulates; {UNEXPLAINED:.0%} are expected by chance"
         )
         return "\n".join(lines)
 
@@ -255,8 +255,8 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     if few:
         warnings.append(
             f"{amount(len(few), 'new batch has', 'new batches have')} fewer than {FEW_CELLS} "
-            f"cells ({_shown(few)}): their effects are uncertain, and shrunk strongly toward those of the other "
-            "batches"
+            f"cells ({_shown(few)}): the effects of such batches are uncertain, and shrunk strongly "
+            "toward those of the other batches"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
     largest = max(result.difference_b, default=0.0)
