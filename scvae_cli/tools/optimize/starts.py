@@ -21,7 +21,7 @@ _NEAREST = 0.5
 
 
 def typical(mean_nk: Tensor, start: Population) -> int:
-    """Return the typical cell of a group: the cell for which the smallest ball holds half of the group."""
+    """Return the typical cell of a group: the center of the smallest ball that contains half of the group."""
     cells = start.candidates()
     mean_mk = mean_nk[torch.as_tensor(cells)].double()
     place = max(int(np.ceil(_NEAREST * len(cells))), 1)

@@ -42,11 +42,17 @@ class Observed:
         return change_g
 
     def mean_change(self, design: Design) -> np.ndarray | None:
-        """Compute the mean change of the other groups, equally weighted; None if no other group has treated cells."""
+        """Compute the mean change of the other groups, with equal weights.
+
+        The result is None if no other group has treated cells.
+        """
         return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
 
     def additive(self, design: Design) -> np.ndarray | None:
-        """Add up the changes under the parts of a combination; None for a single perturbation or an unknown change."""
+        """Add up the changes under the parts of a combination.
+
+        The result is None for a single perturbation, or if the change under a part is unknown.
+        """
         terms = design.additive_terms
         if not terms or not all(term.groups for term in terms):
             return None

@@ -72,7 +72,9 @@ class Shifted:
     def mixed(self, share: float, *, scale: float, of_counts: bool) -> Tensor:
         """Compute expected counts after the shift, shape (m, g), without zero inflation.
 
-        `share` is the share of the mean shift in the mixed log ratio. `scale` multiplies the mixed log ratio.
+        The log ratio of expression after and before the shift is a weighted mean. The observed mean shift of the source
+        groups has the weight `share`, and the log ratio decoded by the model has the weight 1 − `share`. The weighted
+        mean is multiplied by `scale`.
         """
         before_mg, after_mg = self.before.mean_mg, self.after.mean_mg
         if not of_counts:
@@ -112,7 +114,7 @@ class Predictor:
         return [self._mean_log(mean_mg, shifted.after.keep_mg, shifted.library_m) - start_g for mean_mg in means]
 
     def change(self, design: Design, recipe: Recipe) -> np.ndarray:
-        """Predict the change of mean log expression by one recipe, shape (g,)."""
+        """Predict the change of mean log expression by a recipe: a method, a share of the mean shift, and a scale."""
         return self.changes(design, recipe.method, (recipe.mean_shift_share,), scale=recipe.scale)[0]
 
     def agreement(self, design: Design, method: str) -> float:

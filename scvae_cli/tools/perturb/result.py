@@ -282,7 +282,7 @@ class Perturbation:
 
 
 def mean_accuracy(checks: Sequence[Check], what: str = "predicted") -> Accuracy | None:
-    """Compute the mean accuracy of the prediction or of a baseline; None if it is missing in one of the groups."""
+    """Compute the mean accuracy of the prediction or of a baseline; None if the accuracy in some group is missing."""
     found = [getattr(check, what) for check in checks]
     if not found or any(one is None for one in found):
         return None

@@ -139,7 +139,7 @@ def retrained_trials(
 
 
 def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
-    """Choose the recipe with the best mean score over some groups; without groups, the first recipe.
+    """Choose the recipe with the best mean score over some groups, or the first recipe if there are no groups.
 
     If the models were trained without the treated cells, the recipe gets the scale with the smallest squared error over
     the groups. Otherwise, the scale is 1, because models trained on the treated cells do not show how much the changes
@@ -174,9 +174,9 @@ def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
 
 
 def checked(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> list[Check]:
-    """Judge, in each group, the recipe that is chosen in the other groups.
+    """Measure, in each group, the accuracy of the recipe that is most accurate in the other groups.
 
-    If there is only one group, the recipe is both chosen and judged in this group.
+    If there is only one group, the recipe is both chosen and evaluated in this group.
     """
     found = []
     for i, trial in enumerate(trials):

@@ -81,7 +81,10 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
 
 class Bounds(NamedTuple):
-    """Bounds as in `Scores` and fits as in `CellFit`, nats, each of shape (n,); and posterior means, shape (n, k)."""
+    """Bounds on the log-likelihood of cells (see `Scores`), fits to the model (see `CellFit`), and posterior means.
+
+    Bounds and fits are in nats and have shape (n,); the posterior means have shape (n, k).
+    """
 
     elbo: np.ndarray
     iwae: np.ndarray

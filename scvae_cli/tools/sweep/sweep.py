@@ -69,8 +69,8 @@ def sweep(
 ) -> Sweep:
     """Train a model with every value of the varied option, and suggest one of the values.
 
-    If β is varied, the largest β is trained first, and each later run starts from the weights of the previous run. If
-    the number of latent dimensions is varied, every run starts from random weights.
+    If β is varied, the model with the largest β is trained first, and each later training starts from the weights of
+    the previous model. If the number of latent dimensions is varied, every training starts from random weights.
 
     Parameters
     ----------

@@ -173,7 +173,7 @@ def _widths(
 
 
 def _of_means(covariance_tkk: Tensor, var_tk: Tensor) -> Tensor:
-    """Compute the covariance of posterior means: that of posterior samples minus the mean posterior variance."""
+    """Compute the covariance of posterior means: the covariance of samples minus the mean posterior variance."""
     value_tk, vector_tkk = torch.linalg.eigh(covariance_tkk.double() - torch.diag_embed(var_tk.double()))
     result: Tensor = (vector_tkk * value_tk.clamp_min(0)[:, None, :]) @ vector_tkk.transpose(1, 2)
     return result
