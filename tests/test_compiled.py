@@ -223,7 +223,7 @@ def test_optimizer_equals_torchs_clipped_and_averaged(gradient_scale, compiled_w
 
 
 def test_optimizer_takes_bfloat16_gradients_at_their_value():
-    models = [nn.Linear(300, 100) for _ in range(2)]  # more and fewer numbers than one thread gets
+    models = [nn.Linear(300, 100) for _ in range(2)]  # the weights need several threads, the biases one
     models[1].load_state_dict(models[0].state_dict())
     for model, dtype in zip(models, (torch.float32, torch.bfloat16), strict=True):
         torch.manual_seed(0)

@@ -216,7 +216,7 @@ def test_lineages_share_the_trunk_and_part_after_it():
 def test_gene_curves_do_what_their_pattern_says():
     simulation = small(n_genes=500)
     log_gs = np.log(simulation.varm["true_rho_branch_1"])
-    # Proportions also move with the sum of all genes, which the constant genes show.
+    # The proportion of every gene also changes when other genes change. Constant genes show this common shift.
     constant = (simulation.var["true_pattern"] == "constant").to_numpy()
     shift_s = log_gs[constant].mean(0)
     np.testing.assert_allclose(np.diff(log_gs[constant] - shift_s, axis=1), 0, atol=1e-4)

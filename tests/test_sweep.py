@@ -77,7 +77,7 @@ def test_rows_say_what_the_models_say(swept, kept_models, counts):
         assert run.n_latent == model.config.model.n_latent == TINY["n_latent"]
         assert run.epochs == model.facts["epochs"]
         assert model.facts["kept_molecules"] == 0.9
-        # One sample per cell there and 25 samples here, of the same cells.
+        # The training estimates the distortion of the same cells from one sample per cell, the sweep from 25 samples.
         assert run.rate == pytest.approx(model.facts["heldout_kl"], rel=1e-3, abs=1e-4)
         assert run.distortion == pytest.approx(model.facts["heldout_nll"], rel=0.02)
         assert model.config.data.genes is None
@@ -105,7 +105,7 @@ def test_numbers_of_latent_dimensions():
     assert all(run.beta == 1 and run.active_units <= run.n_latent for run in found.runs)
     assert found.suggested >= 3
     assert found.runs[0].excess > 4 * found.runs[0].excess_se
-    # Five dimensions too many cost less than half as much as two dimensions too few.
+    # The loss increases much less with five dimensions too many than with two dimensions too few.
     one, three, eight = found.column("loss")
     assert three - eight < 0.5 * (one - three)
 
@@ -134,7 +134,7 @@ def test_batches_and_few_counts():
 
 def test_the_one_standard_error_rule():
     random = np.random.default_rng(0)
-    cells_n = 100 * random.standard_normal(400)  # a difference that all runs share must not matter
+    cells_n = 100 * random.standard_normal(400)  # differences between cells that all runs share
     more_r = np.array([1.0, 0.0, 0.0, 0.5])
     own_rn = random.standard_normal((4, 400))
     # The losses are equal up to half a standard error of their difference.
@@ -207,7 +207,7 @@ def test_a_training_starts_where_another_ended(counts):
     reached = model.facts["heldout_nll"] + model.facts["heldout_kl"]
     assert abs(warm[0] - reached) < 0.1 * (cold[0] - reached)
     assert min(warm) < reached + 0.02 * (cold[0] - reached)
-    # The model from which the training started has not changed.
+    # The model whose weights started the training has not changed.
     assert all(torch.equal(before[name], tensor) for name, tensor in model.vae.state_dict().items())
 
 

@@ -157,7 +157,7 @@ def test_a_second_writer_waits_and_then_refuses(tmp_path, monkeypatch):
 
 
 def test_a_second_training_of_one_model_is_refused_before_it_reads_the_counts(copied):
-    """Otherwise both trainings would save their state in one file, and neither could be resumed reliably."""
+    """Two trainings of one model at once would save their states in one file, and could not be resumed reliably."""
     saved_state = copied.model.with_name(f".{copied.model.name}.partial")
     saved_state.write_text("of the first training")
     with only_training(copied.model):
