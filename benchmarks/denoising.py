@@ -101,7 +101,7 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
 
 
 class Judge:
-    """The withheld counts, and the true means if they are known.
+    """The withheld counts with which predictions are compared, and the true means if the data are simulated.
 
     Parameters
     ----------
