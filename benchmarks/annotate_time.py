@@ -34,7 +34,7 @@ _DRAWS = 50
 
 
 def main() -> None:
-    """Time the command, and compare its labels with the true ones."""
+    """Measure the time of the command, and compare predicted labels with the true labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--genes", type=int, default=2000)

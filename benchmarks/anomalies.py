@@ -79,7 +79,7 @@ def tree(seed: int) -> sp.csr_matrix:
 
 def contaminated(x_ng: np.ndarray, foreign: sp.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Replace 1% of the cells by each kind; return the cells and the kind of each cell ("" for an unchanged cell)."""
-    # The seed differs from that of the training. Otherwise, the replaced cells would be the held-out cells.
+    # With the seed of the training, the replaced cells would be the held-out cells of the training.
     rng = np.random.default_rng([seed, 1])
     n, result, kind_n = len(x_ng), x_ng.copy(), np.full(len(x_ng), "", dtype=object)
     depth_n, mean_g = x_ng.sum(1), x_ng.sum(0, dtype=np.float64) / x_ng.sum(dtype=np.float64)

@@ -158,7 +158,7 @@ def by_scvi(adata: anndata.AnnData, method: dict[str, Any], factors: tuple[str, 
 
 
 def effects_found(adata: anndata.AnnData, model: Any, effects: dict[str, np.ndarray]) -> dict[str, float]:
-    """Compare decoded effects with the true ones: correlation and slope over the genes."""
+    """Compare decoded effects with the true effects by the correlation and the slope over the genes."""
     import scvae_cli as scvae
 
     def decoded(batch_as: str) -> np.ndarray:

@@ -53,7 +53,7 @@ TREES = {"simulated tree": (2, 10, 1500.0), "simulated line": (1, 11, 5000.0)}
 
 
 def load(name: str) -> tuple[str, anndata.AnnData]:
-    """Read a data set by path, or make a simulated one by name; spike-ins are removed."""
+    """Read a data set by path, or make a simulated data set by name; spike-ins are removed."""
     if name in TREES:
         return name, trajectories_simulated.tree(*TREES[name])
     adata = anndata.read_h5ad(name)

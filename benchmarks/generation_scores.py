@@ -1,4 +1,4 @@
-"""How well can generated cells be distinguished from real ones, in principal components of real cells?
+"""How well can generated cells be distinguished from real cells, in principal components of real cells?
 
 Counts are scaled to one depth, log-transformed and projected on 30 principal components. The components are computed
 from further real cells, which are not compared. (Principal components follow the noise of the cells from which they are

@@ -169,7 +169,7 @@ def test_cells_that_differ_from_labeled_cells_of_their_label_are_found(shares, s
     found = []
     for share in shares:
         label_n = (rng.random(800) < share).astype(int)
-        # The labels lie apart in the first coordinate; a shift of the second one is not a matter of labels.
+        # The labels differ in the first coordinate. A shift of the second coordinate does not depend on the labels.
         x_nj = (
             rng.normal(size=(800, 20)) + np.outer(label_n, np.eye(20)[0] * 5) + np.eye(20)[1] * shift * len(found) / 2
         )
@@ -187,7 +187,7 @@ def test_hidden_labels_are_found(annotated):
     adata, _, kept_n, result = annotated
     right_n = labels_of(result) == adata.obs["cell_type"].astype(str)
     assert right_n[~kept_n].mean() > 0.7
-    # The held-out cells show how well the other cells are predicted.
+    # The accuracy that is measured on labeled cells equals the accuracy of the cells without a label.
     assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
     assert right_n[kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=1e-9)
     np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)

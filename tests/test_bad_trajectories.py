@@ -103,9 +103,9 @@ ROUTES: Refusals = {
 }  # fmt: skip
 
 ORDERS: Refusals = {
-    "no root": (USAGE, "an order needs --root", order()),
+    "no root": (USAGE, "pseudotime needs --root", order()),
     "no column": (USAGE, "--root names a group, so --groupby is needed", order("--root", "stem")),
-    "only an end": (USAGE, "an order needs --root", order("--groupby", "cell_type", "--to", "mature_1")),
+    "only an end": (USAGE, "pseudotime needs --root", order("--groupby", "cell_type", "--to", "mature_1")),
     "two roots": (
         USAGE, "the root was given twice", order("--groupby", "batch", "--root", "batch_1", "--root-cell", "cell_001")
     ),

@@ -50,7 +50,7 @@ def relations(batch, **obs) -> dict[str, str]:
 
 
 def random_batch(random: np.random.Generator, n: int) -> np.ndarray:
-    """Batches of equal sizes, of few cells each, of one cell beside a large one, or of all sizes."""
+    """Draw batches of equal sizes, of few cells each, of one cell each except for a large batch, or of all sizes."""
     return [
         lambda: random.integers(random.integers(2, 10), size=n),
         lambda: random.integers(max(2, n // random.integers(1, 6)), size=n),

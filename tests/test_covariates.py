@@ -298,7 +298,7 @@ def test_values_too_far_from_the_training_are_refused(model, cells):
     adata.obs.loc[adata.obs_names[:3], "age"] = 1e39
     with pytest.warns(ScvaeWarning), pytest.raises(DataError, match=r"age is 1e\+39, too far"):
         scvae.embed(adata, model)
-    # A single cell with such a value must not spoil a training, whether it is held out or not.
+    # An extreme value of a single cell is refused, whether the cell is held out or not.
     for first in range(0, 40, 8):
         adata.obs["age"] = np.random.default_rng(0).normal(size=adata.n_obs)
         adata.obs.iloc[first, adata.obs.columns.get_loc("age")] = 1e160

@@ -94,7 +94,7 @@ def test_planted_changes_are_found():
     assert (found.change_g <= found.high_g)[right].all()
     inside = (found.low_g <= change_g) & (change_g <= found.high_g)
     assert inside.mean() > 0.85
-    # Shrinkage lowers the mean squared error below that of the raw ratio.
+    # Shrunken ratios have a smaller mean squared error than raw ratios.
     assert np.mean((found.change_g - change_g) ** 2) < 0.6 * np.mean((found.raw_g - change_g) ** 2)
     assert found.false_sign_g[right].max() < 0.05
     np.testing.assert_allclose(found.probability_g, -np.expm1(found.log_null_g))

@@ -18,7 +18,7 @@ from scvae_cli.tools.pseudotime.fates import committed, fate_probabilities
 
 
 def chain(m: int) -> sp.csr_matrix:
-    """Nodes in a row, each similar to the one before and the one after."""
+    """Make nodes in a row, each similar to the previous node and to the next node."""
     return sp.diags([np.ones(m - 1), np.ones(m - 1)], [-1, 1]).tocsr()
 
 

@@ -300,7 +300,7 @@ def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
     ("message", "options"),
     [
         ("the root was given twice", {"groupby": "cell_type", "root": "stem", "root_cell": "cell_001"}),
-        ("an order needs root", {"groupby": "cell_type"}),
+        ("pseudotime needs root", {"groupby": "cell_type"}),
         ("root names a group, so groupby is needed", {"groupby": None, "root": "stem"}),
         ("ends names groups, so groupby is needed", {"root_cell": "cell_001", "ends": ["mature_1"]}),
         ("'mature_1' was named twice", {"root": "stem", "ends": ["mature_1", "mature_1"]}),

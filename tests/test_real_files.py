@@ -52,7 +52,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="/\x00."), min_s
 def test_columns_with_a_slash_are_those_that_anndata_reads(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("nested") / "cells.h5ad"
     joined = ["/".join(parts) for parts in names]
-    # In HDF5, no name of a column may be the parent folder of another name.
+    # In an .h5ad file, no name of a column may be the parent folder of another name.
     joined = [one for one in joined if not any(other.startswith(f"{one}/") for other in joined) and one != "_index"]
     adata = cells(12, 10)
     adata.obs = pd.DataFrame(index=adata.obs_names)
@@ -195,7 +195,7 @@ def test_a_genome_must_be_chosen(tmp_path, genome):
     assert refused(tmp_path / "two.h5").hint == "use --genome hg19 or --genome mm10"
     read = read_counts(open_store(tmp_path / "two.h5", genome=genome))
     np.testing.assert_array_equal(read.matrix.toarray(), cells().X.toarray()[:, parts[genome]])
-    # In later versions, both are in one matrix.
+    # Files of later versions of Cell Ranger contain both genomes in one matrix.
     write_10x_h5(tmp_path / "both.h5", cells())
     with h5py.File(tmp_path / "both.h5", "r+") as file:
         file["matrix/features/genome"][...] = np.repeat([b"hg19", b"mm10"], [25, 15])[:40].astype("S6")

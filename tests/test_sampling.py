@@ -367,7 +367,7 @@ def test_refusals_in_python(adata, model, tmp_path):
         scvae.sample(adata, model, 5, batch_as="average")
     with pytest.raises(DataError, match=r"does not end in \.h5ad"):
         scvae.sample(adata, model, 5, output=tmp_path / "new.txt")
-    with pytest.raises(ConfigError, match="plot compares drawn counts"):
+    with pytest.raises(ConfigError, match="plot needs drawn counts"):
         scvae.sample(adata, model, 5, mean=True, plot=tmp_path / "new.png")
     with pytest.raises(ConfigError, match="groupby was given without group"):
         scvae.sample(adata, model, 5, groupby="cell_type")

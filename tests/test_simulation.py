@@ -343,8 +343,8 @@ def test_blocks_must_cover_every_cell(tmp_path):
 
 @pytest.mark.parametrize("room", [1_000, 60_000, 180_000])
 def test_no_room_is_one_line_and_leaves_nothing(tmp_path, room):
-    # A limit on the size of files, enforced by the system. It is tested in a separate process, because HDF5 may crash
-    # on failed writes, and because the limit would also hold for the test runner.
+    # The system limits the size of files in a separate process, because HDF5 may crash on failed writes, and because
+    # the limit would otherwise hold for the test runner, too.
     script = f"""
 import resource, sys
 from pathlib import Path

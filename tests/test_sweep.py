@@ -120,7 +120,7 @@ def test_held_out_cells_decide_where_nothing_can_be_withheld(counts):
 
 
 def test_batches_and_few_counts():
-    """Cells that lose all their molecules are removed; the others are predicted in their own batch."""
+    """Cells that lose all their molecules are removed; each remaining cell is predicted in its batch."""
     adata = tree(n_cells=200, n_genes=60, n_batches=2, depth=40)
     some = counts_of(adata, "batch")
     some = some.cells(some.library_n > 0)
@@ -146,7 +146,7 @@ def test_the_one_standard_error_rule():
     assert last == 2
     assert compare(loss_rn, prefer_last=False)[3] == 1
     assert excess_r[best] == error_r[best] == 0
-    # The error is that of the paired difference, not of the losses themselves.
+    # The standard error is computed from paired differences, and not from the losses of the single runs.
     assert (error_r[[0, 3]] < 0.1).all()
     assert error_r[0] == pytest.approx(np.std(loss_rn[0] - loss_rn[best], ddof=1) / 20)
 
@@ -270,7 +270,7 @@ def test_text_tells_the_suggestion_and_what_to_run_next(bench):
 @pytest.mark.parametrize(
     ("code", "fragment", "options"),
     [
-        (USAGE, "nothing to sweep", []),
+        (USAGE, "no values to sweep", []),
         (USAGE, "both given", ["--beta", "1,2", "--n-latent", "2,3"]),
         (USAGE, "--beta is '0.1,x'", ["--beta", "0.1,x"]),
         (USAGE, "--beta is ''", ["--beta", ""]),

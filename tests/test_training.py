@@ -122,7 +122,7 @@ def test_dropout_is_eased_on_the_best_weights(counts, monkeypatch):
     assert on_best_weights
     assert [norm.dropout for _, norm in encoder.hidden.pairs()] == [TINY["encoder_dropout"] / 2]
     assert decoder.first_norm.dropout == TINY["decoder_dropout"] / 2
-    # The recorded options are the requested ones.
+    # The recorded options equal the requested options.
     assert model.config.model.encoder_dropout == TINY["encoder_dropout"]
     seen.clear()
     run(counts, tiny_config(max_epochs=200, patience=1, eased_dropout=1.0))

@@ -44,7 +44,7 @@ def test_a_small_population_stands_among_its_own(border):
     assert chosen in core(graph, small)
     shares = np.asarray([share(cell) for cell in small])
     np.testing.assert_array_equal(core(graph, small), small[shares >= 0.9 * shares.max()])
-    # The position is the densest one of the core.
+    # The position is that of the cell of the core with the highest density.
     inner = core(graph, small)
     assert chosen == inner[int(density.log_prob(points(x_nk[inner])).argmax())]
 

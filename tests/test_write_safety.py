@@ -82,7 +82,7 @@ def test_signals_wait_for_the_end_of_a_block_and_nest():
         with deferred():
             with deferred():
                 signal.raise_signal(signal.SIGTERM)
-                stop_if_asked()  # a handler that does not end the process is no reason to stop
+                stop_if_asked()  # does not stop, because the handler does not end the process
                 seen.append("inner")
             seen.append("outer")
         assert seen == ["inner", "outer", "handled"]

@@ -251,7 +251,7 @@ def rivals(folder: Path, data: Path, model: Path, rounds: int, writers: int, see
     for number in range(rounds):
         writing.put_back()
         keys = [f"writer{k}" for k in range(writers)]
-        # In every second round, all processes begin at once; in the others, some begin when others have ended.
+        # In every second round, all processes begin at once. In the other rounds, some begin when others have ended.
         delays = [random_delays.random() * 0.5 * (number % 2) for _ in keys]
         running = [_start(data, model, key, delay, folder.parent) for key, delay in zip(keys, delays, strict=True)]
         ended = [_wait(process, errors) for process, errors in running]

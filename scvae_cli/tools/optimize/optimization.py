@@ -3,7 +3,7 @@
 Gradient ascent from the start increases the score up to a local maximum. Gradient ascent from other cells of the group,
 or from the cell with the highest score, may end at a higher maximum. If another maximum is higher, a path from the
 start to this maximum is constructed through regions with cells, across a saddle point of the latent density. Along a
-path across a saddle point, the score need not increase everywhere.
+path across a saddle point, the score may also decrease.
 
 Letters in array shapes: n cells, k latent dimensions, t steps, s starting positions.
 """
@@ -58,14 +58,15 @@ def optimize(
     target: str,
     groups_n: np.ndarray | None,
 ) -> Optimization:
-    """Find a trajectory from a population or a cell along which the score of a gene program increases, and decode it.
+    """Find and decode a trajectory from a population or a cell along which the score of a gene program increases.
 
     Gradient ascent starts at a typical cell of the population. If a cell has a higher score than the end of the path
     from the typical cell, gradient ascent also starts at other cells of the population that are far from each other. In
     all, gradient ascent starts at `options.n_starts` cells of the population. Unless the trajectory is unconstrained,
     gradient ascent also starts at the cell of the region with the highest score. If gradient ascent from another cell
-    ends at a higher maximum, the result is a path from the typical cell across a saddle point to a higher maximum: the
-    highest one that a path of at most the maximum length reaches. The trajectory always starts at the typical cell.
+    ends at a higher maximum, the result is a path from the typical cell to this maximum, across a saddle point. Of
+    several higher maxima, the result reaches the highest one to which a path is not longer than the maximum length. The
+    trajectory always starts at the typical cell.
 
     Parameters
     ----------

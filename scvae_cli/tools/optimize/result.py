@@ -1,4 +1,4 @@
-"""An optimized trajectory with the score of every step, and the slots of an AnnData to which both are written.
+"""An optimized trajectory with the score of every step, and the slots of an AnnData that contain the result.
 
 Letters in array shapes: t steps, f genes of the file.
 """
@@ -68,7 +68,7 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First step from which on all scores exceed the score of every cell; None if there is no such step."""
+        """First of the final steps whose scores all exceed the score of every cell; None if there are no such steps."""
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None

@@ -201,7 +201,7 @@ def design(
 
 
 def refuse_explained_away(design: Design, batch_n: np.ndarray, batch_key: str) -> None:
-    """Refuse a model with batches if no batch holds both control and treated cells.
+    """Raise a ModelError if no batch of the model contains both control and treated cells.
 
     A model whose batches separate control from treated cells removes the perturbation as a batch effect.
     """

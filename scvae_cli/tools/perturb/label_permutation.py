@@ -94,7 +94,8 @@ def _kept(library_n: np.ndarray, treated_n: np.ndarray, batch_n: np.ndarray) -> 
     """Compute the fraction of each cell's molecules to keep, shape (n,).
 
     Within each batch, the library sizes of treated and of control cells are compared quantile by quantile. A cell is
-    thinned to the smaller of the treated and control library sizes at its quantile.
+    thinned to the smaller of two library sizes: the library sizes of treated and of control cells at the cell's
+    quantile.
     """
     kept_n = np.ones(len(library_n))
     for batch in np.unique(batch_n):

@@ -74,8 +74,8 @@ class Observed:
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Compute each gene's mean share of a cell's counts, and the squared standard error of this mean.
 
-        The mean is over a group's cells under a label. For real numbers, the numbers themselves are averaged. The mean
-        and its squared error have shape (g,).
+        The mean is taken over the cells of a group that have a given label. For real-valued data, the values of a gene
+        are averaged instead of the shares. The mean and its squared error have shape (g,).
         """
         if (group, label) not in self._shares:
             rows = design.rows(group, label)

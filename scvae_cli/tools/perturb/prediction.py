@@ -6,7 +6,8 @@ expression rate after the shift to the rate before. A decoder predicts smoothed 
 mixed with the mean shift. The mean shift is the mean log ratio of treated to control expression that was observed in
 the source groups. The share of the mean shift in the mixture is chosen by predicting groups whose treated cells are
 left out. The mixed log ratio is applied to the target's own expression profile: the decoded rates of each gene, scaled
-so that their mean over the control cells equals the observed mean. For real numbers, differences replace log ratios.
+so that their mean over the control cells equals the observed mean. For real-valued data, differences are used instead
+of log ratios.
 
 Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
 of each group, the mixed log ratio is multiplied by the scale with which these models predict the left-out cells best.
@@ -118,7 +119,7 @@ class Predictor:
         return self.changes(design, recipe.method, (recipe.mean_shift_share,), scale=recipe.scale)[0]
 
     def agreement(self, design: Design, method: str) -> float:
-        """Compute the correlation between the changes predicted by the model alone and by the mean shift alone."""
+        """Correlate the change predicted by the model alone with the change predicted by the mean shift alone."""
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
@@ -270,8 +271,9 @@ class Predictor:
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
         """Compute the observed mean shift of one term of the predicted change, shape (g,).
 
-        For a term of the target alone, the shift of the target is pooled with the shifts of the other groups. For any
-        other term, the result is the mean over the groups of the term, with more weight on groups near the target.
+        If the term is the change of the target group alone, the shift of the target is pooled with the shifts of the
+        other groups. Otherwise, the result is the mean over the groups of the term, with more weight on groups near the
+        target.
         """
         groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]

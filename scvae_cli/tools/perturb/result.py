@@ -197,14 +197,14 @@ class Perturbation:
 
     @property
     def changed(self) -> bool:
-        """Whether a change was detected in the groups from which it is learned; if not, the prediction is no change."""
+        """Whether a change was detected in the groups from which it is learned; if not, the predicted change is 0."""
         return any_changed(self.tests)
 
     @property
     def no_better_than_mean(self) -> bool:
         """Whether the prediction is no more accurate in the checked groups than the mean change of the other groups.
 
-        The prediction is more accurate if the mean difference of the scores exceeds its standard error.
+        The prediction counts as more accurate if the mean difference of the scores exceeds its standard error.
         """
         if self.recipe.method == MEAN:
             return True

@@ -104,7 +104,7 @@ def _rows_sum_to_one(weight: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def _stopped(steps: sp.csr_matrix, stop_me: np.ndarray) -> np.ndarray:
-    """Compute where walks stop, the solution x of x = steps · x + stop, shape (m, e).
+    """Compute the probabilities with which walks stop at each end: the solution x of x = steps · x + stop, (m, e).
 
     Nodes are sorted along the order, so most steps are above the diagonal of the matrix. The upper triangle is solved
     exactly and serves as the preconditioner, so GMRES needs few iterations.

@@ -164,9 +164,9 @@ def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progre
 def calibrated_for_samples(density: LatentDensity, z_ck: Tensor) -> LatentDensity:
     """Return the density with the off-manifold score calibrated on posterior samples instead of posterior means.
 
-    A posterior sample lies farther from the center than a posterior mean. Along every latent axis that carries no
-    information about the cells, the distance is larger by about one standard deviation of the prior. If the score were
-    calibrated on posterior means, nearly every draw would lie in a hole.
+    A posterior sample lies farther from the center than a posterior mean. Along a latent axis that carries no
+    information about the cells, posterior means lie near 0, and posterior samples vary as much as the prior. If the
+    score were calibrated on posterior means, nearly every draw would lie in a hole.
     """
     return replace(density, heldout_nll=(-_log_prob(density, z_ck)).sort().values)
 

@@ -10,13 +10,13 @@ How well the decoder explains the counts of a cell depends on the library size a
 counts, and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all
 simulated cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated
 cells, as functions of library size and batch. The mean and standard deviation of the term of the counts also depend on
-the latent position. For each term, it is computed by how many standard deviations the term of the cell is below its
-mean. The anomaly score of the cell combines the results for the two terms (Stouffer's method). The p-value of the cell
-is the share of the simulated cells with the same anomaly score or a higher one. Because scores are relative to the
-library size, a cell of any library size can be compared with all simulated cells. Very small p-values are extrapolated:
-a tail distribution is fitted to the excesses of the highest scores over a threshold, as for permutation tests with few
-permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without extrapolation, no cell could be
-significant after adjustment for testing many cells.
+the latent position. Each term of a cell is standardized: the term is subtracted from its mean, and the difference is
+divided by the standard deviation. The anomaly score of the cell combines the two standardized terms (Stouffer's
+method). The p-value of the cell is the share of the simulated cells with the same anomaly score or a higher one.
+Because scores are relative to the library size, a cell of any library size can be compared with all simulated cells.
+Very small p-values are extrapolated: a tail distribution is fitted to the excesses of the highest scores over a
+threshold, as for permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211).
+Without extrapolation, no cell could be significant after adjustment for testing many cells.
 
 Letters in array shapes: n cells, k latent dimensions, b batches, f inputs of the regression on
 library size, batch and latent position, m excesses.
@@ -174,8 +174,8 @@ class Calibration:
     def p_value(self, score_n: np.ndarray) -> np.ndarray:
         """Compute the share of the simulated cells with the same score or a higher one, shape (n,).
 
-        Shares above 5% are counted, with the cell itself counted as one of the simulated cells. Smaller shares are
-        computed from the tail distribution that was fitted to the highest scores.
+        Shares above 5% are computed by counting simulated cells, and the cell itself counts as one more simulated cell.
+        Smaller shares are computed from the tail distribution that was fitted to the highest scores.
         """
         n_simulated = len(self._ascending)
         below_n = np.searchsorted(self._ascending, score_n, side="left")

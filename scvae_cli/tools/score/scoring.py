@@ -38,7 +38,7 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
         log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S.
 
-    In this formula, p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
+    The density p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
 
     The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains the counts of the cell, and −KL(q ‖
     density), how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares the fit of each

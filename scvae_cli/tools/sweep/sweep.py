@@ -10,7 +10,8 @@ information, a model predicts the withheld molecules badly. Every prediction com
 the cell's own counts. If predictions did not use the cell's own counts, a latent space that memorizes the noise of
 every cell would appear best.
 
-The rate–distortion curve comes from the same trainings, so it describes only the molecules that were not withheld.
+The models of the rate–distortion curve are trained without the withheld molecules, so the curve does not describe all
+molecules.
 
 Letters in array shapes: n cells, g genes, r runs.
 """

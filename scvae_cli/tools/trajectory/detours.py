@@ -1,7 +1,7 @@
 """Four signs that a trajectory is implausible.
 
-The trajectory returns to an earlier state, has a gap without cells, passes groups that are farther from the start than
-the end is, or goes back along a known order of the cells.
+A trajectory is implausible if it returns to an earlier state, has a gap without cells, passes groups that are farther
+from the start than the end is, or goes back along a known order of the cells.
 
 Letters in array shapes: n cells, t steps, g genes, j nearest cells.
 """

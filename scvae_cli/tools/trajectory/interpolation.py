@@ -136,7 +136,10 @@ def _groups_beyond(
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
-    """Find the step at which a trajectory turns, in the first order along which it goes back; None if it never does."""
+    """Find the step at which a trajectory turns, in the first order along which it goes back.
+
+    The result is None if the trajectory goes back along none of the orders.
+    """
     for root, time_n in orders:
         if np.isfinite(time_n[trajectory.steps.nearest_tj]).all():
             step = earliest_step(trajectory.steps.nearest_tj, time_n)

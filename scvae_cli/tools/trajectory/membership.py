@@ -134,7 +134,7 @@ def project(points_nd: Tensor, path_td: Tensor) -> tuple[np.ndarray, np.ndarray]
 
 
 def _states(geometry: Geometry, mean_nk: Tensor, points_tk: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Compute decoded states of the cells and the steps on the directions of largest variance, (n, d) and (t, d)."""
+    """Project the decoded states of cells, (n, d), and of steps, (t, d), on the directions of largest variance."""
     some_sk = mean_nk[:: -(-len(mean_nk) // _DIRECTION_CELLS)]
     step_tg = coordinates(geometry, points_tk)
     some_sg = torch.cat([coordinates(geometry, some_sk), step_tg])
@@ -157,8 +157,8 @@ def _widths(
     likely each component is at the step, minus the posterior variance `var_tk` of the cells around the step. In the
     metric M = LLᵀ of the decoder, the squared distance of posterior means from the step is a quadratic form with the
     matrix A = LᵀCL. The distribution of the squared distance is close to a gamma distribution with the same mean tr A
-    and variance 2 tr A² (Satterthwaite 1946). Beside the trajectory, only the part of A perpendicular to the trajectory
-    counts.
+    and variance 2 tr A² (Satterthwaite 1946). The width beside the trajectory is computed only from the part of A that
+    is perpendicular to the trajectory.
     """
     device = geometry.vae.reference_library.device
     metric_tkk = geometry.metric(points_tk.to(device)).cpu().double()
@@ -180,7 +180,10 @@ def _of_means(covariance_tkk: Tensor, var_tk: Tensor) -> Tensor:
 
 
 def _quantile(form_tkk: Tensor) -> np.ndarray:
-    """Compute the distance that contains the fraction HELD of the points, for quadratic forms of normal variables."""
+    """Compute the distance within which the fraction HELD of the points lies.
+
+    The squared distances are quadratic forms of normal variables.
+    """
     mean_t = torch.diagonal(form_tkk, dim1=1, dim2=2).sum(1).clamp_min(1e-30).numpy()
     square_t = form_tkk.square().sum((1, 2)).clamp_min(1e-60).numpy()
     freedom_t = mean_t**2 / square_t
@@ -189,7 +192,7 @@ def _quantile(form_tkk: Tensor) -> np.ndarray:
 
 
 def _nearest_cells(state_nd: Tensor, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Find the nearest cells of some cells by decoded state, without the cells themselves, shape (rows, j).
+    """Find the nearest other cells of some cells, by distances of decoded states, shape (rows, j).
 
     If there are very many cells, the nearest cells are looked up among a random subset.
     """
