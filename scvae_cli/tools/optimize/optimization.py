@@ -65,7 +65,7 @@ def optimize(
     all, gradient ascent starts at `options.n_starts` cells of the population. Unless the trajectory is unconstrained,
     gradient ascent also starts at the cell of the region with the highest score. If gradient ascent from another cell
     ends at a higher maximum, the result is a path from the typical cell to this maximum, across a saddle point. Of
-    several higher maxima, the result reaches the highest one to which a path is not longer than the maximum length. The
+    several higher maxima, the result leads to the highest one that a path of at most the maximum length reaches. The
     trajectory always starts at the typical cell.
 
     Parameters

@@ -6,9 +6,9 @@ for the latent position. The symbol q means the posterior of the cell, and "dens
 cells in latent space. The two terms are evaluated separately, because the term of the counts varies between cells by
 tens of nats by chance. In a sum of the two terms, the term of the counts would hide the term of the position.
 
-How well the decoder explains the counts of a cell depends on the library size and on the cell's state: cells with few
-counts, and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all
-simulated cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated
+How well the decoder explains the counts of a cell depends on the library size and on the state of the cell. Cells with
+few counts, and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with
+all simulated cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated
 cells, as functions of library size and batch. The mean and standard deviation of the term of the counts also depend on
 the latent position. Each term of a cell is standardized: the term is subtracted from its mean, and the difference is
 divided by the standard deviation. The anomaly score of the cell combines the two standardized terms (Stouffer's

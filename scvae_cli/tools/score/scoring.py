@@ -40,9 +40,9 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
     The density p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
 
-    The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains the counts of the cell, and −KL(q ‖
-    density), how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares the fit of each
-    cell with the fit of simulated cells.
+    The fit of a cell has two parts. E_q[log p(x|z)] measures how well the decoder explains the counts of the cell.
+    −KL(q ‖ density) measures how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares
+    the fit of each cell with the fit of simulated cells.
 
     Parameters
     ----------

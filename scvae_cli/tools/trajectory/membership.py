@@ -5,8 +5,8 @@ are Fisher–Rao distances between decoded states. Distances in latent space are
 latent dimensions in use equally wide: unrelated cells are hardly farther away than the cells of the same population. A
 cell belongs to the trajectory in two cases:
 
-1. The cell lies in the tube. The width of the tube at a step is computed from the covariance of the components of the
-   latent density at the step, minus the posterior variance of the cells around the step, in the metric of the decoder.
+1. The cell lies in the tube. The width of the tube at a step is computed from the covariance of posterior means around
+   the step, in the metric of the decoder.
 2. The cell lies in the cloud around an end of the trajectory. The cloud contains the cells of the end's population that
    form one normal distribution with the cells in the tube. Most populations extend beyond the point where a trajectory
    ends.
@@ -153,12 +153,12 @@ def _widths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the width of the tube at every step, beside the trajectory and beyond its ends, each of shape (t,).
 
-    C is the covariance of posterior means around a step: the covariance of the density's components, weighted by how
-    likely each component is at the step, minus the posterior variance `var_tk` of the cells around the step. In the
-    metric M = LLᵀ of the decoder, the squared distance of posterior means from the step is a quadratic form with the
-    matrix A = LᵀCL. The distribution of the squared distance is close to a gamma distribution with the same mean tr A
-    and variance 2 tr A² (Satterthwaite 1946). The width beside the trajectory is computed only from the part of A that
-    is perpendicular to the trajectory.
+    The matrix C is the covariance of posterior means around a step. To compute C, the covariances of the components of
+    the density are averaged, weighted by how likely each component is at the step. The posterior variance `var_tk` of
+    the cells around the step is then subtracted. In the metric M = LLᵀ of the decoder, the squared distance of
+    posterior means from the step is a quadratic form with the matrix A = LᵀCL. The distribution of the squared distance
+    is close to a gamma distribution with the same mean tr A and variance 2 tr A² (Satterthwaite 1946). The width beside
+    the trajectory is computed only from the part of A that is perpendicular to the trajectory.
     """
     device = geometry.vae.reference_library.device
     metric_tkk = geometry.metric(points_tk.to(device)).cpu().double()
