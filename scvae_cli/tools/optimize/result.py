@@ -38,8 +38,8 @@ class Optimization:
     toward, away
         Genes to increase and genes to decrease. If the score is a function, `toward` contains the name of the function.
     score_t
-        Score of every step. The score of a gene program is in standard deviations over the cells. A function given as
-        `toward` returns the score itself.
+        Score of every step. The score of a gene program is in standard deviations over the cells. If `toward` is a
+        function, the score is the value of the function.
     best_score, best_cell
         Highest score of all cells, and the name of the cell with this score. Cells are scored at their posterior means.
     share_below

@@ -64,7 +64,7 @@ def perturb(
     options
         Method, whether the prediction is checked with retrained models, and whether counts are drawn.
     cells
-        Posteriors q(z|x) of the n cells; computed if None.
+        Posteriors q(z|x) of the n cells. If `cells` is None, the posteriors are computed.
     follow
         Function that is given a title and the events of a training, runs the training, and returns the last event.
 

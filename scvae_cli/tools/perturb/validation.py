@@ -113,7 +113,7 @@ def retrained_trials(
     Raises
     ------
     DataError
-        If the model has batches and the data has no batches. Also raises the errors of `fit`.
+        If the model has batches and the data has no batches. The errors of `fit` are raised, too.
     """
     if model.conditioned and counts.batch is None and counts.covariates is None:
         data = model.config.data

@@ -96,7 +96,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     Raises
     ------
     DataError
-        For an unknown batch.
+        If the batch is unknown.
     ConfigError
         If a library size is requested from a model of real-valued data.
     """

@@ -83,8 +83,9 @@ def sample(
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the
         same batch if the data has cells of this batch. `batch_as` "drawn" draws batches in proportion to their numbers
-        of training cells; KEY=VALUE fixes one of several covariates, and the others are drawn. With a group, "observed"
-        and "drawn" take the library size and the batch of the real cell whose posterior was sampled.
+        of training cells; KEY=VALUE fixes one of several covariates, and all other covariates are drawn. If a group is
+        sampled, "observed" and "drawn" take the library size and the batch of the real cell whose posterior was
+        sampled.
     group
         The cells of `options.group`, whose posteriors are sampled.
 

@@ -174,8 +174,9 @@ def described(
         The trajectory, and all trajectories of the bundle, in the coordinates of the networks. `bundle_ptk` is None
         without a bundle.
     ends
-        Populations at the start and at the end, whose cells may belong to the trajectory although they lie beyond its
-        ends. The entry of an end is None if the end is a single cell, or all cells of a time point.
+        Populations at the start and at the end of the trajectory. Cells of these populations may belong to the
+        trajectory although they lie beyond its ends. The entry of an end is None if the end is a single cell, or all
+        cells of a time point.
     seed
         Random seed of the posterior samples from which the 5% and 95% quantiles of the expected counts are computed.
     library, batch_as, name, kind, labels, endpoint, couple
