@@ -2,15 +2,15 @@
 
     p(x_g|z) = N(μ_g(z), σ_g²)
 
-σ_g is either learned for each feature or fixed to one value for all features. The network computes a standardized value
-u, and μ = mean + sd · u. In this formula, mean and sd are the mean and the standard deviation of a feature over the
-training cells. Because u is standardized, one learning rate works for features of any scale. The Fisher information of
-μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y is the isometric coordinate that `geometry.py`
-defines.
+The standard deviation σ_g is either learned for each feature or fixed to one value for all features. The network
+computes a standardized value u, and the mean is μ = m + s · u, where m and s are the mean and the standard deviation of
+a feature over the training cells. Because u is standardized, one learning rate works for features of any scale. The
+Fisher information of μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y is the isometric coordinate that
+`geometry.py` defines.
 
-Real numbers have neither a library size nor zero inflation. The methods accept arguments for library size and zero
-inflation only because the methods for counts have the same signatures. For real numbers, the arguments for library size
-and zero inflation have no effect.
+Real numbers have neither a library size nor zero inflation. Methods for real numbers have arguments for library size
+and zero inflation only because the methods for counts have the same signatures. For real numbers, the arguments for
+library size and zero inflation have no effect.
 
 Letters in array shapes: n cells, m tangent vectors, g features, h hidden units.
 """
@@ -120,7 +120,7 @@ class NormalOutput(NamedTuple):
     log_sd_g: Tensor
 
     def shifted(self, gene_shift_ng: Tensor) -> NormalOutput:
-        """Return a copy of the output in which the means are shifted by multiples of the features' scales."""
+        """Return a copy of the output in which `gene_shift_ng` times the scale of a feature is added to each mean."""
         return self._replace(unit_ng=self.unit_ng + gene_shift_ng)
 
     def mean_nll(self, cells: Minibatch) -> Tensor:
