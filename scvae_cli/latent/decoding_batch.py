@@ -1,4 +1,4 @@
-"""The batch in which latent positions are decoded: `--batch-as`.
+"""The batch in which latent positions are decoded, which the option `--batch-as` chooses.
 
 Letters in array shapes: b batches, r effects.
 """
@@ -24,16 +24,16 @@ AVERAGE = "average"
 
 
 def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mixture | None:
-    """Return the batches over which decoded counts are averaged, or None if `batch_as` equals `usual`.
+    """Return the batches over which decoded counts are averaged, or None if `batch_as` equals the default `usual`.
 
     For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, `batch_as`
-    fixes some covariates (see `fixed_covariates`), and decoded counts are averaged over the other covariates as they
-    occur in the training cells.
+    fixes some covariates (see `fixed_covariates`). Covariates that are not fixed have the same values as in the
+    training cells, and decoded counts are averaged over these values.
 
     Raises
     ------
     DataError
-        If the model does not have the batch.
+        If the model has no batch with the name `batch_as`.
     """
     if batch_as == usual:
         return None
@@ -56,7 +56,7 @@ def one_batch(model: Model, batch_as: str, *, usual: str) -> str:
     Raises
     ------
     DataError
-        If the model does not have the batch.
+        If the model has no batch with this name.
     """
     batch = matching(batch_as, model.batches)
     for key in model.config.data.batch_keys:
@@ -157,7 +157,7 @@ def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
 
 
 def far_values(model: Model, batch_as: str | None) -> list[str]:
-    """Return warnings of continuous keys that `--batch-as` fixes far outside the range of the training values.
+    """Return a warning for each continuous key that `--batch-as` fixes far outside the range of the training values.
 
     Raises
     ------
@@ -215,5 +215,5 @@ def _number(key: str, text: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise DataError(f"--batch-as fixes {key} at {text!r}", f"{key} takes a number, since it is a continuous key")
+        raise DataError(f"--batch-as fixes {key} at {text!r}, which is not a number", f"give a number for {key}")
     return value
