@@ -27,8 +27,9 @@ def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mi
     """Return the batches over which decoded counts are averaged, or None if `batch_as` equals the default `usual`.
 
     For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, `batch_as`
-    fixes some covariates (see `fixed_covariates`). Covariates that are not fixed have the same values as in the
-    training cells, and decoded counts are averaged over these values.
+    fixes some covariates (see `fixed_covariates`). Decoded counts are averaged over the categories of batch keys that
+    are not fixed, with the proportions of the training cells. Continuous keys that are not fixed have their mean
+    values.
 
     Raises
     ------
@@ -56,7 +57,7 @@ def one_batch(model: Model, batch_as: str, *, usual: str) -> str:
     Raises
     ------
     DataError
-        If the model has no batch with this name.
+        If the model has no batch that `batch_as` names.
     """
     batch = matching(batch_as, model.batches)
     for key in model.config.data.batch_keys:
@@ -88,8 +89,8 @@ class Fixed:
     def rows(self, index_n: np.ndarray) -> np.ndarray:
         """Return the rows of the design matrix for some combinations of the training, shape (n, r).
 
-        Fixed categories replace those of the combinations. Continuous keys that are not fixed have their mean values.
-        For a model without batch keys, the result has one row.
+        Fixed categories replace the categories of the combinations. Continuous keys that are not fixed have their mean
+        values. For a model without batch keys, the result has one row.
         """
         design = self.design
         if not design.batch_keys:
@@ -162,7 +163,7 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
     Raises
     ------
     DataError
-        In the same cases as `fixed_covariates`.
+        If `fixed_covariates` raises a DataError for `batch_as`.
     """
     if model.vae.design is None or batch_as in (None, AVERAGE, "observed", "drawn"):
         return []

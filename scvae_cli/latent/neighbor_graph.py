@@ -181,9 +181,9 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
 
 
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:
-    """Remove each node from its own neighbors.
+    """Remove each node from the list of its neighbors.
 
-    If a node is not among its own neighbors, because there are many identical nodes, the farthest neighbor is removed.
+    If a node is not in the list of its neighbors, because many nodes are identical, the farthest neighbor is removed.
     """
     itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True

@@ -155,7 +155,7 @@ def strata(model: Model, counts: Counts) -> np.ndarray | None:
     """Return an index of each cell's batch, or of each cell's combination of categories, shape (n,).
 
     Two cells have the same index if and only if their batches, or combinations, are equal. The indices may differ from
-    those of the model. The result is None for a model without batches.
+    the batch indices of the model. The result is None for a model without batches.
     """
     if not model.batches or counts.batch is None:
         return None

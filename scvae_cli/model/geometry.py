@@ -18,10 +18,10 @@ produce. Lengths of paths in latent space follow from the metric M(z) = J_yᵀJ_
 means μ are computed at one library size and averaged over batches. Zero inflation is ignored, because zero inflation is
 a technical effect.
 
-The derivatives J_y·v of y along latent directions v (tangent vectors) are computed by explicit formulas for each layer.
-Forward-mode differentiation in torch is not used, because it would import torch's compiler, which takes a second.
+The derivatives J_y·v of y along latent directions v are computed by explicit formulas for each layer. Forward-mode
+differentiation in torch is not used, because it would import torch's compiler, which takes a second.
 
-Letters in array shapes: n points, m tangent vectors at each point, k latent dimensions, h hidden units, g genes.
+Letters in array shapes: n points, m directions at each point, k latent dimensions, h hidden units, g genes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Geometry:
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute isometric coordinates y at latent points, and their derivatives J_y·v along tangent vectors v.
+        """Compute isometric coordinates y at latent points, and their derivatives J_y·v along directions v.
 
         The coordinates have shape (n, g), the derivatives (m, n, g). The results are differentiable.
         """
@@ -68,7 +68,7 @@ class Geometry:
             mean_ng = mean_ng + part_ng
             tangent_mng = tangent_mng + d_part_mng
         y_ng = head.isometric(mean_ng)
-        # The slope of the isometric coordinate is needed only if there are tangent vectors.
+        # The slope of the isometric coordinate is needed only if there are directions.
         return y_ng, tangent_mng * head.isometric_slope(mean_ng) if len(v_mnk) else tangent_mng
 
     @torch.no_grad()

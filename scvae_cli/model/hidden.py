@@ -1,6 +1,6 @@
 """Hidden layers: a linear map, normalization within each cell, SiLU (the activation function) and dropout.
 
-Letters in array shapes: n cells, h hidden units, m tangent vectors per cell.
+Letters in array shapes: n cells, h hidden units, m directions per cell.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class NormalizedHidden(nn.Module):
         return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
 
     def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute hidden units without dropout, and their changes along tangent vectors d of the input.
+        """Compute hidden units without dropout, and their changes along directions d of the input.
 
         The results are differentiable.
         """

@@ -198,17 +198,17 @@ class CountHead(nn.Module):
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors d, shape (m, n, g)."""
+        """Compute logits of the genes, shape (n, g), and their changes along directions d, shape (m, n, g)."""
         weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
         return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
 
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to expected counts, and its change along tangent vectors.
+        """Compute the contribution of one batch to expected counts, and its change along directions.
 
         Expected counts are averaged over batches. `share` is the weight of the batch, by which the expected counts of
-        the batch are multiplied. The contribution has shape (n, g), and the changes along m tangent vectors have shape
+        the batch are multiplied. The contribution has shape (n, g), and the changes along m directions have shape
         (m, n, g).
         """
         proportion_ng = torch.softmax(logits_ng, dim=1)
@@ -286,9 +286,9 @@ class CountOutput(NamedTuple):
 
         A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x,
         the distribution of m is Gamma(θ + x, θ + μ), with the mean (θ + x) / (θ + μ). A technical zero, that is, a zero
-        from zero inflation, says nothing about m, so the factor of a technical zero is 1. If `with_zero_inflation` is
-        True, the factor of a technical zero is 0. Whether a zero is technical is not known, so the factors of technical
-        and other zeros are averaged, weighted by their probabilities.
+        from zero inflation, contains no information on the rate, so the factor of a technical zero is 1. If
+        `with_zero_inflation` is True, the factor of a technical zero is 0. Whether a zero is technical is not known, so
+        the factors of technical and other zeros are averaged, weighted by their probabilities.
         """
         if self.log_theta_g is None:
             return torch.ones_like(self.logits_ng)
@@ -380,7 +380,7 @@ class Decoder(nn.Module):
         return output if shift_ng is None else output.shifted(shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors v, shape (m, n, g).
+        """Compute logits of the genes, shape (n, g), and their changes along directions v, shape (m, n, g).
 
         `batch` holds the index of each cell's batch, or the weights that `BatchEffect` takes. Dropout is not applied.
         The result is differentiable.

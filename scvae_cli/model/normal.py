@@ -12,7 +12,7 @@ Real numbers have neither a library size nor zero inflation. Methods for real nu
 and zero inflation only because the methods for counts have the same signatures. For real numbers, the arguments for
 library size and zero inflation have no effect.
 
-Letters in array shapes: n cells, m tangent vectors, g features, h hidden units.
+Letters in array shapes: n cells, m directions, g features, h hidden units.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class NormalHead(nn.Module):
         return NormalOutput(unit_ng, self.centre_g, self.scale_g, self.log_sd_g)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the output u, shape (n, g), and the changes of u along tangent vectors d, shape (m, n, g)."""
+        """Compute the output u, shape (n, g), and the changes of u along directions d, shape (m, n, g)."""
         unit_ng: Tensor = self.outputs(h_nh)
         return unit_ng, d_mnh @ self.outputs.weight.T
 
@@ -84,10 +84,10 @@ class NormalHead(nn.Module):
         share: float,
         library: Tensor | float,  # noqa: ARG002  # all heads have this argument
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to the means, and its change along tangent vectors.
+        """Compute the contribution of one batch to the means, and its change along directions.
 
         Means are averaged over batches. `share` is the weight of the batch, by which the means of the batch are
-        multiplied. The contribution has shape (n, g), and the changes along m tangent vectors have shape (m, n, g).
+        multiplied. The contribution has shape (n, g), and the changes along m directions have shape (m, n, g).
         """
         return share * (self.centre_g + self.scale_g * unit_ng), share * self.scale_g * d_unit_mng
 

@@ -1,9 +1,9 @@
 """Saving the state of a training between epochs, and resuming the training from this state.
 
 A resumed training gives the same result as an uninterrupted training, bit for bit. The state of a training is saved in
-one file next to the folder of the future model. The file begins with a line of JSON; the weights follow in the
-safetensors format. The file with the saved state is replaced in one step, so that it always contains the complete state
-of one epoch. The saved state of a training is removed when the trained model is saved.
+one file next to the folder of the future model. The file begins with a line of JSON; weights and optimizer state follow
+in the safetensors format. The file with the saved state is replaced in one step, so that it always contains the
+complete state of one epoch. The saved state of a training is removed when the trained model is saved.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def only_training(model_folder: Path) -> Iterator[None]:
 def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:
     """Hash all inputs of a training that determine the trained weights.
 
-    These inputs are the data, the configuration, and the weights from which the training starts. The hash does not
-    depend on the device. The hash depends on the number of CPU threads, because this number determines the order in
-    which numbers are added and therefore the rounding errors.
+    The hash is computed from the data, the configuration, and the weights from which the training starts. The hash does
+    not depend on the device. The hash depends on the number of CPU threads, because the number of threads determines
+    the order in which numbers are added, and therefore the rounding errors.
     """
     settings = config.as_dict()
     settings["compute"] = {"threads": torch.get_num_threads(), "precision": config.compute.precision}

@@ -7,7 +7,7 @@ each step. One training step is recorded as a CUDA graph (a fixed sequence of GP
 operations are repeated for every step. `torch.compile` can also compile the training step. The CPU reads the losses of
 one segment of steps after it has started the next segment, so that the GPU always has work.
 
-The tests run the same training steps on a CPU, without a CUDA graph.
+On a CPU, the training steps run without a CUDA graph, so that the tests can run the steps on a CPU.
 
 Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors of the
 optimizer.
@@ -50,7 +50,7 @@ class Plan:
 
 
 class Losses:
-    """The losses of a segment of training steps, which are copied from the device while the host continues."""
+    """The losses of a segment of training steps, which are copied from the device while the CPU continues."""
 
     def __init__(self, loss_s: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None

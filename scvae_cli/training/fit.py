@@ -51,7 +51,7 @@ CHECKPOINT_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Event: the training is about to start. The fields describe the data and the settings of the training.
+    """Event: the training is about to start. The fields of `Prepared` describe the data and settings of the training.
 
     Parameters
     ----------

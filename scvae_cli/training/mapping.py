@@ -122,8 +122,8 @@ def typical_difference(
 
     The log ratio of observed to expected counts of a gene varies by chance with the variance 1/I, where I is the Fisher
     information of the counts on their log mean. The estimated variance τ² of the true differences is the value for
-    which r² / (τ² + 1/I) has the mean 1 over the genes (Paule & Mandel 1982, doi:10.6028/jres.087.022). In this
-    formula, r is the log ratio of a gene.
+    which r² / (τ² + 1/I) has the mean 1 over the genes, where r is the log ratio of a gene (Paule & Mandel 1982,
+    doi:10.6028/jres.087.022).
 
     Parameters
     ----------

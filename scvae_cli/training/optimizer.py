@@ -5,9 +5,9 @@ saved. The averaged weights are about as good as weights after a decay of the le
 at any step. Training therefore needs no planned step at which the learning rate is lowered.
 
 On a CPU, a compiled loop visits each parameter once, and updates the moments, the parameter and its running average.
-Plain torch would need a dozen loops over the parameters. On other devices the optimizer uses plain torch. A GPU can
-record an optimizer step in plain torch once and repeat the recorded operations (a CUDA graph), because the numbers that
-differ between steps (`Factors`) can be tensors.
+Plain torch would need a dozen loops over the parameters. On a GPU, the optimizer uses plain torch. A GPU can record an
+optimizer step in plain torch once and repeat the recorded operations (a CUDA graph), because the numbers that differ
+between steps (`Factors`) can be tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scvae_cli.parallel import by_address, use_threads
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
 AVERAGED_STEPS = 100
-# An average over the weights of every fifth step is as good as one over all steps, and costs almost no time.
+# An average over the weights of every fifth step is as good as an average over all steps, and takes almost no time.
 AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
 # Parameters with fewer than SMALL numbers are updated by one thread, because starting more threads would take longer.

@@ -30,8 +30,8 @@ MAX_HELDOUT_CELLS = 10_000
 def as_modelled(counts: Counts, config: RunConfig) -> Counts:
     """Return the data as counts or as real numbers, depending on the likelihood.
 
-    Counts can also be modeled as real numbers. Raises a DataError if the likelihood describes counts and the data are
-    real numbers.
+    If the likelihood describes real numbers, counts are treated as real numbers too. Raises a DataError if the
+    likelihood describes counts and the data are real numbers.
     """
     if config.model.of_counts:
         if counts.real:
