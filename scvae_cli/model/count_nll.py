@@ -11,7 +11,7 @@ log-probability
 
 where [x = 0] is 1 for a count of zero, and 0 otherwise. The derivatives of L are
 
-    ∂L/∂η = (x − wμ)/(1+r)      ∂L/∂a = σ(−a) − w      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ))
+    ∂L/∂η = (x − wμ)/(1+r),      ∂L/∂a = σ(−a) − w,      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ)).
 
 The mean μ is the library size times the softmax of the logits over genes. Let d_g be ∂L/∂η of gene g. The derivative of
 the log-probability of a cell with respect to the logit of gene g is then d_g − softmax_g · Σ d, with the sum over all

@@ -3,7 +3,7 @@
 The decoder's output for a cell is shifted by a sum of effects. The sum of effects contains one effect for the cell's
 category in each batch key. For each continuous key, the sum contains an effect times the cell's standardized value:
 
-    shift = Σ_q effect[category of the cell in batch key q] + Σ_v (value_v − mean_v) / sd_v · effect_v
+    shift = Σ_q effect[category of the cell in batch key q] + Σ_v (value_v − mean_v) / sd_v · effect_v.
 
 The shifts of all cells are the product of the design matrix D (cells × effects) with the effects. A row of D holds 1
 for each category of the cell, 0 for other categories, and the standardized values of the continuous keys. Combinations

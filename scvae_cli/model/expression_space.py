@@ -3,7 +3,7 @@
 The same distance in latent space may be a small or a large change of expression, depending on the position. Neighbors,
 clusters and UMAPs are therefore better computed in expression space. The expression of a cell in gene g is
 
-    e_g = y_g(z) + w · r_g
+    e_g = y_g(z) + w · r_g.
 
 - **y** is the decoded state of the cell: the expected count, transformed so that a count has a standard deviation of 1
   (the isometric coordinate of `scvae_cli.model.geometry`). The expected count is decoded from the posterior mean, at
@@ -19,10 +19,10 @@ clusters and UMAPs are therefore better computed in expression space. The expres
 
 The embedding has two kinds of axes.
 
-- The first axes of the embedding are the principal components of y over the training cells, on which e is projected.
-  The components of y are used, because most components of e would follow the noise in the residuals of the training
-  cells. Along components that follow the noise of the training cells, new cells would have only a quarter of the
-  variance and lie apart from the training cells.
+- The first axes of the embedding are the principal components of y over the training cells, on which the expression e
+  is projected. The components of y are used, because most components of e would follow the noise in the residuals of
+  the training cells. Along components that follow the noise of the training cells, new cells would have only a quarter
+  of the variance and lie apart from the training cells.
 - The last axes of the embedding are random directions, on which the residuals are projected. The projected residuals
   contain noise of equal strength in all cells. Leiden clustering finds communities in a graph of neighbors. Without
   noise, neighbors lie in order along the manifold of the decoder, and at scanpy's default resolution a cell type is

@@ -1,6 +1,6 @@
 """The likelihood of real numbers: every feature is normal around a mean that the decoder computes.
 
-    p(x_g|z) = N(μ_g(z), σ_g²)
+    p(x_g|z) = N(μ_g(z), σ_g²).
 
 The standard deviation σ_g is either learned for each feature or fixed to one value for all features. The network
 computes a standardized value u, and the mean is μ = m + s · u, where m and s are the mean and the standard deviation of
