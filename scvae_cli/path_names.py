@@ -11,7 +11,8 @@ from pathlib import Path
 
 from scvae_cli.errors import ConfigError
 
-# Number of bytes that are reserved for suffixes such as ".partial", which a model folder has while it is written.
+# Number of bytes that are reserved for a suffix such as ".partial", which is added to the name of a model folder while
+# the folder is written.
 FOR_A_MODEL = 40
 
 
