@@ -388,7 +388,7 @@ TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
     "shape": (_large_shape, "{} has shape 2,147,483,646 × 120, but there are 40 features"),
     "few bytes are stored": (_few_stored, "{}/data declares 17,179,869,184 bytes"),
     "a part twice": (_hidden_twin, "one is {}/z/indices"),
-    "a group within itself": (_group_within_itself, "{}/z has another name"),
+    "a group within itself": (_group_within_itself, "{}/z has two names"),
 }
 
 
