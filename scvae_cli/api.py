@@ -44,7 +44,7 @@ class PythonShell:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Yield a function that always returns False.
+        """Yield a function that says whether a stop was requested; the function always returns False.
 
         No request to stop is needed, because Ctrl-C stops a Python function with a KeyboardInterrupt.
         """

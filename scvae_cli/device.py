@@ -188,10 +188,10 @@ def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def bound_spinning() -> None:
     """Limit how long idle CPU threads occupy their core before they sleep. Call this function before torch is imported.
 
-    By default, the idle threads of torch (OpenMP) wait in a loop forever. A training that takes 10 s alone then takes
-    minutes while another training runs. On an idle machine, the limit is longer than the pauses between the
-    computations of a training, so the limit costs no time. While other processes are running, a shorter limit is set,
-    because a training is then faster.
+    By default, idle threads of torch (OpenMP) wait in a loop and occupy a CPU core forever. A training that takes 10 s
+    alone then takes minutes while another training runs. On an idle machine, the limit is longer than the pauses
+    between the computations of a training, so the limit costs no time. While other processes are running, a shorter
+    limit is set, because a training is then faster.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0
@@ -201,8 +201,8 @@ def bound_spinning() -> None:
 def _keep_freed_memory() -> None:
     """Make the C library keep freed memory for reuse instead of returning the memory to the operating system at once.
 
-    Every training step frees and allocates the same temporary arrays of several megabytes. The operating system would
-    provide returned memory again in pages of 4 KiB, which takes time.
+    Every training step frees and allocates the same temporary arrays of several megabytes. If freed memory were
+    returned, the operating system would provide the memory again in pages of 4 KiB, which takes time.
     """
     import ctypes
     import sys

@@ -148,8 +148,8 @@ class Question(Generic[AnyOptions, Result]):
     def made_of(self) -> dict[str, Any] | None:
         """Return the options from which the automatic name of the result was made.
 
-        The function `refuse_another` compares these options with the options of earlier results. The return value is
-        None if the user chose the name of the result, or if results of the command have no names.
+        The function `refuse_another` compares the options of the new result with the options of earlier results. The
+        return value is None if the user chose the name of the result, or if results of the command have no names.
         """
         return None
 

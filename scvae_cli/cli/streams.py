@@ -93,8 +93,9 @@ class Streams:
 def replace_streams() -> Streams:
     """Replace standard output and standard error of this process.
 
-    A closed stream is first connected to the null device, which discards all data. Otherwise, the operating system
-    would give the number of the closed stream to a data file, and messages would be written into the data file.
+    A closed stream is first connected to the null device, which discards all data. Without the null device, the
+    operating system would give the number of the closed stream to a data file, and messages would be written into the
+    data file.
     """
     register_plain_characters()
     for descriptor in range(3):

@@ -326,7 +326,7 @@ def _is_no_chance(joint: sp.csr_matrix) -> bool:
 
 
 def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums, n: float) -> float:
-    """Return how many standard deviations `observed` lies below the mean over all random assignments of the cells.
+    """Return how many standard deviations `observed` lies below its mean over all random assignments of the cells.
 
     For each pair of cells, two functions of the pair are multiplied; `observed` is the sum of the products over all
     pairs. `groups` and `differences` are the sums of the two functions, and `n` is the number of cells. The result is 0

@@ -287,7 +287,7 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:
-    """Find a value that is not a raw count; return the reason and its index, or None if all values are raw counts.
+    """Find a value that is not a raw count; return the reason and the value's index, or None if all are raw counts.
 
     With `real`, the values must be finite and not too large for float32. With `fractions`, the values must be finite
     and not negative. Values very close to a whole number, and negative values very close to 0, are always accepted. The

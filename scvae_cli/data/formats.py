@@ -54,7 +54,8 @@ class ForeignFile(AnnDataStore):
         if output is None:
             raise ConfigError(f"{self.path} is {self.kind}, so results cannot be written into it", "use -o OUT.h5ad")
         if output.resolve() == self.path.resolve():
-            raise ConfigError(f"{output} is the input, {self.kind}", "choose another file with -o OUT.h5ad")
+            message = f"{output} is the input file, and results cannot be written into {self.kind}"
+            raise ConfigError(message, "choose another file with -o OUT.h5ad")
         check_new_file(output, force=force)
         check_writable(output)
 

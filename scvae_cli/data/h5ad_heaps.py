@@ -2,7 +2,7 @@
 
 HDF5 stores texts in parts of the file that are called global heaps, and reads the texts of a heap one after the other.
 If the stored size of a text was overwritten by zeros, HDF5 never reaches the next text. The module therefore checks all
-heaps before HDF5 reads them. Large files are not checked, because the check would take too long.
+texts of a file before HDF5 reads the texts. Large files are not checked, because the check would take too long.
 
 The layout of a heap is described in the HDF5 File Format Specification, section III.E.
 """

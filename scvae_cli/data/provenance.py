@@ -23,10 +23,10 @@ def provenance(
 ) -> Slot:
     """Create the record of one run of a command. The record lists all slots that the run writes.
 
-    If an earlier run of the same name wrote slots that this run does not replace, the record lists the old slots
-    separately, each with the hash of the model that gave the old result. A warning names the slots with old results,
-    because users could mistake old results for results of this run. `store` is None if the slots are written to a new
-    file.
+    An earlier run of the same name may have written slots that this run does not replace. The record lists the slots
+    with old results separately, each with the hash of the model that gave the old result. A warning names the slots
+    with old results, because users could mistake old results for results of this run. `store` is None if the slots are
+    written to a new file.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}
@@ -47,7 +47,7 @@ def _plain(value: object) -> object:
     """Convert numpy's numbers, which a Python caller may pass as options, to Python's numbers."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"a record cannot contain a {type(value).__name__}")
+    raise TypeError(f"the record of a result cannot contain a {type(value).__name__}")
 
 
 # Entries that every record of scvae has. If a value in uns lacks one of these entries, the user wrote the value.

@@ -92,8 +92,8 @@ class Segment:
     def send_in_turn(self) -> None:
         """From now on, copy data between training steps, and not in parallel with the steps.
 
-        Call this method after the recording of a step has failed. After a failed recording, torch may not free memory
-        that has been used by two streams (queues of GPU operations).
+        Call this method after the recording of a step has failed. After a failed recording, torch may fail to free
+        memory that two streams (queues of GPU operations) have used.
         """
         self._side = None
 

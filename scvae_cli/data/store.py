@@ -103,7 +103,7 @@ def category_order(column: Any) -> list[str] | None:
 
 
 def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:
-    """Raise a DataError unless exactly one column is called `key`.
+    """Raise a DataError if no column is called `key`, or if several columns are called `key`.
 
     `group` is "obs" or "var", and `keys` are the names of all columns of the data frame `group`.
     """

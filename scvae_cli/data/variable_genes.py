@@ -38,7 +38,7 @@ def most_variable(
     variance_per_batch = variances(groups) or variances([cells])
     if not variance_per_batch:
         raise DataError(
-            "highly variable genes could not be computed: too few different means and variances of genes",
+            "highly variable genes could not be computed: the genes have too few different means and variances",
             "use --genes all, or --genes @FILE with your own list",
         )
     spread_bg = np.stack(variance_per_batch)
