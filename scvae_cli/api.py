@@ -25,7 +25,7 @@ from scvae_cli.verbs import VERBS
 
 
 class PythonShell:
-    """The `Shell` (interface to the user) of the Python API, which shows only warnings, as Python warnings.
+    """The `Shell` (interface to the user) of the Python API: it issues Python warnings, and shows no other messages.
 
     Warnings name the arguments of the Python function of `verb` instead of command-line flags.
     """

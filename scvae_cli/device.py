@@ -176,8 +176,8 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
 def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Return whether the CPU has instructions that multiply bfloat16 (16-bit) numbers, which torch does not report.
 
-    The instructions belong to the instruction sets AMX or AVX-512 of Intel CPUs, or to AVX-512 of AMD CPUs (from Zen 4
-    on). With these instructions, the matrix products of a training are four times as fast in bfloat16 as in float32.
+    Instructions for bfloat16 products belong to AMX or AVX-512 of Intel CPUs, and to AVX-512 of AMD CPUs from Zen 4 on.
+    With AMX or AVX-512, the matrix products of a training are four times as fast in bfloat16 as in float32.
     """
     if not cpuinfo.exists():
         return False

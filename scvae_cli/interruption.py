@@ -41,7 +41,7 @@ class Interruption(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Context manager that delays SIGINT, SIGTERM and SIGHUP: their handlers are called after the block.
+    """Context manager that delays SIGINT, SIGTERM and SIGHUP: their handlers are called after the `with` block.
 
     Nested `with` blocks are allowed; signals are handled after the outermost block. Signals that the process ignores
     remain ignored. Outside the main thread, no signal is delayed, because Python runs signal handlers only in the main
@@ -116,7 +116,7 @@ def message() -> str:
 
 
 def end_on_signals() -> None:
-    """Make signals end this process with a message from now on. Signals that the process ignores remain ignored."""
+    """Make signals such as Ctrl-C end this process with a message. Signals that the process ignores remain ignored."""
     global _process
     _process = os.getpid()
     for number in SIGNALS:

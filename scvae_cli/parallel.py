@@ -53,7 +53,7 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
 
     def call(_: Any, pointer: Any, *given: Any) -> Any:
         if given not in types:
-            raise errors.TypingError(f"{function.__name__} takes {types}, not {given}")
+            raise errors.TypingError(f"{function.__name__} takes arguments of the types {types}, not {given}")
 
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             kind = context.call_conv.get_function_type(numba.types.none, given)

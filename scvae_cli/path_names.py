@@ -44,4 +44,6 @@ def name_too_long(error: BaseException) -> ConfigError | None:
     if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
         return None
     name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else ""
-    return ConfigError(f"the name {name[:20]}... has {len(os.fsencode(name))} bytes, which is too long", "shorten it")
+    return ConfigError(
+        f"the name {name[:20]}... has {len(os.fsencode(name))} bytes, which is too long", "choose a shorter name"
+    )

@@ -38,7 +38,7 @@ def parse_json(content: bytes | str) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > _DIGITS:
-        raise ValueError(f"a number has more than {_DIGITS} digits")
+        raise ValueError(f"a number in the JSON text has more than {_DIGITS} digits")
     return int(digits)
 
 

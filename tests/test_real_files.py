@@ -384,7 +384,7 @@ TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
     "negative index": (_bad_index(-5), "an index of {} is out of range"),
     "index beyond the features": (_bad_index(983_040), "an index of {} is out of range"),
     "too few pointers": (_short_pointers, "{}/indptr has 120 values instead of 121"),
-    "pointers fall": (_falling_pointers, "the pointers of {} do not rise"),
+    "pointers fall": (_falling_pointers, "the pointers (indptr) of {} do not rise"),
     "shape": (_large_shape, "{} has shape 2,147,483,646 × 120, but there are 40 features"),
     "few bytes are stored": (_few_stored, "{}/data declares 17,179,869,184 bytes"),
     "a part twice": (_hidden_twin, "one is {}/z/indices"),

@@ -40,7 +40,7 @@ def check_stored(item: h5py.Dataset) -> h5py.Dataset:
     if not isinstance(item, h5py.Dataset):
         raise ValueError(f"{item.name} is a group, not an array")
     if item.dtype.itemsize > _LONGEST_VALUE:
-        raise ValueError(f"{item.name} declares values of {item.dtype.itemsize:,} bytes each")
+        raise ValueError(f"{item.name} declares values of {item.dtype.itemsize:,} bytes, which is too long")
     declared = item.dtype.itemsize
     for length in item.shape or ():
         declared *= int(length)

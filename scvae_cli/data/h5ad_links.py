@@ -36,8 +36,8 @@ def refuse_outside(item: h5py.Group | h5py.Dataset, title: str) -> None:
             for source in dataset.virtual_sources():
                 if not _has_source(dataset, source.file_name, source.dset_name):
                     raise DataError(
-                        f"{title}: {dataset.name} is a virtual dataset, and its source {source.file_name!r} is missing",
-                        "put the source where the file expects it, or write the file again with anndata",
+                        f"{title}: {dataset.name} takes its values from {source.file_name!r}, which is missing",
+                        "put the missing file into the same folder, or write the data again with anndata",
                     )
 
 

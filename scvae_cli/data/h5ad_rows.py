@@ -72,7 +72,7 @@ def _pointers(item: h5py.Group, n: int) -> np.ndarray:
     check_vector(item["indices"], stored)
     indptr = whole_numbers(check_vector(item["indptr"], n + 1)[:], "indptr").astype(np.int64)
     if indptr[0] != 0 or indptr[-1] > stored or (np.diff(indptr) < 0).any():
-        raise ValueError(f"the pointers of {item.name} do not rise from 0 to the number of its values")
+        raise ValueError(f"the pointers (indptr) of {item.name} do not rise from 0 to the number of its values")
     return indptr
 
 

@@ -1,4 +1,4 @@
-"""Inspection of data before training: their content, and the errors and warnings that training would give."""
+"""Inspection of data before training: what the data contain, and which errors and warnings training would give."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def inspect(
 ) -> Inspection:
     """Check data as a training does, but without stopping at the first problem.
 
-    The options have the same meaning as in `read_counts`. Raises a DataError if the file cannot be read.
+    The parameters have the same meaning as in `read_counts`. Raises a DataError if the file cannot be read.
     """
     findings: list[Finding] = []
     seen: dict[str, Any] = {

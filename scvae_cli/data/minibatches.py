@@ -251,7 +251,7 @@ def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
 def even_batches(order: np.ndarray, size: int) -> list[np.ndarray]:
     """Split a sequence of cells, in order, into minibatches of nearly equal size, with at most `size` cells each.
 
-    The last minibatch is therefore never much smaller than the other minibatches.
+    The last minibatch is never much smaller than the other minibatches.
 
     >>> [len(batch) for batch in even_batches(np.arange(129), 64)]
     [43, 43, 43]

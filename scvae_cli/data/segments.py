@@ -36,7 +36,7 @@ class DenseCells(NamedTuple):
 
 
 class Segment:
-    """Device memory for `size` minibatches, each with `n_cells` cells of a table.
+    """Memory on a device, such as a GPU, for `size` minibatches with `n_cells` cells each.
 
     If the matrix of the table is on the device, cells are read from this matrix. If the matrix is not on the device,
     the rows of a segment are copied to the device while the device processes the previous segment.
@@ -98,7 +98,7 @@ class Segment:
         self._side = None
 
     def send(self, room: Tensor, values: np.ndarray) -> None:
-        """Copy values to the first rows of a tensor on the device, after all operations that were queued before."""
+        """Copy values to the first rows of a tensor on the device, after all earlier operations of the device."""
         arriving = torch.from_numpy(np.ascontiguousarray(values))
         if self._side is not None:
             # In a separate stream, the copy runs in parallel with the current steps.
