@@ -38,7 +38,7 @@ class Flag:
         Name, help text and placeholder of the flag on the command line.
     repeated
         Whether the flag may be left out or given several times. A flag that is not `repeated` must be given if any
-        other flag of the same field is given.
+        other flag of the same option is given.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Declared:
         Range of a number. The bounds `least` and `most` are allowed values; the bounds `above` and `below` are not
         allowed values.
     choices
-        Allowed words, for a field that takes a word or a number.
+        Allowed words, for an option that takes a word or a number.
     takes
-        Description of the allowed values for the hint of an error. If the description is empty, one is made from the
-        type and the range of the option.
+        Description of the allowed values for the hint of an error. If the description is empty, a description is
+        made from the type and the range of the option.
     metavar, shown_default
         Placeholder for the value, and text for the default, in `--help`.
     parse

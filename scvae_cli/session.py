@@ -68,7 +68,7 @@ class Session:
     genes
         Names and symbols of the model's genes.
     progress
-        Shows the progress of long computations.
+        Function that shows the progress of long computations.
     """
 
     store: CellStore

@@ -29,7 +29,7 @@ def parse_json(content: bytes | str) -> Any:
     for _ in range(_DEPTH):
         for text in level:
             if isinstance(text, str):
-                text.encode()  # a lone surrogate raises a UnicodeEncodeError, which is a ValueError
+                text.encode()  # half of a character raises a UnicodeEncodeError, which is a ValueError
         level = [inner for outer in level for inner in _within(outer)]
         if not level:
             return value

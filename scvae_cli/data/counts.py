@@ -55,7 +55,7 @@ class Counts:
     Parameters
     ----------
     matrix
-        CSR, float32, without explicit zeros. Raw counts are non-negative integers; real numbers are finite.
+        CSR matrix of float32 without stored zeros. Raw counts are non-negative integers; real numbers are finite.
     cell_names, gene_names, batch
         Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
         With several batch keys, a batch is a combination of their categories.

@@ -35,7 +35,7 @@ def keep_metadata(descriptor: int, of: Path) -> list[str]:
 
 def new_file_mode() -> int:
     """Return the permissions of a new file: reading and writing, unless a setting of the user (umask) forbids them."""
-    # A process can read its umask only by setting another umask, for which the strictest umask is used.
+    # A process can read its umask only by setting another umask. The strictest umask is therefore set for a moment.
     umask = os.umask(0o777)
     os.umask(umask)
     return 0o666 & ~umask

@@ -77,7 +77,8 @@ def open_store(data: AnnData | Path | str, *, genome: str | None = None, modalit
         An AnnData, or the path of an .h5ad, .h5mu, .zarr or 10x .h5, or of a 10x mtx folder. The format is recognized
         by the content, not by the name.
     genome, modality
-        Genome to read from a 10x .h5, and modality to read from an .h5mu; None if the file has only one.
+        Genome to read from a 10x .h5, and modality to read from an .h5mu; None if the file has only one genome or
+        modality.
 
     Raises
     ------

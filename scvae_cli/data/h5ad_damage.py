@@ -128,6 +128,6 @@ def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # h5py returns bytes that are not UTF-8 as lone surrogates
+    except UnicodeEncodeError:  # h5py returns bytes that are not UTF-8 as invalid characters
         return False
     return True

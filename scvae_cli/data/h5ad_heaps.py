@@ -36,7 +36,7 @@ def _check_heap(content: mmap.mmap, start: int) -> None:
     _, version, length = _HEADER.unpack_from(content, start)
     end = start + length
     if version != _VERSION or end > len(content):
-        return  # HDF5 refuses such a heap, or the bytes are not a heap
+        return  # HDF5 refuses the heap, or the bytes are not a heap
     at = start + _HEADER.size
     while at + _OBJECT.size <= end:
         index, _, size = _OBJECT.unpack_from(content, at)

@@ -210,7 +210,7 @@ def values_by_label(column: np.ndarray, names: Sequence[str]) -> np.ndarray | No
     >>> values_by_label(np.array(["2", "1"], dtype=object), ["1", "2"]) is None
     True
     """
-    import pandas as pd  # only here: it takes time to import
+    import pandas as pd  # pandas is imported only here, because the import takes time
 
     found: dict[str | None, Any] = {}
     for value in pd.unique(column):

@@ -14,7 +14,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-# Number of cells gathered at once for a shuffled pass: large enough that the overhead of gathering is negligible.
+# Number of cells that are collected at once in a pass over shuffled cells. With this number, the overhead of collecting
+# the cells is negligible.
 GATHERED_CELLS = 4096
 
 
@@ -101,7 +102,7 @@ class CellTable:
     real
         Whether the values are real numbers; the library size of every cell is then 1.
     label_n
-        Index of the label of each row, −1 for rows without one; None if no labels are known.
+        Index of the label of each row, −1 for rows without a label; None if no labels are known.
 
     Attributes
     ----------

@@ -101,7 +101,7 @@ class Segment:
         """Copy values to the first rows of a tensor on the device, after all earlier operations of the device."""
         arriving = torch.from_numpy(np.ascontiguousarray(values))
         if self._side is not None:
-            # In a separate stream, the copy runs in parallel with the current steps.
+            # In a separate stream (queue of GPU operations), the copy runs in parallel with the current steps.
             with torch.cuda.stream(self._side):
                 arriving = arriving.pin_memory().to(room.device, non_blocking=True)
             now = torch.cuda.current_stream(room.device)

@@ -47,8 +47,8 @@ class Slot:
         The AnnData mapping ("obs", "var", "obsm", "varm", "layers" or "uns"), and the name of the element in this
         mapping. In "uns", the name may be a path with "/" between the keys of nested dicts.
     value
-        A numeric array, a `pandas.Categorical`, a string, an array of strings (uns only), a number, a dict of these, or
-        (layers and obsm only) a `RowBlocks`.
+        A numeric array, a `pandas.Categorical`, a string, an array of strings (uns only), a number, a dict of such
+        values, or (layers and obsm only) a `RowBlocks`.
     may_lack
         Whether the value may contain NaN for missing values. Results for cells that were left out are always NaN.
     """

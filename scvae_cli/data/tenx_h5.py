@@ -24,7 +24,8 @@ def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
     Parameters
     ----------
     genome
-        Genome to read. If None, the only genome is read, or all genomes of a file of Cell Ranger 3 or later.
+        Genome to read. If None, all genomes of a file of Cell Ranger 3 or later are read, or the only genome of a file
+        of Cell Ranger 2.
     version_2
         Whether the file has a separate matrix for each genome, as files of Cell Ranger 2 have.
 

@@ -50,7 +50,7 @@ def draw_zinb(
     maybe = np.flatnonzero(coarse_ng < bound_ng)
     row, gene = np.divmod(maybe.astype(np.int32) if mu_ng.size < 2**31 else maybe, n_genes)
     mu = mu_ng.ravel()[maybe].astype(np.float64)
-    # The float32 uniform numbers lie on a grid of 2⁻²⁴; adding second uniform numbers fills the gaps down to 2⁻⁷⁷.
+    # The uniform float32 numbers are multiples of 2⁻²⁴. A second uniform number fills the gaps, down to 2⁻⁷⁷.
     u = coarse_ng.ravel()[maybe] + rng.random(maybe.size) * 2.0**-24
     u /= keep[gene] if keep.ndim == 1 else keep.ravel()[maybe]
     theta = np.asarray(theta_g, np.float64)[gene]
