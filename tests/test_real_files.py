@@ -169,7 +169,7 @@ def test_a_format_is_recognized_by_its_content(tmp_path, name):
         with pytest.raises(ConfigError, match="-o OUT"):
             store.check_destination([], output=None, force=True)
         if (tmp_path / name).suffix == ".h5ad":  # never into the input, which has more
-            with pytest.raises(ConfigError, match="another name"):
+            with pytest.raises(ConfigError, match="another file"):
                 store.check_destination([], output=tmp_path / name, force=True)
 
 
