@@ -243,7 +243,7 @@ def test_a_damaged_cache_of_numba_is_mended(size, tmp_path, monkeypatch):
 
 
 def test_a_saved_state_with_wrong_numbers_is_refused(bench, monkeypatch):
-    """The hash says that the state belongs to this training, as in a forged one."""
+    """The hash of the saved state is correct although the numbers are wrong, as in a forged state."""
     from scvae_cli.training import fit as fitting
 
     with monkeypatch.context() as patch:
