@@ -169,7 +169,7 @@ def test_a_format_is_recognized_by_its_content(tmp_path, name):
         with pytest.raises(ConfigError, match="-o OUT"):
             store.check_destination([], output=None, force=True)
         if (tmp_path / name).suffix == ".h5ad":  # results must not replace the input
-            with pytest.raises(ConfigError, match="another name"):
+            with pytest.raises(ConfigError, match="another file"):
                 store.check_destination([], output=tmp_path / name, force=True)
 
 
@@ -219,7 +219,7 @@ def test_several_samples_in_a_folder_are_named(tmp_path):
         (tmp_path / sample).rmdir()
     error = refused(tmp_path)
     assert "GSM1_, GSM2_" in error.message
-    assert "folder of its own" in error.hint
+    assert "a separate folder" in error.hint
 
 
 # Formats that are not read
@@ -384,11 +384,11 @@ TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
     "negative index": (_bad_index(-5), "an index of {} is out of range"),
     "index beyond the features": (_bad_index(983_040), "an index of {} is out of range"),
     "too few pointers": (_short_pointers, "{}/indptr has 120 values instead of 121"),
-    "pointers fall": (_falling_pointers, "the pointers of {} do not rise"),
+    "pointers fall": (_falling_pointers, "the pointers (indptr) of {} do not rise"),
     "shape": (_large_shape, "{} has shape 2,147,483,646 × 120, but there are 40 features"),
     "few bytes are stored": (_few_stored, "{}/data declares 17,179,869,184 bytes"),
     "a part twice": (_hidden_twin, "one is {}/z/indices"),
-    "a group within itself": (_group_within_itself, "{}/z has another name"),
+    "a group within itself": (_group_within_itself, "{}/z has two names"),
 }
 
 

@@ -407,7 +407,7 @@ def test_a_virtual_dataset_needs_its_source(copied, tmp_path):
     arguments = ["embed", copied.data, "-m", copied.model]
     run_well(*arguments)
     source.rename(tmp_path / "elsewhere.h5")
-    refused(copied.data.parent, arguments, DATA, "its source 'source.h5' is missing")
+    refused(copied.data.parent, arguments, DATA, "takes its values from 'source.h5', which is missing")
 
 
 @pytest.mark.parametrize("path", ["X/data", "obs/cell_type/codes"])
