@@ -197,7 +197,7 @@ class ModelConfig(Options):
 
     @property
     def of_counts(self) -> bool:
-        """Whether the model describes counts (True) or real numbers (False)."""
+        """Whether the model describes counts (True) or real-valued data (False)."""
         return self.likelihood != "normal"
 
 

@@ -65,7 +65,7 @@ def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
 
 
 def refuse_relative_links(file: h5py.File, folder: Path, title: str) -> None:
-    """Raise a DataError if relative links in a copy of the file, in another folder, would point to missing files."""
+    """Raise a DataError if a copy of the file in the folder `folder` would have links to missing files."""
     here = Path(os.fsdecode(file.filename)).resolve().parent
     if folder.resolve() == here:
         return

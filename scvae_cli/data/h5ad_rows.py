@@ -46,8 +46,9 @@ def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
 def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
     """Read a matrix in an open file as consecutive CSR blocks of rows; `title` is the name of the file in messages.
 
-    Raises a DataError if the element is not a matrix or does not contain numbers, and a ValueError if its parts do not
-    fit together. The caller must have compared the shape of the matrix with the numbers of cells and genes.
+    Raises a DataError if the element is not a matrix or does not contain numbers. Raises a ValueError if the arrays of
+    a sparse matrix do not fit together. The caller must have compared the shape of the matrix with the numbers of cells
+    and genes.
     """
     refuse_outside(item, title)
     if not is_matrix(item):

@@ -85,7 +85,7 @@ def are_measurements(values: np.ndarray) -> bool:
 
 
 def matching(given: object, labels: Collection[str]) -> str | None:
-    """Return the label in `labels` that matches the value `given` of a caller, or None if no label matches.
+    """Return the label in `labels` that matches the value `given`, or None if no label matches.
 
     >>> matching(1.0, ["1", "2"]), matching("1.0", ["1", "2"]), matching("2", ["1.0", "2.0"])
     ('1', '1', '2.0')
@@ -114,10 +114,10 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 
 
 def in_natural_order(labels: Collection[str]) -> list[str] | None:
-    """Sort labels that are numbers, or that differ only in one number or range of numbers; otherwise return None.
+    """Sort labels by the number that each label contains, such as "day 3" and "day 12".
 
-    A hyphen between two numbers, as in "80-100", is not read as a minus sign. Dates have three numbers and are not
-    sorted.
+    The labels may differ only in one number or one range of numbers; otherwise, the result is None. A hyphen between
+    two numbers, as in "80-100", is not read as a minus sign. Dates have three numbers and are not sorted.
 
     >>> in_natural_order(["10", "9", "-1"]), in_natural_order(["E10", "E9.5"]), in_natural_order(["day 3", "day 12"])
     (['-1', '9', '10'], ['E9.5', 'E10'], ['day 3', 'day 12'])

@@ -133,7 +133,7 @@ class CellTable:
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
-        """Return a table of other cells of the same matrix; the two tables share one copy of the matrix on the GPU."""
+        """Return a table of the cells in the rows `cells` of the matrix; the matrix itself is not copied."""
         other = copy.copy(self)
         other._choose(cells)
         return other

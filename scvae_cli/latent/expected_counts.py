@@ -121,8 +121,8 @@ def expected_counts(
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
     """Return the library size at which cells are decoded, or None for the observed library size of each cell.
 
-    `library` is "observed", "median" or a number of counts. `usual` is the default of the calling function. For a model
-    of real numbers, which has no library size, `library` must equal `usual`.
+    `library` is "observed", "median" or a number of counts. `usual` is the default of the calling function. A model of
+    real-valued data has no library size, so `library` must equal `usual`.
 
     Raises
     ------
