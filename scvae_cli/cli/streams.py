@@ -1,9 +1,9 @@
 """Replacements for standard output and standard error that accept any text and never interrupt a command.
 
-A terminal or pipe may not support characters such as "→", may be closed, or may be full. A command that has finished
-its work must not fail because its last line cannot be printed. Standard output and standard error are therefore
-replaced by streams that store the first error that occurs while text is printed. At the end of the command,
-`Streams.finish` raises an error if the result could not be printed.
+Standard output may be closed, may be a file on a full disk, or may have an encoding without characters such as "→". A
+command that has finished its work must not fail because its last line cannot be printed. Standard output and standard
+error are therefore replaced by streams that store the first error that occurs while text is printed. At the end of the
+command, `Streams.finish` raises an error if the result could not be printed.
 """
 
 from __future__ import annotations

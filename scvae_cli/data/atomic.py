@@ -304,7 +304,7 @@ def _clone(source: int, copy: int) -> None:
 
 
 def _finish(descriptor: int, sibling: Path, target: Path, copy_of: Path | None) -> list[str]:
-    """Give the temporary file the permissions and attributes of the target; return those that could not be kept."""
+    """Copy the permissions and attributes of the target to the temporary file; return what could not be copied."""
     here, there = os.fstat(descriptor), os.stat(sibling, follow_symlinks=False)
     if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
         raise OSError(errno.ESTALE, "another program replaced the temporary file")

@@ -263,8 +263,8 @@ def read_rows(
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 
-    If `layer` is given, only the name of this layer is returned. Without `layer`, only X is returned if `real` is True.
-    Raises a DataError if the layer does not exist, or there is no matrix.
+    If `layer` is given, only this layer is returned. For real-valued data without a `layer`, only X is returned. Raises
+    a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
         if layer not in store.layer_keys:
@@ -291,12 +291,12 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:
-    """Find a value that is not a raw count; return the reason and the value's index, or None if all are raw counts.
+    """Find a value that is not a raw count, and return the reason and the index of the value.
 
-    With `real`, the values must be finite and not too large for float32. With `fractions`, the values must be finite
-    and not negative. Values very close to a whole number, and negative values very close to 0, are always accepted. The
-    possible faults are checked in a fixed order. The first fault that occurs is returned, with the index of the first
-    value that has this fault.
+    The result is None if all values are raw counts. If `real` is True, any finite values that fit into float32 are
+    accepted. If `fractions` is True, finite values that are not negative are accepted. Values very close to a whole
+    number, and negative values very close to 0, are always accepted. If a matrix has several kinds of wrong values,
+    only one kind is returned.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))

@@ -23,8 +23,8 @@ _DEEPEST = 6
 def refuse_outside(item: h5py.Group | h5py.Dataset, title: str) -> None:
     """Raise a DataError if some values of an element are stored outside HDF5 or in a file that is missing.
 
-    A virtual dataset shows values of other HDF5 files. If one of the other files is missing, HDF5 would silently return
-    fill values.
+    A virtual dataset shows values of other HDF5 files. If a source file of a virtual dataset is missing, HDF5 would
+    silently return fill values.
     """
     for dataset in _datasets(item, _DEEPEST):
         if dataset.external is not None:

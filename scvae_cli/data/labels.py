@@ -2,9 +2,9 @@
 
 A label is the text form of a value of a column. Another module, `scvae_cli/labels.py`, turns values of every type into
 labels. The function `matching`, in this module, looks up a label in two steps. First, `matching` searches for a label
-with the text that the caller gave. If no label has this text, and all labels are numbers, True or False, `matching`
-then searches for the label with the same numeric value. The values 1, 1.0, "1", "1.0" and True therefore all find the
-label "1". If a column of strings contains both "1.0" and "1", the two strings remain different labels.
+with the text that the caller gave. If no label has this text, and all labels are numbers or booleans, `matching`
+searches for a label with the same numeric value. The values 1, 1.0, "1", "1.0" and True therefore all find the label
+"1". If a column of strings contains both "1.0" and "1", the two strings remain different labels.
 
 Letters in array shapes: n cells.
 """

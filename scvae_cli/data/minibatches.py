@@ -163,15 +163,15 @@ class CellTable:
         return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over all cells in order. Each item is a pair: indices of at most `size` cells, and a minibatch."""
+        """Iterate over minibatches of at most `size` cells; each item is a pair (indices of the cells, minibatch)."""
         for start in range(0, self.n_cells, size):
             rows = np.arange(start, min(start + size, self.n_cells))
             yield rows, self.take(rows)
 
     def in_batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over cells in the given order. Each item is a pair: indices of at most `size` cells, and a minibatch.
+        """Iterate over minibatches of the cells in the given order.
 
-        All minibatches have nearly the same size.
+        Each item is a pair (indices of the cells, minibatch). All minibatches have nearly the same size, which is at most `size` cells.
         """
         batches = even_batches(order, size)
         at_once = max(1, GATHERED_CELLS // size)

@@ -84,7 +84,7 @@ def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndar
     if value_n is None:
         raise DataError(
             f"{store.title}: obs[{key!r}] is not a column of numbers",
-            "--continuous-key takes a column of numbers; for a column of categories, use --batch-key",
+            "--continuous-key takes numbers; for a column of categories, use --batch-key",
         )
     bad_n = ~np.isfinite(value_n)
     if bad_n.any() and not partly:
@@ -98,7 +98,10 @@ def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndar
 
 
 def _numbers_of(store: CellStore, key: str) -> np.ndarray | None:
-    """Return a column as float64, with NaN for missing values, or None if some values are not numbers."""
+    """Return a column as float64, with NaN for missing values.
+
+    The result is None if the column is not a column of numbers.
+    """
     try:
         values = store.obs_column(key)
     except DataError:  # the column cannot be read, or another column has the same name

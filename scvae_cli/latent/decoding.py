@@ -45,12 +45,14 @@ def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[T
 
 @torch.inference_mode()
 def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) -> np.ndarray:
-    """Compute expected counts at latent positions in the coordinates of the networks, shape (t, g), float32.
+    """Compute expected counts at latent positions, shape (t, g), float32.
+
+    The latent positions are in the coordinates that the encoder and the decoder use.
 
     Raises
     ------
     DataError
-        If `batch_as` names a batch that the model does not have, or if the library size is invalid or "observed".
+        If the model has no batch with the name `batch_as`, or if `library` is "observed" or not a library size.
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()
