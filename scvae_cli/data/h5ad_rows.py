@@ -73,7 +73,7 @@ def _pointers(item: h5py.Group, n: int) -> np.ndarray:
     check_vector(item["indices"], stored)
     indptr = whole_numbers(check_vector(item["indptr"], n + 1)[:], "indptr").astype(np.int64)
     if indptr[0] != 0 or indptr[-1] > stored or (np.diff(indptr) < 0).any():
-        raise ValueError(f"the pointers (indptr) of {item.name} do not rise from 0 to the number of its values")
+        raise ValueError(f"the pointers (indptr) of {item.name} do not rise from 0 to the number of stored values")
     return indptr
 
 
@@ -97,8 +97,7 @@ def check_compressed(item: h5py.Group, n_lines: int, n_across: int) -> None:
     Raises
     ------
     ValueError
-        If the values are not numbers, the pointers do not rise from 0 to the number of values, or an index is out of
-        range.
+        If the values are not numbers, or if the pointers or indices do not fit the size of the matrix.
     """
     if check_vector(item["data"]).dtype.kind not in "fiub":
         raise ValueError(f"{item.name} does not hold numbers")

@@ -171,7 +171,8 @@ class CellTable:
     def in_batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
         """Iterate over minibatches of the cells in the given order.
 
-        Each item is a pair (indices of the cells, minibatch). All minibatches have nearly the same size, which is at most `size` cells.
+        Each item is a pair (indices of the cells, minibatch). All minibatches have nearly the same size, which is at
+        most `size` cells.
         """
         batches = even_batches(order, size)
         at_once = max(1, GATHERED_CELLS // size)
