@@ -68,7 +68,7 @@ class DataConfig(Options):
     )
     unlabeled: str | None = option(
         None,
-        help="Value of the --labels-key column that also means that a cell has no label.",
+        help="Value of the --labels-key column that marks cells without a label.",
         panel=INPUT,
         metavar="VALUE",
         label=True,

@@ -90,7 +90,7 @@ def _bf16_products() -> Iterator[None]:
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Context manager that seeds torch's random generators, and restores their earlier states at the end.
 
-    The generator of the CPU is seeded. If `device` is a GPU, the generator of this GPU is seeded too.
+    The generator of the CPU is seeded. If `device` is a GPU, the generator of the GPU is also seeded.
     """
     import torch
 

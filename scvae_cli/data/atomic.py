@@ -280,7 +280,7 @@ def _check_unchanged(path: Path, seen: Fingerprint) -> None:
 
 
 def _check_target(target: Path, there: Fingerprint | None, *, force: bool) -> None:
-    """Raise a DataError if another program has written the target since this write began."""
+    """Raise a DataError if another program has written the target since the write began."""
     if there is not None:
         _check_unchanged(target, there)
     elif target.exists():

@@ -1,6 +1,6 @@
 """The class `Counts`, which contains raw counts, and functions that check whether values are raw counts.
 
-For a model with a normal likelihood, a `Counts` object contains real numbers, and its field `real` is True.
+For a model with a normal likelihood, a `Counts` object contains real-valued data, and the field `real` is True.
 
 Letters in array shapes: n cells, g genes.
 """

@@ -44,7 +44,7 @@ def refuse_outside(item: h5py.Group | h5py.Dataset, title: str) -> None:
 def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
     """Raise a DataError if slots would be written into another file through a link, or would replace a link.
 
-    Links to groups of the same file are followed.
+    A link to a group within the file itself is followed.
     """
     for path in paths:
         parts = path.split("/")

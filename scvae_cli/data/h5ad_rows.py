@@ -31,7 +31,7 @@ def is_matrix(item: Any) -> bool:
 
 
 def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
-    """Return the shape of a matrix; matrices from before anndata 0.7 are supported.
+    """Return the shape of a matrix, which may have been written by anndata before 0.7.
 
     Raises a ValueError if a sparse matrix has no shape, or its shape is not two whole numbers.
     """

@@ -163,7 +163,7 @@ def _number_given(label: str) -> float | None:
 def _number_of_label(label: str) -> float | None:
     """Return the number of a label that is written as Python prints a number or boolean ("1", "1.0", "True").
 
-    The result is None for other labels, such as "1E2" or "01".
+    The result is None for labels that Python would print differently, such as "1E2" or "01".
     """
     if label in ("True", "False"):
         return int(label == "True")

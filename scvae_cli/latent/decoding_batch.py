@@ -162,7 +162,7 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
     Raises
     ------
     DataError
-        If `fixed_covariates` raises a DataError for `batch_as`.
+        If `batch_as` is not valid for the model.
     """
     if model.vae.design is None or batch_as in (None, AVERAGE, "observed", "drawn"):
         return []

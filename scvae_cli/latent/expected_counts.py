@@ -43,7 +43,8 @@ def expected_counts(
     with_zero_inflation: bool | None = None,
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Compute the expected counts of every cell, in blocks of cells. A block has shape (cells, g), float32.
+    """Compute the expected counts of every cell, in blocks of cells. A block contains the expected counts of several
+    cells, shape (number of cells, g), float32.
 
     Parameters
     ----------
