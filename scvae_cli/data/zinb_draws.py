@@ -28,9 +28,9 @@ def draw_zinb(
 
     One uniform number u in [0, 1) is drawn for each count. If u/(1 − π) ≥ 1, where π is the zero-inflation probability,
     the count is zero. Otherwise, u/(1 − π) is again uniform in [0, 1). The probability of a nonzero count is at most (1
-    − π)μ, so every count with u ≥ (1 − π)μ is set to zero without further computation. If the mean μ is small, each
-    remaining count is drawn by inversion of the distribution function of the NB. If the mean μ is large, each remaining
-    count is drawn from a Poisson distribution with a gamma-distributed mean.
+    − π)μ, so a count whose number u is at least (1 − π)μ is set to zero without further computation. If the mean μ is
+    small, each remaining count is drawn by inversion of the distribution function of the NB. If the mean μ is large,
+    each remaining count is drawn from a Poisson distribution with a gamma-distributed mean.
 
     Parameters
     ----------

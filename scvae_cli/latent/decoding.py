@@ -64,9 +64,10 @@ def posterior_band(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the 5% and the 95% quantile of the expected counts of every gene at some latent positions.
 
-    `var_tk` is the posterior variance of a cell at each position z. Samples from N(z, var) are decoded, and the
-    quantiles of their expected counts are returned. The quantiles show how uncertain the expected counts of the cell
-    are, because the latent position of the cell is uncertain. The two quantiles have the shape (t, g), in float32.
+    `var_tk` is the posterior variance of a cell at each latent position. Samples from the posterior at each position
+    are decoded, and the quantiles of the expected counts are returned. The quantiles show how uncertain the expected
+    counts of the cell are, because the latent position of the cell is uncertain. The two quantiles have the shape (t,
+    g), in float32.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)
