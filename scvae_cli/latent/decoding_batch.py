@@ -128,7 +128,8 @@ def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
     Raises
     ------
     DataError
-        If the model does not have a key or category that `batch_as` names, or if a number in `batch_as` is not finite.
+        If the model does not have a key or category that `batch_as` names, or if the value of a
+        continuous key is not a finite number.
     """
     design = model.vae.design
     assert design is not None, "models with one batch key have batches"
