@@ -189,8 +189,9 @@ def bound_spinning() -> None:
     """Limit how long idle CPU threads occupy their core before they sleep. Call this function before torch is imported.
 
     By default, idle threads of torch (OpenMP) wait in a loop and occupy a CPU core forever. If two trainings run at the
-    same time, a training of 10 s takes minutes. On an idle machine, the limit is longer than the pauses between the
-    computations of a training, so a training is not slowed down. If other processes are running, the limit is shorter.
+    same time, a training of 10 s takes minutes. On an idle machine, threads wait longer than the pauses between the
+    computations of a training, so a training is not slowed down. If other processes are running, threads wait for a
+    shorter time.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0

@@ -52,7 +52,7 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
     Raises
     ------
     DataError
-        If the model has no batch with the name `batch_as`, or if `library` is "observed" or not a library size.
+        If the model has no batch with the name `batch_as`, or if `library` is neither "median" nor a number above 0.
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()

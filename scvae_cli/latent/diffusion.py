@@ -71,10 +71,10 @@ def _widths(graph: CellGraph) -> np.ndarray:
 def diffusion_coordinates(similarity: sp.csr_matrix, n_coordinates: int, n_components: int = 1) -> np.ndarray:
     """Compute the coordinates whose Euclidean distances are multiscale diffusion distances, shape (m, d).
 
-    If edges were added to connect c > 1 components of the graph, c − 1 coordinates only separate the components. The
-    separating coordinates are computed in addition to the requested coordinates. The factor λ/(1−λ) of a
-    separating coordinate is reduced to the factor of the first requested coordinate, so that the gaps between
-    components do not dominate all distances.
+    If edges were added to connect c > 1 components of the graph, c − 1 coordinates only separate the components.
+    Coordinates that separate components are computed in addition to the requested coordinates. The factor λ/(1−λ) of a
+    coordinate that separates components is reduced to the factor of the first requested coordinate. With larger
+    factors, the gaps between components would dominate all distances.
 
     The similarity of two nodes is first divided by the densities of the two nodes (Coifman & Lafon 2006,
     doi:10.1016/j.acha.2006.04.006, with α = 1). Distances therefore do not depend on how many cells there are along a
