@@ -1,9 +1,9 @@
-"""Standard output and standard error that accept any text and never interrupt a command.
+"""Replacements for standard output and standard error that accept any text and never interrupt a command.
 
-A terminal or pipe may lack characters such as "→", may be closed, or may be full. A command that has finished its work
-must not fail because its last line cannot be printed. Standard output and standard error are therefore replaced by
-streams that store the first error of writing. At the end of the command, `Streams.finish` raises an error if the result
-could not be printed.
+Standard output may be closed, may be a file on a full disk, or may have an encoding without characters such as "→". A
+command that has finished its work must not fail because its last line cannot be printed. Standard output and standard
+error are therefore replaced by streams that store the first error that occurs while text is printed. At the end of the
+command, `Streams.finish` raises an error if the result could not be printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ ERRORS = "scvae_plain"
 
 
 class PatientStream(io.RawIOBase):
-    """A stream that stores its first error of writing, instead of raising the error, and discards all later data."""
+    """A stream whose writes raise no errors.
+
+    After a failed write, the stream stores the error and discards all data.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -47,7 +50,7 @@ class PatientStream(io.RawIOBase):
         return os.isatty(self.descriptor)
 
     def write(self, data: Any) -> int:
-        """Write all data; if this fails, store the error."""
+        """Write all data, and store the error if writing fails."""
         view = memoryview(data).cast("B")
         done = 0
         while self.error is None and done < len(view):
@@ -62,20 +65,20 @@ class PatientStream(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """The replaced standard output of this process.
+    """The stream that replaces the standard output of this process.
 
     Parameters
     ----------
     out
-        The stream that replaces standard output and stores the first error of writing.
+        The stream, which stores the first error of a write.
     """
 
     out: PatientStream
 
     def finish(self) -> None:
-        """Write the buffered output to standard output.
+        """Write the text that is still in the buffer to standard output.
 
-        A pipe whose reader has ended, as in `scvae ... | head`, is not an error.
+        If the program that reads the output has ended, as in `scvae ... | head`, no error is raised.
 
         Raises
         ------
@@ -93,8 +96,8 @@ class Streams:
 def replace_streams() -> Streams:
     """Replace standard output and standard error of this process.
 
-    A stream that is closed is first opened on the null device. If a stream stayed closed, the next file that the
-    command opens would get the number of the stream, and messages would be written into the file.
+    A closed stream is first connected to the null device, which discards all data. If a stream stayed closed, a data
+    file could take the place of the stream, and messages would be written into the data file.
     """
     register_plain_characters()
     for descriptor in range(3):
@@ -110,7 +113,7 @@ def replace_streams() -> Streams:
 
 
 def register_plain_characters() -> None:
-    """Register the error handler `ERRORS`, which replaces characters that a text encoding lacks by ASCII text."""
+    """Register the error handler `ERRORS`, which replaces characters that are not in an encoding."""
     codecs.register_error(ERRORS, _plainly)
 
 
@@ -121,7 +124,10 @@ def _text(stream: PatientStream, old: TextIO | None, *, line_buffering: bool) ->
 
 
 def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace a character that an encoding lacks. Bytes of file names that are not UTF-8 are written unchanged."""
+    """Replace a character that the encoding of a stream does not have.
+
+    A byte that is not valid UTF-8, for example in a file name, is written unchanged.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character, after = error.object[error.start], error.start + 1

@@ -1,8 +1,8 @@
-"""Warnings that effects of covariates cannot be learned, or that covariates are confounded: with other columns of obs,
-or with each other.
+"""Warnings about covariates whose effects cannot be learned, or that are confounded with other columns of obs or with
+each other.
 
-The effects of several covariates are added. If a category of one key occurs only together with one category of another
-key, the data determine only the sum of the two effects.
+The decoder adds the effects of several covariates. For example, if all cells of lane 1 come from donor A, the data
+determine only the sum of the effects of lane 1 and donor A.
 
 Letters in array shapes: n cells, q batch keys, v continuous keys.
 """
@@ -30,8 +30,9 @@ _FEW_CELLS = 3
 def warn_of_covariates(store: CellStore, counts: Counts, data: DataConfig, warn: Callable[[str], None]) -> None:
     """Warn before a training if effects of covariates cannot be learned or distinguished.
 
-    `counts` are the counts of all cells of the store. Columns whose values each occur in one batch only, such as
-    samples nested in donors, cause no warning before a training, but `scvae check` reports them.
+    `counts` are the counts of all cells of the store. No warning is given for a column that divides the batches into
+    smaller groups, as samples divide donors. Columns that divide the batches into smaller groups are reported by `scvae
+    check`.
     """
     covariates = counts.covariates_of(data.batch_keys)
     if covariates is None:
@@ -50,7 +51,7 @@ def warn_of_covariates(store: CellStore, counts: Counts, data: DataConfig, warn:
 def covariate_warnings(covariates: CellCovariates) -> list[tuple[str, str]]:
     """Find covariates whose effects cannot be learned, or cannot be distinguished from each other.
 
-    Returns a message and a hint for each problem.
+    The result contains a message and a hint for each problem that was found.
     """
     keys, numbers = covariates.batch_keys, covariates.continuous_keys
     code_nq = np.empty(covariates.category_nq.shape, dtype=np.int64)
@@ -67,7 +68,7 @@ def covariate_warnings(covariates: CellCovariates) -> list[tuple[str, str]]:
             found.append(
                 (
                     f"{few} {_FEW_CELLS} cells, for example {str(small[0])!r}",
-                    "the effect of such a batch cannot be learned; merge or drop these batches",
+                    "a batch effect cannot be learned from so few cells; merge or drop the batches",
                 )
             )
     for i, j in combinations(range(len(keys)), 2):
@@ -81,7 +82,7 @@ def covariate_warnings(covariates: CellCovariates) -> list[tuple[str, str]]:
                     (
                         f"{int(100 * one.share)}% of the variance of continuous key {number!r} is between the "
                         f"categories of batch key {key!r}",
-                        "the two effects can hardly be distinguished; name only one of the two keys, to remove both",
+                        "the two effects can hardly be distinguished; one of the two keys is enough to correct both",
                     )
                 )
     for i, j in combinations(range(len(numbers)), 2):

@@ -1,6 +1,6 @@
 """The class `Counts`, which contains raw counts, and functions that check whether values are raw counts.
 
-For a model with a normal likelihood, a `Counts` object contains real numbers, and its field `real` is True.
+For a model with a normal likelihood, a `Counts` object contains real-valued data, and the field `real` is True.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -50,12 +50,12 @@ _FAULTS_OF_REAL: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Raw counts of n cells × g genes, or real numbers.
+    """Raw counts of n cells × g genes, or real-valued data for a normal likelihood.
 
     Parameters
     ----------
     matrix
-        CSR, float32, without explicit zeros. Raw counts are non-negative integers; real numbers are finite.
+        CSR matrix of float32 without stored zeros. Raw counts are non-negative integers; real numbers are finite.
     cell_names, gene_names, batch
         Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
         With several batch keys, a batch is a combination of their categories.
@@ -63,7 +63,7 @@ class Counts:
         The categories of each cell, and its values of the continuous keys. `covariates` is None if there is at most one
         batch key and no continuous key.
     labels
-        Labels of the cells, for a training with labels; None otherwise.
+        Labels of the cells for a training with labels. `labels` is None for a training without labels.
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
@@ -98,14 +98,20 @@ class Counts:
 
     @property
     def library_n(self) -> np.ndarray:
-        """Library size of each cell: the sum of its counts over all genes, shape (n,), float64; 1 for real numbers."""
+        """Library size of each cell: the sum of its counts over all genes, shape (n,), float64.
+
+        For real-valued data, the library size of every cell is set to 1.
+        """
         if self.real:
             return np.ones(self.n_cells)
         return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
 
     @property
     def filled(self) -> np.ndarray:
-        """Mask of the cells that have counts, shape (n,), bool. For real numbers, all values are True."""
+        """Mask of the cells that have counts, shape (n,), bool.
+
+        For real-valued data, all values of the mask are True.
+        """
         if self.real:
             return np.ones(self.n_cells, dtype=bool)
         filled: np.ndarray = np.diff(self.matrix.indptr) > 0
@@ -114,7 +120,7 @@ class Counts:
     def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
         """Return the number of cells that express each gene, shape (g,).
 
-        Only the cells whose indices are in `cells` are counted; with None, all cells are counted.
+        Only the cells whose indices are in `cells` are counted. If `cells` is None, all cells are counted.
         """
         seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
         for block in cell_blocks(self.matrix, np.arange(self.n_cells) if cells is None else cells):
@@ -148,13 +154,13 @@ class Counts:
         return self.covariates
 
     def with_covariates(self, covariates: CellCovariates) -> Counts:
-        """Return the counts with the batches and the values of the continuous keys of the same cells."""
+        """Return the counts together with the batches and the continuous covariates of the cells."""
         return replace(self, batch=covariates.batch_n, covariates=None if covariates.is_one_batch else covariates)
 
     def genes(self, columns: np.ndarray) -> Counts:
         """Return the counts of some genes, in the order of the given indices.
 
-        If the indices select all genes in their current order, the object itself is returned.
+        If the indices select all genes in their current order, the `Counts` object itself is returned.
         """
         if np.array_equal(columns, np.arange(self.n_genes)):
             return self
@@ -170,15 +176,17 @@ def read_counts(
     real: bool = False,
     rounding: Rounding | None = None,
 ) -> Counts:
-    """Read the raw counts or the real numbers of a store.
+    """Read raw counts or real-valued data from a store (a file or an AnnData).
 
-    If `layer` is given, the values are read from this layer. Without `layer`, real numbers are read from X, and raw
-    counts are read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. With
-    `rounding`, a matrix with fractions of counts is read if no matrix contains only integers. From raw, only the genes
-    in var_names are read. Features that are not genes according to var["feature_types"] are left out of raw counts.
+    If `layer` is given, the values are read from this layer. Without `layer`, raw counts are read from the first of
+    `layers["counts"]`, X and raw that contains only non-negative integers, and real-valued data are read from X. With
+    `rounding`, a matrix with fractions of counts is read and rounded if no matrix contains only integers. If the counts
+    are read from raw, only the genes in var_names are read. Features that are not genes according to
+    var["feature_types"] are left out of raw counts.
 
-    Raises a DataError if there are no cells or genes, if gene or cell names are not unique or have line breaks, or if
-    no matrix contains only raw counts. With `real`, a matrix may contain any finite numbers.
+    Raises a DataError if there are no cells or genes, or if no matrix contains only raw counts. If `real` is True, a
+    matrix may contain any finite numbers. Names of genes or cells that are not unique, or that have line breaks, also
+    raise a DataError.
     """
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
@@ -237,7 +245,7 @@ def types_of_features(store: CellStore) -> FeatureTypes | None:
 def read_rows(
     store: CellStore, source: str, rows: np.ndarray, columns: np.ndarray, *, rounding: Rounding | None = None
 ) -> sp.csr_matrix:
-    """Read some cells and columns of a matrix, which `read_counts` has checked, as CSR.
+    """Read some rows and columns of a matrix as CSR; `read_counts` must have checked the matrix before.
 
     Only the values of the requested columns are held in memory.
 
@@ -264,8 +272,8 @@ def read_rows(
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 
-    If `layer` is given, only the name of this layer is returned. Without `layer`, only X is returned if `real` is True.
-    Raises a DataError if the layer does not exist, or there is no matrix.
+    If `layer` is given, only this layer is returned. For real-valued data without a `layer`, only X is returned. Raises
+    a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
         if layer not in store.layer_keys:
@@ -292,12 +300,12 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:
-    """Find a value that is not a raw count; return the reason and the index of this value, or None if there is none.
+    """Find a value that is not a raw count, and return the reason and the index of the value.
 
-    With `real`, the values must be finite and not too large for float32. With `fractions`, the values must be finite
-    and not negative. Values very close to a whole number, and negative values very close to 0, are always accepted. The
-    possible faults are checked in a fixed order. The first fault that occurs is returned, with the index of the first
-    value that has this fault.
+    The result is None if all values are raw counts. If `real` is True, any finite values that fit into float32 are
+    accepted. If `fractions` is True, finite values that are not negative are accepted. Values very close to a whole
+    number, and negative values very close to 0, are always accepted. If a matrix has several kinds of wrong values,
+    only one kind is returned.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
@@ -324,8 +332,7 @@ def _load(
 ) -> Counts | str:
     """Read a whole matrix.
 
-    If the matrix cannot be used, return the reason as text. A matrix cannot be used, for example, if a value is not a
-    raw count or, with `real`, not a finite number.
+    If the matrix cannot be used, return the reason as text.
     """
     all_genes = store.matrix_genes(name)
     wanted = set(store.gene_names if features is None else store.gene_names[features.are_genes])
@@ -376,7 +383,7 @@ def _load(
 
 
 def _tidy(block: sp.csr_matrix) -> sp.csr_matrix:
-    """Convert a block to float32 in canonical format without zeros; the block is copied only if necessary.
+    """Convert a CSR block to float32, with sorted indices and without stored zeros; copy the block only if necessary.
 
     Values that a file stores twice for the same position are added, as scipy and anndata do.
     """

@@ -15,14 +15,15 @@ _GROUPS = ("obs", "var", "obsm", "varm", "layers")
 
 
 def finite_slots(slots: Sequence[Slot]) -> list[Slot]:
-    """Return slots after checking their values; blocks of rows are checked when they are read.
+    """Check that the values of slots (elements of an AnnData) are finite numbers.
 
-    Tables of results in uns are not checked, because they may have missing values.
+    A matrix in blocks of rows is checked later, when each block is read. Tables of results in uns are not checked,
+    because they may have missing values.
 
     Raises
     ------
     ModelError
-        If a value is infinite, or if it is NaN in a slot that cannot have missing values.
+        If a value is infinite, or if a value is NaN in a slot that cannot have missing values.
     """
     checked = []
     for slot in slots:

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-# Every HDF5 build supports gzip, but not lzf. Level 1 is fast after the byte shuffle, since most counts need one byte.
+# Every HDF5 build supports gzip, but not lzf. Level 1 is fast: most counts need one byte, and `shuffle` puts the other
+# bytes, which are zero, next to each other.
 FILTERS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 # Number of values in a chunk of a sparse matrix. A chunk contains a few hundred cells, so that reading single cells
 # remains fast.
@@ -46,8 +47,8 @@ def write_dense(
 ) -> None:
     """Write consecutive dense blocks as one array.
 
-    Compression is useful if some columns are constant, for example NaN in every row. If the values vary in all columns,
-    as expected counts do, compression makes the array smaller by only a seventh, and writing takes five times as long.
+    Compression is useful if some columns are constant, for example NaN in every row. Compression makes an array of
+    expected counts smaller by only a seventh, and writing takes five times as long.
     """
     dataset = None
     row = 0

@@ -1,4 +1,4 @@
-"""The batch in which latent positions are decoded: `--batch-as`.
+"""The batch in which latent positions are decoded, which the option `--batch-as` chooses.
 
 Letters in array shapes: b batches, r effects.
 """
@@ -26,16 +26,17 @@ AVERAGE, OBSERVED, DRAWN = "average", "observed", "drawn"
 
 
 def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mixture | None:
-    """Return the batches over which decoded counts are averaged, or None if `batch_as` equals `usual`.
+    """Return the batches over which decoded counts are averaged, or None if `batch_as` equals the default `usual`.
 
     For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, `batch_as`
-    fixes some covariates (see `fixed_covariates`), and decoded counts are averaged over the other covariates as they
-    occur in the training cells.
+    fixes some covariates (see `fixed_covariates`). For a batch key that is not fixed, decoded counts are averaged over
+    the categories of the key. Each category is weighted by the number of training cells in the category. Continuous
+    keys that are not fixed have their mean values.
 
     Raises
     ------
     DataError
-        If the model does not have the batch.
+        If the model has no batch with the name `batch_as`.
     """
     if batch_as == usual:
         return None
@@ -58,7 +59,7 @@ def one_batch(model: Model, batch_as: str, *, usual: str) -> str:
     Raises
     ------
     DataError
-        If the model does not have the batch.
+        If the model has no batch that `batch_as` names.
     """
     batch = matching(batch_as, model.batches)
     for key in model.config.data.batch_keys:
@@ -83,15 +84,15 @@ class Fixed:
     values: tuple[float | None, ...]
 
     def combination(self, b: int) -> tuple[str, ...]:
-        """Return combination `b` of the training, in which fixed categories replace the original categories."""
+        """Return the combination of categories with index `b`; fixed categories replace the original categories."""
         own = self.design.combinations[b]
         return tuple(one if one is not None else mine for one, mine in zip(self.categories, own, strict=True))
 
     def rows(self, index_n: np.ndarray) -> np.ndarray:
-        """Return the rows of the design matrix for some combinations of the training, shape (n, r).
+        """Return the rows of the design matrix for the combinations of categories with the given indices, shape (n, r).
 
-        Fixed categories replace those of the combinations. Continuous keys that are not fixed have their mean values.
-        For a model without batch keys, the result has one row.
+        Fixed categories replace the original categories of a combination. Continuous keys that are not fixed have their
+        mean values. For a model without batch keys, the result has one row.
         """
         design = self.design
         if not design.batch_keys:
@@ -123,14 +124,14 @@ class Fixed:
 def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
     """Read from the text KEY=VALUE[,KEY=VALUE…] which covariates of a model with several covariates are fixed.
 
-    A category that occurs in the training only together with one category of another key (for example a donor with a
-    single site) also fixes the other key. `batch_as` may also be the name of a combination of categories, as `scvae
-    info` lists it. The name of a combination fixes all batch keys.
+    If all training cells of a donor come from one site, fixing the donor also fixes the site. `batch_as` may also be
+    the name of a combination of categories, as `scvae info` lists it. The name of a combination fixes all batch keys.
 
     Raises
     ------
     DataError
-        If the model does not have a key or category, or if a value of a continuous key is not a finite number.
+        If the model does not have a key or category that `batch_as` names, or if the value of a
+        continuous key is not a finite number.
     """
     design = model.vae.design
     assert design is not None, "models with one batch key have batches"
@@ -159,12 +160,12 @@ def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
 
 
 def far_values(model: Model, batch_as: str | None) -> list[str]:
-    """Return warnings of continuous keys that `--batch-as` fixes far outside the range of the training values.
+    """Return a warning for each continuous key that `--batch-as` fixes far outside the range of the training values.
 
     Raises
     ------
     DataError
-        In the same cases as `fixed_covariates`.
+        If `batch_as` is not valid for the model.
     """
     if model.vae.design is None or batch_as in (None, AVERAGE, OBSERVED, DRAWN):
         return []
@@ -251,7 +252,9 @@ def decoded_with(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Decode
 
 
 def _pairs(text: str, keys: Sequence[str], categories: dict[str, Sequence[str]], hint: str) -> list[tuple[str, str]]:
-    """Split KEY=VALUE[,KEY=VALUE…] at the given keys. A value may contain commas, and may be quoted as in Python."""
+    """Split KEY=VALUE[,KEY=VALUE…] at the given keys. A value, such as the name of a batch, may contain commas and may
+    be put in quotes.
+    """
     either = "|".join(re.escape(key) for key in sorted(keys, key=len, reverse=True))
     next_key, literal = (
         re.compile(rf",\s*(?=(?:{either})=)"),
@@ -288,5 +291,5 @@ def _number(key: str, text: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise DataError(f"--batch-as fixes {key} at {text!r}", f"{key} takes a number, since it is a continuous key")
+        raise DataError(f"--batch-as fixes {key} at {text!r}, which is not a number", f"give a number for {key}")
     return value
