@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def use_threads() -> int:
-    """Make numba use as many threads as torch if numba has enough, and return torch's number of threads.
+    """Make numba use the same number of threads as torch, if possible, and return torch's number of threads.
 
     Callers divide their work according to the returned number alone, so that every run computes sums in the same order.
     """

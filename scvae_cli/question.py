@@ -365,10 +365,9 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
 
 
 def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> None:
-    """Raise a ConfigError if an additional file, such as a figure, is also the data, the output or another additional
-    file.
+    """Raise a ConfigError if two options name the same file.
 
-    If two options named the same file, one result would overwrite another result or the data.
+    The result of one option, for example a figure, would otherwise overwrite another result or the data.
     """
     options = request.options
     taken = [resolved(file) for file in (request.data, options.output) if isinstance(file, Path)]

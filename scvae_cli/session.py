@@ -453,7 +453,7 @@ class Session:
         return provenance(None if new_file else self.store, names, run, slots, facts)
 
     def counts_and_batches(self, *, partly: bool = False) -> Counts:
-        """Return the counts, with the covariates of the cells if the model uses covariates that the data contain.
+        """Return the counts of the cells, and add the covariates that the model uses and the data contain.
 
         If `partly` is False and any covariate of any cell is missing, the counts are returned without covariates. If
         `partly` is True, the counts are returned with those covariates that are not missing.

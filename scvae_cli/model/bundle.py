@@ -240,7 +240,7 @@ class Model:
 
 
 def _covariates(vae: VAE) -> dict[str, Any]:
-    """Return the batches and, if there is a design, the continuous keys, in the form that config.json stores."""
+    """Return the names of the batches, and the statistics of the continuous keys, as config.json stores them."""
     design = vae.design
     if design is None:
         return {"batches": list(vae.batches)}
@@ -356,7 +356,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
 
 
 def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
-    """Read the classifiers of labels; their values are checked only when the classifiers are used."""
+    """Read the classifiers of labels. The classifiers are checked when they are first used."""
     names = tuple(check_names("labels", config["labels"]))
     if len(names) < 2 or config["labels_kind"] not in KINDS or any(map(is_reserved, names)):
         raise ValueError("config.json has fewer than two labels, labels of an unknown type, or reserved label names")

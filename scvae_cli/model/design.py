@@ -1,4 +1,4 @@
-"""The design matrix of a decoder with several covariates, which says which effects are added for each cell.
+"""The design matrix of a decoder with several covariates, which selects the effects for each cell.
 
 The decoder's output for a cell is shifted by a sum of effects. The sum of effects contains one effect for the cell's
 category in each batch key. For each continuous key, the sum contains an effect times the cell's standardized value:
@@ -50,7 +50,7 @@ class Continuous:
     def far(self) -> tuple[float, float]:
         """Lower and upper limit beyond which a value is far outside the range of the training values.
 
-        A limit is half the range below the minimum or above the maximum of the training values.
+        The limits are minimum − width/2 and maximum + width/2, where width = maximum − minimum of the training values.
         """
         margin = (self.most - self.least) / 2
         return self.least - margin, self.most + margin
@@ -131,7 +131,7 @@ class Design:
 
     @cached_property
     def combination_br(self) -> np.ndarray:
-        """The design matrix of the combinations, at the mean of each continuous key, float32, shape (b, r)."""
+        """The design matrix with one row for each combination of categories, float32, shape (b, r)."""
         row_br = np.zeros((len(self.combinations), self.n_effects), dtype=np.float32)
         for q, (names, block) in enumerate(zip(self.categories, self.blocks, strict=True)):
             position = {name: i for i, name in enumerate(names)}
@@ -147,9 +147,10 @@ class Design:
     def rows(self, covariates: CellCovariates, share_b: np.ndarray | None = None) -> np.ndarray:
         """Return the design matrix for some cells, float32, shape (n, r).
 
-        A cell with an unknown category of a batch key gets the average over the categories of this key, weighted by the
-        proportions `share_b` of the combinations. A cell without a value of a continuous key gets the mean of the key.
-        A DataError is raised if a value of a continuous key lies too far outside the range of the training values.
+        If the category of a cell in a batch key is unknown, the average over the categories of this key is used. The
+        proportions `share_b` of the combinations are the weights of this average. A missing value of a continuous key
+        is replaced by the mean of the key. A DataError is raised if a value of a continuous key lies too far outside
+        the range of the training values.
         """
         row_nr = np.zeros((len(covariates.value_nv), self.n_effects), dtype=np.float32)
         average_r = None if share_b is None else share_b @ self.combination_br

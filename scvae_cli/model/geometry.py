@@ -55,7 +55,7 @@ class Geometry:
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
         """Compute isometric coordinates y at latent points, and their derivatives J_y·v along directions v.
 
-        The coordinates have shape (n, g), the derivatives (m, n, g). The results are differentiable.
+        The coordinates have shape (n, g), and the derivatives have shape (m, n, g). The results are differentiable.
         """
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library

@@ -52,7 +52,7 @@ class Operations(Protocol):
         """
 
     def without_padding(self, weight_nb: Tensor) -> Tensor:
-        """Set the rows of cells that only pad the minibatch to zero, shape (n, b)."""
+        """Return a copy of a matrix in which the rows of padding cells are 0, shape (n, b)."""
 
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
@@ -179,9 +179,9 @@ class ElboGradients:
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
         """Run the backward pass through some layers, and store the gradients of their parameters.
 
-        The function returns the gradient with respect to the output of the first linear map, and the gradient with
-        respect to the input of this map. `of_genes` says whether the inputs of the first linear map are genes. If the
-        inputs are genes, no gradient with respect to the inputs is needed, and the other gradient is returned twice.
+        The function returns the gradients with respect to the output and the input of the first linear map. `of_genes`
+        says whether the input of this map is the expression of the genes, whose gradient is not needed. If `of_genes`
+        is True, the gradient with respect to the output is returned twice.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):
@@ -198,7 +198,7 @@ class ElboGradients:
         self.gradients[linear.bias] = d_nh.sum(0)
 
     def _head(self, decoder: Decoder, h_nh: Tensor, weight_nb: Tensor | None) -> Tensor:
-        """Compute forward and backward pass of the likelihood head, and return the gradient of its input `h_nh`."""
+        """Compute forward and backward pass of the likelihood head, and return the gradient with respect to `h_nh`."""
         head, effect = decoder.head, decoder.batch
         assert isinstance(head, CountHead), "`can_train` accepts only models of counts"
         bias_g, n_genes = head.outputs.bias, head.n_genes

@@ -22,7 +22,7 @@ from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class Mixture(NamedTuple):
-    """The batches over which decoded counts are averaged, in the form that `BatchEffect` takes, and their weights."""
+    """Batches over which decoded counts are averaged, and the weight of each batch in the average."""
 
     batch_b: Tensor
     share_b: tuple[float, ...]

@@ -1,8 +1,8 @@
 """Conformal p-values: how unusual a score is among the scores of held-out labeled cells.
 
-A cell's p-value for a label is the share of held-out cells of this label whose scores are as low as the cell's score,
-or lower. If a cell has a label and is exchangeable with the held-out cells of this label, its p-value for the label is
-uniformly distributed, or larger. A prediction set holds all labels whose p-value exceeds 1 − coverage. A prediction set
+A cell's p-value for a label is the share of held-out cells of this label whose scores are not higher than the cell's
+score. If a cell is exchangeable with the held-out cells of its true label, the p-value for this label is at most α with
+a probability of at most α. A prediction set holds all labels whose p-value exceeds 1 − coverage. A prediction set
 therefore contains the true label with a probability of at least `coverage`.
 
 The scores come from several classifiers, one for each part of the labeled cells (`held_out_parts`). A score of a
