@@ -133,8 +133,7 @@ def _of_container() -> int | None:
 
 
 def _of_process() -> int | None:
-    """Return how many bytes `ulimit -v` still allows this process to use, or None without a limit.
-    """
+    """Return how many bytes `ulimit -v` still allows this process to use, or None without a limit."""
     import resource
 
     most, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -145,8 +145,7 @@ class Declared:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that the option accepts, or an empty tuple if the option is not limited to certain words.
-        """
+        """The words that the option accepts, or an empty tuple if the option is not limited to certain words."""
         for kind in self.alternatives:
             if get_origin(kind) is Literal:
                 return get_args(kind)

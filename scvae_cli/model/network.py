@@ -74,8 +74,7 @@ class Encoder(nn.Module):
         return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
-        """Return the values that replace missing genes in new data, shape (g,). None means zeros.
-        """
+        """Return the values that replace missing genes in new data, shape (g,). None means zeros."""
         return None
 
 

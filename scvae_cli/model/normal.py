@@ -96,8 +96,7 @@ class NormalHead(nn.Module):
         return mean_ng * self.isometric_slope(mean_ng)
 
     def isometric_slope(self, mean_ng: Tensor) -> Tensor:
-        """Compute the derivative 1/σ of the isometric coordinate, shape (g,), without a gradient for σ.
-        """
+        """Compute the derivative 1/σ of the isometric coordinate, shape (g,), without a gradient for σ."""
         return (-self.log_sd_g.detach().to(mean_ng)).exp()
 
     def typical_loss(self, nll: Tensor) -> Tensor:
