@@ -1,8 +1,8 @@
 """Functions that numba compiles and that run on several threads.
 
 When numba compiles a Python function, numba also compiles a copy of every function that the Python function calls.
-Numba compiles a function with a parallel loop four times. Numba would therefore compile a function that is called in a
-parallel loop five times. A function that is called by its address in memory is compiled only once.
+Numba compiles a parallel loop four times, so a function that is called in the loop would be compiled five times in all.
+A function that is called by its address in memory is compiled only once.
 """
 
 from __future__ import annotations

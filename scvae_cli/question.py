@@ -4,7 +4,7 @@ The function `ask` opens the data and the model, checks the destination, compute
 makes the report.
 
 Each command that uses a trained model is a subclass of `Question`. Each subclass implements only the steps in which the
-commands differ. Every other command of scvae is a function that takes a `Request` and a `Shell` and returns an
+commands differ. A command that needs no trained model is a function that takes a `Request` and a `Shell` and returns an
 `Outcome`.
 """
 

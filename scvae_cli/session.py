@@ -247,8 +247,8 @@ class Session:
     def umap(self) -> np.ndarray | None:
         """Return the positions of the cells on the UMAP of `scvae embed --umap`, shape (n, 2).
 
-        If the data have no such UMAP, the positions are those on scanpy's UMAP (obsm["X_umap"]). The result is None if
-        the data have neither UMAP, or if some cells have no position on the UMAP.
+        If the data have no UMAP of scvae, the positions on scanpy's UMAP (obsm["X_umap"]) are returned. The result is
+        None if the data have no UMAP, or if some cells have no position on the UMAP.
         """
         for key in (SlotNames().umap, "X_umap"):
             xy = self.store.obsm(key)

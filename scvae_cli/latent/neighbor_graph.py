@@ -7,7 +7,7 @@ states of its two cells. If there are very many cells, only a random subset of t
 
 The prior makes the variance of the cells about 1 along every latent dimension in use, even if only a few genes change
 along the dimension. A graph of neighbors in latent space therefore separates two cell fates even if only a few genes
-distinguish the fates. `euclidean_graph` makes a neighbor graph in any other coordinates, such as positions in
+distinguish the fates. `euclidean_graph` makes a neighbor graph from coordinates of any kind, such as positions in
 expression space.
 
 Letters in array shapes: n cells, k latent dimensions, d coordinates, g genes, m nodes, j neighbors.

@@ -32,8 +32,8 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
     """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
     `batch_n` is the batch of each cell, as `known_batches` returns it. The encoder of a model with mapped batches needs
-    the batch of each cell. If such a model is used and `batch_n` is None, the batches are therefore read from `counts`,
-    and a batch unknown to the model has the index −1.
+    the batch of each cell. If the model has mapped batches and `batch_n` is None, the batches are read from `counts`,
+    and an unknown batch has the index −1.
 
     Raises
     ------
@@ -99,8 +99,7 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
     Raises
     ------
     DataError
-        If the model has batches or continuous keys that the data lack, or if a cell belongs to a batch or category that
-        the model does not have.
+        If the data lack a covariate of the model, or if a covariate has a category that the model does not know.
     """
     if model.vae.design is not None:
         return _known_rows(model.vae.design, counts)

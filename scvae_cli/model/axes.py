@@ -13,8 +13,7 @@ Along each axis, the distribution of the cells usually has a longer and a shorte
 is chosen so that the longer tail of the cells is on the positive side.
 
 Let J_y be the Jacobian of y(z). The eigenvectors of the mean of J_yᵀJ_y over the cells are not used as axes, because
-these eigenvectors differ more between trainings than the canonical axes do. The mean of J_yᵀJ_y also depends on
-directions along which the cells do not vary, and on small irregularities of the decoder.
+these eigenvectors differ more between trainings than the canonical axes do.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on the rotation.
@@ -45,8 +44,8 @@ class CanonicalAxes:
     """A rotation of latent space to the canonical axes.
 
     Row i of `rotation_kk` is the ith canonical axis in the latent coordinates that encoder and decoder use. The
-    strength of an axis is the variance of the coordinate y that this axis alone explains, summed over genes. Strengths
-    are in descending order.
+    strength of an axis is the variance of decoded expression that this axis alone explains, summed over genes.
+    Strengths are in descending order.
     """
 
     rotation_kk: Tensor

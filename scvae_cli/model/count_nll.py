@@ -18,8 +18,8 @@ the log-probability of a cell with respect to the logit of gene g is then d_g âˆ
 genes. The Poisson distribution is the limit of large Î¸. The log-probability and its derivatives contain the same
 logarithms and exponentials, so all are computed in one pass over the genes.
 
-On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. On other devices and in other precisions,
-`dense_nll` computes the log-probability and its derivatives in plain torch.
+On a CPU in float32, compiled code (`compiled/count_nll.py`) computes the log-probability and its derivatives. In all
+other cases, `dense_nll` computes the log-probability and its derivatives in plain torch.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ The embedding has two kinds of axes.
 
 - The first axes of the embedding are the principal components of y over the training cells, on which the expression e
   is projected. The components of y are used, because most components of e would follow the noise in the residuals of
-  the training cells. New cells do not have the same noise, and would therefore lie apart from the training cells.
+  the training cells. The noise of new cells differs from the noise of the training cells, so new cells would lie apart.
 - The last axes of the embedding are random directions, on which the residuals are projected. The projected residuals
   contain noise of equal strength in all cells. Leiden clustering finds communities in a graph of neighbors. Without
   noise, neighbors lie in order along the manifold of the decoder, and at scanpy's default resolution a cell type is

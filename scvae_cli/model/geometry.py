@@ -39,7 +39,7 @@ _METRIC_POINTS = 64
 
 @dataclass(frozen=True)
 class Geometry:
-    """Fisher–Rao geometry of a decoder. Dropout is never applied, not even in training mode.
+    """Fisher–Rao geometry of a decoder. No dropout is applied, even if the network is in training mode.
 
     Expression is compared at the library size `library`, in counts per cell. If `library` is None, the median library
     size of the training cells is used.

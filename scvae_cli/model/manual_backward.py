@@ -35,10 +35,10 @@ class Operations(Protocol):
         """Compute the hidden units dropout(SiLU(LayerNorm(a))) of a layer."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute gradients with respect to the input of `hidden`, and to weight and bias of its LayerNorm.
+        """Compute gradients with respect to the input of `hidden` (n, h), and the weight (h,) and bias (h,) of its
+        LayerNorm.
 
-        The gradients have the shapes (n, h), (h,) and (h,). `d_hidden_nh` is the gradient of the loss with respect to
-        the result of `hidden`.
+        `d_hidden_nh` is the gradient of the loss with respect to the result of `hidden`.
         """
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,8 +180,8 @@ class ElboGradients:
         """Run the backward pass through some layers, and store the gradients of their parameters.
 
         The function returns the gradients with respect to the output and the input of the first linear map. `of_genes`
-        says whether the input of this map is the expression of the genes, whose gradient is not needed. If `of_genes`
-        is True, the gradient with respect to the output is returned twice.
+        says whether the input of the first linear map is gene expression. The gradient with respect to gene expression
+        is not needed, so the gradient with respect to the output is then returned twice.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):

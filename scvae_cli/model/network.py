@@ -107,9 +107,9 @@ class BatchEffect(nn.Module):
     For counts, the shifted output is the log proportion of a gene. In a linear decoder, which has no hidden layer, only
     the output is shifted.
 
-    A model with several covariates has a design matrix (`design.py`). There is then one effect for each category and
-    each continuous key, and a shift is the sum of the effects of a cell. The letter b is then the number of effects,
-    and the batches are combinations of categories. `combination_br` is the design matrix of the combinations.
+    A model with several covariates has a design matrix (`design.py`), and one effect for each category and each
+    continuous key. The shift of a cell is then the sum of its effects. With a design matrix, b is the number of
+    effects, and the batches are combinations of categories. `combination_br` is the design matrix of the combinations.
     """
 
     combination_br: Tensor | None

@@ -51,7 +51,7 @@ class NormalHead(nn.Module):
 
     @torch.no_grad()
     def start(self, mean_g: Tensor, sd_g: Tensor) -> None:
-        """Initialize μ at the mean of each feature, and a learned σ at the standard deviation, each of shape (g,)."""
+        """Initialize μ and a learned σ at the mean and the standard deviation of each feature, each of shape (g,)."""
         self.centre_g.copy_(mean_g)
         self.scale_g.copy_(sd_g)
         self.outputs.bias.zero_()

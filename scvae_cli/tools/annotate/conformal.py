@@ -8,7 +8,7 @@ therefore contains the true label with a probability of at least `coverage`.
 The scores come from several classifiers, one for each part of the labeled cells (`held_out_parts`). A score of a
 classifier is compared with the scores that this classifier gives to its own held-out cells (cross-conformal prediction;
 Vovk 2015, doi:10.1007/s10472-013-9368-4). The score of a labeled cell is compared with the scores of the held-out cells
-in the other parts.
+in all parts except its own part.
 
 Rare labels, which have few held-out cells, are calibrated together, because a few cells do not show how low scores can
 be. If the held-out cells of all rare labels together are still too few, rare labels are calibrated with all held-out

@@ -42,7 +42,7 @@ def chosen_cells(code_n: np.ndarray, n_labels: int, *, seed: int, most: int = MO
 
 
 def _limit(size_c: np.ndarray, most: int) -> int:
-    """Return the largest number of cells per label, 1 or more, with which at most `most` cells are chosen in all.
+    """Return the largest number of cells per label with which at most `most` cells are chosen, but at least 1.
 
     >>> _limit(np.array([100, 10, 3]), 50), _limit(np.array([10, 10]), 50), _limit(np.array([10, 10]), 1)
     (37, 10, 1)
