@@ -40,9 +40,9 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
     """Return a function that looks up the address of `function`, and a function that calls `function` by its address.
 
     `function` must be compiled by numba and return nothing. `types` are the numba types of the arguments of `function`,
-    with one tuple for each combination of types that is allowed. Calls with other types of arguments raise an error.
-    Python code calls the first returned function with the index of a tuple in `types`. Compiled code calls the second
-    returned function with the address, followed by the arguments.
+    with one tuple for each combination of types that is allowed. Arguments of types that are not in `types` raise an
+    error. Python code calls the first returned function with the index of a tuple in `types`. Compiled code calls the
+    second returned function with the address, followed by the arguments.
     """
 
     @functools.cache

@@ -367,7 +367,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
 def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> None:
     """Raise a ConfigError if two options name the same file.
 
-    The result of one option, for example a figure, would otherwise overwrite another result or the data.
+    The results of two options in one file would overwrite each other.
     """
     options = request.options
     taken = [resolved(file) for file in (request.data, options.output) if isinstance(file, Path)]

@@ -204,7 +204,7 @@ class Session:
     ) -> Session:
         """Open further data with the model and the device of this session.
 
-        The layer and the rounding of counts are the same as in the training.
+        The counts are read from the layer that the training used, and rounded as in the training.
 
         Raises
         ------

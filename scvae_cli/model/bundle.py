@@ -366,7 +366,9 @@ def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
 
 
 def _expression_space(latent: dict[str, torch.Tensor]) -> ExpressionSpace:
-    """Make the map to expression space from its tensors. Optional tensors that are not in the file become None."""
+    """Make the map to expression space from the tensors of latent.safetensors. Optional tensors that are not in the
+    file become None.
+    """
     given = {f.name: latent[f.name] for f in fields(ExpressionSpace) if f.default is MISSING or f.name in latent}
     return ExpressionSpace(**given)
 

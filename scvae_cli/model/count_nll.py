@@ -4,7 +4,7 @@ Letters in array shapes: n cells, g genes. Symbols: x is a count, μ its mean, �
 zero-inflation logit, σ the logistic function, lgΓ the log gamma function and ψ its derivative.
 
 Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
-binomial distribution. With zero inflation, w is σ(−h) for a count of zero. In all other cases, w is 1. One count has
+binomial distribution. For a count of zero in a model with zero inflation, w = σ(−h), and otherwise w = 1. One count has
 the log-probability
 
     L = x·(η − log θ − ℓ) − h + [x = 0]·softplus(h) − softplus(−a) + lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1)
@@ -18,8 +18,8 @@ the log-probability of a cell with respect to the logit of gene g is then d_g �
 genes. The Poisson distribution is the limit of large θ. The log-probability and its derivatives contain the same
 logarithms and exponentials, so all are computed in one pass over the genes.
 
-On a CPU in float32, compiled code (`compiled/count_nll.py`) computes the log-probability and its derivatives. In all
-other cases, `dense_nll` computes the log-probability and its derivatives in plain torch.
+On a CPU in float32, the log-probability and its derivatives are computed by compiled code (`compiled/count_nll.py`),
+and otherwise by `dense_nll` in plain torch.
 """
 
 from __future__ import annotations

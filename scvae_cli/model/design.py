@@ -10,8 +10,8 @@ for each category of the cell, 0 for other categories, and the standardized valu
 of categories have no additional effects (interactions). The shift for a new combination of categories is therefore
 known if each of its categories occurred in the training.
 
-If one category of a key occurs only together with one category of another key (donors nested in sites), the data
-determine the sum of the two effects, but not each effect separately.
+If batch keys are nested, for example donors in sites, the data determine the sum of the effects of donor and site, but
+not each effect separately.
 
 A decoder with a single batch key and no continuous key has no design matrix, because the shift of a cell is simply the
 effect of its batch.

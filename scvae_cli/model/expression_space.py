@@ -1,7 +1,7 @@
 """Expression space: coordinates in which Euclidean distances between cells measure differences in expression.
 
-A step of the same length in latent space changes the expression little at some positions, and strongly at others.
-Neighbors, clusters and UMAPs are therefore better computed in expression space. The expression of a cell in gene g is
+A step of length 1 in latent space changes the expression little at some positions, and strongly at others. Neighbors,
+clusters and UMAPs are therefore better computed in expression space. The expression of a cell in gene g is
 
     e_g = y_g(z) + w · r_g.
 
@@ -25,7 +25,7 @@ The embedding has two kinds of axes.
 - The last axes of the embedding are random directions, on which the residuals are projected. The projected residuals
   contain noise of equal strength in all cells. Leiden clustering finds communities in a graph of neighbors. Without
   noise, neighbors lie in order along the manifold of the decoder, and at scanpy's default resolution a cell type is
-  split into several clusters. With the noise, cells that cannot be distinguished by their counts become neighbors at
+  split into several clusters. With noise, cells that cannot be distinguished by their counts become neighbors at
   random. The variance of the noise is `NOISE_SHARE` times the variance of the decoded states (`benchmarks/recipe.md`).
 
 Principal components and random directions are stored in the model, so new cells are embedded along the same axes as the
@@ -117,9 +117,10 @@ class ExpressionSpace:
 def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the decoded states y and the Pearson residuals r of some cells, each of shape (n, g).
 
-    A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of such a cell are computed from the
-    expected counts in an average batch. If `cells.batch_n` is None, all cells are treated as cells of an unknown batch.
-    For a model with a design matrix, `cells.batch_n` already contains average effects for cells of unknown batches.
+    A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
+    computed from the expected counts in an average batch. If `cells.batch_n` is None, all cells are treated as cells of
+    an unknown batch. For a model with a design matrix, `cells.batch_n` already contains average effects for cells of
+    unknown batches.
     """
     head, depth = vae.decoder.head, vae.reference_library
     average_ng = own_ng = _reference_mean(vae, mean_nk, _average_batch(vae, mean_nk))

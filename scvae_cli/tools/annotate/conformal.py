@@ -28,9 +28,9 @@ import numpy as np
 def enough_cells(rate: float) -> int:
     """Return how many held-out cells of a label are needed to find the cells whose p-values are at most `rate`.
 
-    With n held-out cells, p-values are rounded up to multiples of 1/(n + 1). With 50 cells or more, this rounding
-    increases the coverage of prediction sets by at most 2 percentage points. With 2/rate cells or more, the smallest
-    possible p-value is at most half the rate.
+    With n held-out cells, p-values are rounded up to multiples of 1/(n + 1). With 50 cells or more, the rounding of
+    p-values increases the coverage of prediction sets by at most 2 percentage points. With 2/rate cells or more, the
+    smallest possible p-value is at most half the rate.
 
     >>> enough_cells(0.1), enough_cells(0.01), enough_cells(0.0)
     (50, 200, 50)
