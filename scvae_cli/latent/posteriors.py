@@ -57,7 +57,7 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> Posterior:
     """Compute the mean and the variance of the posterior q(z|x) of every cell, each of shape (n, k), on the CPU.
 
-    Positions are in the coordinates of encoder and decoder, not along the canonical axes.
+    Means and variances refer to the latent axes of encoder and decoder, not to the canonical axes.
     """
     table, parts = cell_table(model, counts), []
     with progress("Encoding", table.n_cells) as advance:
@@ -150,7 +150,7 @@ def batches_where_known(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def strata(model: Model, counts: Counts) -> np.ndarray | None:
-    """Number the batches, and return the number of each cell's batch, shape (n,).
+    """Return an index of each cell's batch, shape (n,).
 
     For a model with several batch keys, every combination of categories counts as one batch.
 

@@ -123,7 +123,7 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute gradients of each cell's negative ELBO with respect to mean and log variance.
+    """Compute gradients of each cell's negative ELBO with respect to the mean and log variance of its posterior.
 
     The gradients are computed from a posterior sample and its mirror image about the mean.
     """

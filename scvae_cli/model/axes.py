@@ -12,8 +12,8 @@ the slopes of a linear regression of y on z. The canonical axes are sorted by ex
 Along each axis, the distribution of the cells usually has a longer and a shorter tail. The sign of each canonical axis
 is chosen so that the longer tail of the cells is on the positive side.
 
-Let J_y be the Jacobian of y(z). The eigenvectors of the mean of J_yᵀJ_y over the cells are not used as axes, because
-these eigenvectors differ more between trainings than the canonical axes do.
+The eigenvectors of the mean metric J_yᵀJ_y (`geometry.py`) are not used as axes, because these eigenvectors differ more
+between trainings than the canonical axes do.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on the rotation.
@@ -85,7 +85,7 @@ class CanonicalAxes:
 def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
     """Compute the canonical axes of a decoder from the posterior means of cells.
 
-    If there are more than 5,000 cells, only cells at regular intervals are used.
+    At most 5,000 cells are used, chosen at regular intervals.
     """
     mean_nk = mean_nk[:: -(-len(mean_nk) // _CELLS)]
     centered_nk = (mean_nk - mean_nk.mean(0)).double().cpu()

@@ -366,8 +366,9 @@ def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
 
 
 def _expression_space(latent: dict[str, torch.Tensor]) -> ExpressionSpace:
-    """Make the map to expression space from the tensors of latent.safetensors. Optional tensors that are not in the
-    file become None.
+    """Make the map to expression space from the tensors of latent.safetensors.
+
+    Optional tensors that are not in the file become None.
     """
     given = {f.name: latent[f.name] for f in fields(ExpressionSpace) if f.default is MISSING or f.name in latent}
     return ExpressionSpace(**given)
@@ -509,7 +510,7 @@ def _swap(new: Path, folder: Path) -> None:
 
 
 def _recover(folder: Path) -> None:
-    """Complete the replacement of a model folder that a crash interrupted between two renames."""
+    """Finish or undo the replacement of a model folder, if a crash interrupted the replacement."""
     previous = _previous(folder)
     if not previous.is_dir():
         return

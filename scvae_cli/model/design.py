@@ -93,7 +93,9 @@ class Design:
 
     @classmethod
     def of(cls, covariates: CellCovariates, training: np.ndarray) -> Design:
-        """Return the design for some cells. `training` contains the indices of the training cells.
+        """Return the design that describes the covariates of some cells.
+
+        `training` contains the indices of the training cells.
 
         Raises
         ------
@@ -147,10 +149,10 @@ class Design:
     def rows(self, covariates: CellCovariates, share_b: np.ndarray | None = None) -> np.ndarray:
         """Return the design matrix for some cells, float32, shape (n, r).
 
-        If the category of a cell in a batch key is unknown, the average over the categories of this key is used. The
-        proportions `share_b` of the combinations are the weights of this average. A missing value of a continuous key
-        is replaced by the mean of the key. A DataError is raised if a value of a continuous key lies too far outside
-        the range of the training values.
+        For a cell with an unknown category of a batch key, the row contains the proportions of all categories of this
+        key. These proportions follow from the proportions `share_b` of the combinations. A missing value of a
+        continuous key is replaced by the mean of the key. A DataError is raised if a value of a continuous key lies too
+        far outside the range of the training values.
         """
         row_nr = np.zeros((len(covariates.value_nv), self.n_effects), dtype=np.float32)
         average_r = None if share_b is None else share_b @ self.combination_br

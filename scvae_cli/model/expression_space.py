@@ -20,8 +20,9 @@ clusters and UMAPs are therefore better computed in expression space. The expres
 The embedding has two kinds of axes.
 
 - The first axes of the embedding are the principal components of y over the training cells, on which the expression e
-  is projected. The components of y are used, because most components of e would follow the noise in the residuals of
-  the training cells. The noise of new cells differs from the noise of the training cells, so new cells would lie apart.
+  is projected. The components of the decoded states y are used, because most components of the expression e would
+  follow the noise in the residuals of the training cells. The noise of new cells differs from the noise of the training
+  cells, so new cells would lie apart.
 - The last axes of the embedding are random directions, on which the residuals are projected. The projected residuals
   contain noise of equal strength in all cells. Leiden clustering finds communities in a graph of neighbors. Without
   noise, neighbors lie in order along the manifold of the decoder, and at scanpy's default resolution a cell type is
@@ -153,7 +154,7 @@ def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
-    """Compute the weight of the residuals, the components and the random directions from some training cells.
+    """Fit expression space to training cells: the components, the random directions, and the weight of the residuals.
 
     The sign of each component is chosen such that the positions of the training cells have a positive skewness along
     the component.

@@ -192,7 +192,7 @@ def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -
 
 
 def check_number(name: str, value: Any, *, whole: bool = False, least: float = -math.inf) -> None:
-    """Check that a value is a number of at least `least`. Infinity is accepted, and NaN is refused."""
+    """Check that a value is a number that is not smaller than `least`. Infinity is accepted, and NaN is refused."""
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         raise ValueError(f"{name} is missing or out of range")

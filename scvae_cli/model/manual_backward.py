@@ -35,8 +35,7 @@ class Operations(Protocol):
         """Compute the hidden units dropout(SiLU(LayerNorm(a))) of a layer."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute gradients with respect to the input of `hidden` (n, h), and the weight (h,) and bias (h,) of its
-        LayerNorm.
+        """Compute gradients with respect to the input (n, h), weight (h,) and bias (h,) of `hidden`.
 
         `d_hidden_nh` is the gradient of the loss with respect to the result of `hidden`.
         """

@@ -108,8 +108,8 @@ class BatchEffect(nn.Module):
     the output is shifted.
 
     A model with several covariates has a design matrix (`design.py`), and one effect for each category and each
-    continuous key. The shift of a cell is then the sum of its effects. With a design matrix, b is the number of
-    effects, and the batches are combinations of categories. `combination_br` is the design matrix of the combinations.
+    continuous key. The shift of a cell is then the sum of its effects. With a design matrix, the letter b in array
+    shapes counts effects, not batches. `combination_br` is the design matrix of the combinations.
     """
 
     combination_br: Tensor | None

@@ -7,8 +7,8 @@ doi:10.48550/arXiv.1610.06545). For each predicted label, equal numbers of label
 compared. A difference in the proportions of the labels alone does little harm, because prediction sets and "unknown"
 are calibrated for each label separately.
 
-The result is the area under the ROC curve of the classifier. The area is 0.5 if the two kinds of cells are alike, and 1
-if the classifier is always right.
+The result is the area under the ROC curve of the classifier. The area is 0.5 if cells with and without a label are
+alike, and 1 if the classifier is always right.
 
 Letters in array shapes: n cells, c labels, j coordinates.
 """
