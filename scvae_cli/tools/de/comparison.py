@@ -43,7 +43,7 @@ from scvae_cli.tools.de.result import DifferentialExpression, Replicates
 
 @dataclass(frozen=True, kw_only=True)
 class OtherGenes:
-    """Counts of the genes that the model lacks, a CSR matrix, and the ascending indices of the cells of its rows."""
+    """Counts of the genes that the model lacks. `rows` holds the cell index of each row, in ascending order."""
 
     names: tuple[str, ...]
     matrix: sp.csr_matrix
@@ -144,10 +144,10 @@ class _Samples:
 
 
 class _Means(NamedTuple):
-    """Means of both groups, their log ratio before shrinkage and its error (natural logs), and the raw log2 ratio.
+    """Mean expression of both groups, and log ratios of the means before shrinkage.
 
-    All arrays have shape (g,). `spread` is the standard deviation of log expression (natural log) between replicates,
-    and 0 without replicates.
+    All arrays have shape (g,). All logs are natural, except the log2 ratio `raw_g`. `spread` is the standard deviation
+    of log expression (natural log) between replicates, and 0 without replicates.
     """
 
     log_mean_g: np.ndarray
@@ -210,7 +210,7 @@ def _replicates(contrast: Contrast, design: ReplicateDesign, spread: float) -> R
 
 
 def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> _Means:
-    """Compare the mean expression of both groups, with errors from the spread of cells."""
+    """Compare the mean expression of both groups; the standard errors come from the spread between cells."""
     assert samples.share_s is not None, "cells are compared within batches"
     group, reference = (group_mean(side, samples.share_s) for side in sums)
     return _Means(
@@ -224,7 +224,7 @@ def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> 
 
 
 def _means_of_replicates(sums: Sequence[Sequence[SampleSums]], design: ReplicateDesign) -> _Means:
-    """Compare the mean expression of both groups, with errors from the spread between replicates."""
+    """Compare the mean expression of both groups; the standard errors come from the spread between replicates."""
     found = between_replicates(sums[0], sums[1], design)
     raw_g = _log2_ratio(*(np.mean([sample.raw_g for sample in side], axis=0) for side in sums))
     return _Means(

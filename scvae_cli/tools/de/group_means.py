@@ -4,9 +4,9 @@ For the genes of a model, the decoder predicts the expected counts. Decoded mean
 smooths: it spreads the change of some genes over genes that do not change. The bias of the decoder is the same in all
 cells, so averaging over more cells does not reduce the bias. Correcting each cell by its own counts does not help,
 because a single count of a gene with low dispersion hardly changes the decoder's estimate. The decoded mean R of a
-group is therefore multiplied by a correction C, which is computed from the counts of the whole group together. In the
-formulas for one gene, x_n is the observed count of cell n, m_n is the expected count of cell n, zero inflation
-included, and ℓ_n is the library size of cell n:
+group is therefore multiplied by a correction C, which is computed from the counts of the whole group together. Cell n
+has the library size ℓ_n and, for each gene, the observed count x_n and the expected count m_n. The expected count
+includes zero inflation. The mean of a gene is computed as follows:
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
@@ -51,7 +51,7 @@ PRIOR_COUNTS = 1.0
 
 
 class SampleSums(NamedTuple):
-    """The sums of one sample, with shares v_n = 1/n. The last axis of each array is that of the g genes.
+    """The sums of one sample, with shares v_n = 1/n. The last axis of each array holds the g genes.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class SampleSums(NamedTuple):
     n_counts_g: np.ndarray
 
     def with_genes_of(self, other: SampleSums) -> SampleSums:
-        """Return the sums for the genes of `self` and of `other`, which have the same cells."""
+        """Append the sums of other genes, computed for the same cells."""
         joined: list[Any] = [
             None if mine is None else np.concatenate([mine, theirs], axis=-1)
             for mine, theirs in zip(self[1:], other[1:], strict=True)
@@ -166,15 +166,15 @@ def group_mean(samples: Sequence[SampleSums], share_s: np.ndarray) -> GroupMean:
 
 
 def correction(ratio_g: np.ndarray, expected_counts_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the correction C and the weight of the ratio X/M, from this ratio and the number E of expected counts."""
+    """Compute the correction C, and the weight of the ratio X/M in C. `expected_counts_g` is E in the formulas."""
     weight_g = expected_counts_g / (PRIOR_COUNTS + expected_counts_g)
     return 1 + weight_g * (ratio_g - 1), weight_g
 
 
 def least_variance(effective_counts_g: np.ndarray) -> np.ndarray:
-    """Compute the variance of the log of a mean count that is due to the sampling of molecules alone, shape (g,).
+    """Compute the variance of the log of a mean count, caused by the sampling of molecules alone, shape (g,).
 
-    The result is the variance of the log of a Gamma variable with the shape κ plus the effective number of counts.
+    The variance is computed for a Gamma distribution, whose shape is κ plus the effective number of counts.
     """
     least_g: np.ndarray = polygamma(1, PRIOR_COUNTS + effective_counts_g)
     return least_g

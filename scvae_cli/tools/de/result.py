@@ -23,7 +23,7 @@ MODELED, COUNTED = "modeled", "counts"
 
 @dataclass(frozen=True, kw_only=True)
 class Replicates:
-    """The replicates between which groups were compared.
+    """The replicates, such as donors, of the compared groups.
 
     Parameters
     ----------
@@ -104,12 +104,12 @@ class DifferentialExpression(PosteriorChanges):
 
     @property
     def ranked(self) -> np.ndarray:
-        """Indices of the tested genes, first the called, then the others, each sorted by `options.sort`; shape (t,)."""
-        order = self.order
-        # The sort is stable, so genes of equal score, such as genes whose interval includes 0, stay in the order of
-        # certainty.
-        ranked: np.ndarray = order[np.lexsort((-np.abs(self.score_g[order]), ~self.called[order]))]
-        return ranked
+        """Indices of the tested genes, shape (t,).
+
+        The called genes come first, sorted by `options.sort`. All other genes follow, also sorted by `options.sort`.
+        """ order = self.order # The sort is stable, so genes of equal score, such as genes whose interval includes 0,
+        stay in the order of # certainty. ranked: np.ndarray = order[np.lexsort((-np.abs(self.score_g[order]),
+        ~self.called[order]))] return ranked
 
     @property
     def source_g(self) -> np.ndarray:

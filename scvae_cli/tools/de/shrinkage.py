@@ -1,4 +1,4 @@
-"""Shrinkage of many effects, most of them zero, whose estimates have known standard errors.
+"""Shrink the estimates of many effects, most of which are zero; the standard errors are known.
 
 The prior of an effect β is a mixture of a point mass at zero and of normal distributions around zero, whose standard
 deviations form a grid. The estimate of β is distributed as N(β, error²). The weights of the components are fitted to
