@@ -107,9 +107,12 @@ class DifferentialExpression(PosteriorChanges):
         """Indices of the tested genes, shape (t,).
 
         The called genes come first, sorted by `options.sort`. All other genes follow, also sorted by `options.sort`.
-        """ order = self.order # The sort is stable, so genes of equal score, such as genes whose interval includes 0,
-        stay in the order of # certainty. ranked: np.ndarray = order[np.lexsort((-np.abs(self.score_g[order]),
-        ~self.called[order]))] return ranked
+        """
+        order = self.order
+        # The sort is stable, so genes of equal score, such as genes whose interval includes 0, stay in the order of
+        # certainty.
+        ranked: np.ndarray = order[np.lexsort((-np.abs(self.score_g[order]), ~self.called[order]))]
+        return ranked
 
     @property
     def source_g(self) -> np.ndarray:

@@ -125,7 +125,7 @@ def condition_numbers(metric_nkk: Tensor) -> np.ndarray:
 def _rank_correlations(
     geometry: Geometry, mean_nk: Tensor, embedding_nk: np.ndarray, random: np.random.Generator, progress: Progress
 ) -> tuple[float | None, float | None]:
-    """Compute rank correlations with Fisher–Rao lengths, for distances in latent space and in the embedding."""
+    """Compute rank correlations of Fisher–Rao lengths with latent distances, and with distances in the embedding."""
     if len(mean_nk) < MIN_HELDOUT:
         return None, None
     pair_p2 = np.stack([random.choice(len(mean_nk), 2, replace=False) for _ in range(_PAIRS)])
