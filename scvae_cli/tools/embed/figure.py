@@ -211,7 +211,7 @@ def _draw_legend(
 
 
 def _write_names(axes: Axes, groups: Groups, umap_n2: np.ndarray) -> None:
-    """Write the name of each group at its median cell, or above its cells if the name would hide them."""
+    """Write the name of each group on the group's median cell. The name of a small group stands above the cells."""
     size = 7.5 if len(groups.order) <= 2 * _FEW_GROUPS else 5.5
     line = 1.5 * size / 72 * axes.figure.dpi / axes.bbox.height
     hidden = line * np.ptp(umap_n2, axis=0)
