@@ -181,7 +181,7 @@ class Predictor:
     def _profile(self, design: Design) -> Tensor:
         """Compute the log ratio of the observed to the decoded mean of the control cells, shape (g,).
 
-        For real numbers, the result is the observed mean minus the decoded mean.
+        For real-valued data, the result is the observed mean minus the decoded mean.
         """
         rows = even(design.rows(design.group, design.control), _MEAN_CELLS)
         library_m = torch.as_tensor(self.observed.library_n[rows])
@@ -234,7 +234,7 @@ class Predictor:
     def _mean_shift(self, design: Design) -> Tensor:
         """Compute the observed mean shift from control to treated cells, shape (g,).
 
-        The mean shift of a gene is a log ratio; for real numbers, it is a difference.
+        The mean shift of a gene is a log ratio. For real-valued data, the mean shift is a difference.
         """
         changes = [self._shift_of(design, term) for term in design.terms]
         if not design.sources:
@@ -244,10 +244,11 @@ class Predictor:
         )
 
     def _plain_shift(self, design: Design, profile_g: Tensor) -> Tensor:
-        """Compute the log ratio, shape (g,), that changes mean log expression by the mean change of the other groups.
+        """Compute the log ratio of each gene, shape (g,), that yields the mean change of the other groups.
 
-        The mean log expression increases with the log ratio, so the log ratio is found by bisection, with some of the
-        cells. For a model of real-valued data, the function returns the mean change instead of a log ratio.
+        The change is a difference of mean log expression, which increases with the log ratio. The log ratio is
+        therefore found by bisection. To save time, only some of the cells are used. For a model of real-valued data,
+        the function returns the mean change instead of a log ratio.
         """
         change_g = self.observed.mean_change(design)
         assert change_g is not None, "the mean of the other groups is a recipe only if other groups have treated cells"
