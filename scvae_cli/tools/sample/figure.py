@@ -1,4 +1,4 @@
-"""The figure of sampled cells: where sampled cells lie among real cells, and how the genes differ between the two.
+"""The figure of sampled and real cells: latent positions of the cells, and statistics of the genes.
 
 The off-manifold score of a sampled cell is the share of the held-out cells' posterior samples that lie at a higher
 latent density. A sampled cell with a score above 0.95 lies in a hole of latent space.
