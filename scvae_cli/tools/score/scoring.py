@@ -170,7 +170,7 @@ def _log_mean(log_weight_ns: torch.Tensor) -> np.ndarray:
 def _simulated_fit(
     model: Model, table: CellTable, n_simulated: int, n_fit: int, seed: int, advance: Advance
 ) -> CellFit:
-    """Simulate cells with library sizes and batches of real cells. Return how well the simulated cells fit the model."""
+    """Simulate cells with the library sizes and batches of real cells, and compute the fit of the simulated cells."""
     of_choice, of_cells, of_samples = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     stratum_n = _strata(model, table.batch_n)
     chosen_n = _evenly_over_batches(stratum_n, table.n_cells, n_simulated, np.random.default_rng(of_choice))
