@@ -4,7 +4,7 @@ The genes of the model are the most variable genes, so they change more often th
 genes of the model and all other genes therefore have separate priors. The false discovery rate is computed over all
 genes together (Cai and Sun 2009, doi:10.1198/jasa.2009.tm08415).
 
-Letters in array shapes: g genes, t of them tested.
+Letters in array shapes: g genes, t tested genes.
 """
 
 from __future__ import annotations

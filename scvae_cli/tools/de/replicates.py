@@ -12,8 +12,8 @@ more a gene varies between replicates, the larger is the standard error of its c
 If at least half of the replicates are in both groups, the comparison is paired: each difference between the groups
 within one replicate is one observation. In a paired comparison, for example, the cells of each
 donor are compared before and after a treatment. In a comparison that is not paired, each replicate in a group is one
-observation. A comparison that is not paired has terms for the batches of the model, if every replicate is in one batch
-and every batch contains both groups.
+observation. A comparison that is not paired is adjusted for the batches of the model, if every replicate is in one
+batch and every batch contains both groups.
 
 The means of the replicates are compared on the log scale. The ratio ρ is the mean y of a replicate divided by the mean
 of the group. The log of ρ is computed as log((½ + Eρ) / (½ + E)), where E = 1/σ² is the effective number of counts of

@@ -1,6 +1,6 @@
 """The result of `de`: how the expression of every gene differs between two groups of cells.
 
-Letters in array shapes: g genes, t of them tested, f genes of the data.
+Letters in array shapes: g genes, t tested genes, f genes of the data.
 """
 
 from __future__ import annotations

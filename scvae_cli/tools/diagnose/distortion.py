@@ -8,8 +8,8 @@ scales the directions of the latent space.
 The eigenvalues of the Fisher–Rao metric M(z) (`scvae_cli.model.geometry`) are the squared local scale factors of the
 decoder. The condition number of M(z) is the ratio of the largest to the smallest eigenvalue; it is 1 where the decoder
 scales all directions equally. The condition number over all dimensions is large if some dimensions carry no
-information, because the decoder hardly changes along them. The condition number over the active dimensions shows how
-much latent distances between cells can be trusted.
+information, because the decoded expression hardly changes along these dimensions. The condition number over the active
+dimensions shows how much latent distances between cells can be trusted.
 
 Letters in array shapes: n cells, k latent dimensions, p pairs of cells.
 """

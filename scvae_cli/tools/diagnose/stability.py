@@ -129,5 +129,5 @@ def disparity(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
 
 
 def axis_correlation(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
-    """Compute the mean absolute correlation between axes of the same number in two embeddings."""
+    """Correlate the first axes of two embeddings, the second axes, and so on; return the mean absolute correlation."""
     return float(np.mean([abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(a_nk.T, b_nk.T, strict=True)]))

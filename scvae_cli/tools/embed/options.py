@@ -108,7 +108,7 @@ class EmbedOptions(Reading, Writing):
 
     @property
     def needs_neighbors(self) -> bool:
-        """True if the neighbor graph is computed, from which the UMAP and the clusters come."""
+        """True if a UMAP or clusters are requested, because both are computed from the neighbor graph."""
         return self.needs_umap or self.leiden
 
     @property

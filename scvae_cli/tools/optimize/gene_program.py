@@ -1,4 +1,4 @@
-"""The score that increases along a trajectory: the score of a gene program, or any function that torch differentiates.
+"""The score that increases along a trajectory: the score of a gene program, or any differentiable torch function.
 
 A function other than a gene program is computed from the decoded values of the genes.
 

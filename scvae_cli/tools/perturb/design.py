@@ -37,7 +37,7 @@ _SHOWN = 12
 
 
 class Term(NamedTuple):
-    """Change under a label in some groups, and its weight in the predicted change; the weight may be negative."""
+    """The change under a label in some groups, with a positive or negative weight in the prediction."""
 
     weight: float
     label: str

@@ -5,14 +5,14 @@ control cell of the target shifts in latent space (`latent_shift.py`). The decod
 expression rate after the shift to the rate before. A decoder predicts smoothed changes, so the decoded log ratio is
 mixed with the mean shift. The mean shift is the mean log ratio of treated to control expression that was observed in
 the source groups. The share of the mean shift in the mixture is chosen by predicting groups whose treated cells are
-left out. The mixed log ratio is applied to the target's own expression profile: the decoded rates of each gene, scaled
-so that their mean over the control cells equals the observed mean. For real-valued data, differences are used instead
-of log ratios.
+left out. The mixed log ratio is applied to the target's own expression profile. The profile consists of the decoded
+rates of each gene, scaled so that the mean over the control cells equals the observed mean. For real-valued data,
+differences are used instead of log ratios.
 
 Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
-of each group, the mixed log ratio is multiplied by the scale with which these models predict the left-out cells best.
-If the plain mean change of the other groups predicts the left-out groups better than the mixture, this mean is the
-prediction.
+of each group, the mixed log ratio is also multiplied by a scale. With this scale, these models predict the left-out
+cells best. If the plain mean change of the other groups predicts the left-out groups better than the mixture, this mean
+is the prediction.
 
 Letters in array shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
@@ -123,7 +123,7 @@ class Predictor:
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
-        """Compute the log2 ratio of predicted expected counts to those of control cells, shape (g,).
+        """Compute the log2 ratio of the expected counts of predicted cells to those of control cells, shape (g,).
 
         Expected counts include zero inflation and are divided by the library size. For a model of real-valued data, the
         result is None.
@@ -273,8 +273,8 @@ class Predictor:
         """Compute the observed mean shift of one term of the predicted change, shape (g,).
 
         If the term is the change of the target group alone, the shift of the target is pooled with the shifts of the
-        other groups. Otherwise, the result is the mean over the groups of the term, with more weight on groups near the
-        target.
+        other groups. If the term has other groups, the result is the mean over these groups, with more weight on groups
+        near the target.
         """
         groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]

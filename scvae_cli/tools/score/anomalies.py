@@ -14,9 +14,9 @@ the latent position. Each term of a cell is standardized: the term is subtracted
 divided by the standard deviation. The anomaly score of the cell combines the two standardized terms (Stouffer's
 method). The p-value of the cell is the share of the simulated cells with the same anomaly score or a higher one.
 Because scores are relative to the library size, a cell of any library size can be compared with all simulated cells.
-Very small p-values are extrapolated: a tail distribution is fitted to the excesses of the highest scores over a
-threshold, as for permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211).
-Without extrapolation, no cell could be significant after adjustment for testing many cells.
+Very small p-values are extrapolated, as for permutation tests with few permutations (Knijnenburg et al. 2009,
+doi:10.1093/bioinformatics/btp211). For the extrapolation, a tail distribution is fitted to the excesses of the highest
+scores over a threshold. Without extrapolation, no cell could be significant after adjustment for testing many cells.
 
 Letters in array shapes: n cells, k latent dimensions, b batches, f features, m excesses.
 """

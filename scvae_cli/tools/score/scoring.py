@@ -106,7 +106,7 @@ class Bounds(NamedTuple):
 def bounds(model: Model, counts: Counts, *, n_samples: int, seed: int = 0, progress: Progress = silent) -> Bounds:
     """Compute the same bounds as `score`, and the fit of each cell, but no anomaly scores.
 
-    Two models with the same number of latent dimensions are evaluated with the same noise.
+    Two models with the same number of latent dimensions are evaluated with the same random numbers.
 
     Raises
     ------
