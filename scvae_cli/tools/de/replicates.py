@@ -17,9 +17,9 @@ batch and every batch contains both groups.
 
 The means of the replicates are compared on the log scale. The ratio ρ is the mean y of a replicate divided by the mean
 of the group. The log of ρ is computed as log((½ + Eρ) / (½ + E)), where E = 1/σ² is the effective number of counts of
-the replicate. The ½ is added as in voom (Law et al. 2014, doi:10.1186/gb-2014-15-2-r29). The log is used because the
-expression of a gene differs between donors by factors. In simulations, ratios without the log gave more false
-discoveries than expected, because a few ratios were very large.
+the replicate. The ½ is added as in voom (Law et al. 2014, doi:10.1186/gb-2014-15-2-r29). The log is used because donors
+differ in the expression of a gene by a factor rather than by a constant amount. In simulations, ratios without the log
+gave more false discoveries than expected, because a few ratios were very large.
 
 Letters in array shapes: g genes, s samples, i observations, p columns of the design.
 """

@@ -151,9 +151,10 @@ class DifferentialExpression(PosteriorChanges):
         """Return a slot in the format of scanpy's `rank_genes_groups`, with all genes of the data by descending score.
 
         Genes that are not tested are included, because some of scanpy's plots need every gene. Untested genes have a
-        score of 0 and NaN in all other numbers, so they are listed between the genes with positive and with negative
-        scores. The field `pvals` is NaN, because a posterior has no p-values. The field `pvals_adj` holds the expected
-        false discovery rates, so that scanpy's `pval_cutoff` selects the genes that are called at a given rate.
+        score of 0 and NaN in all other numbers, so they are listed between the genes with positive scores and the genes
+        with negative scores. The field `pvals` is NaN, because a posterior has no p-values. The field `pvals_adj` holds
+        the expected false discovery rates, so that scanpy's `pval_cutoff` selects the genes that are called at a given
+        rate.
         """
         position = {gene: g for g, gene in enumerate(self.genes)}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])

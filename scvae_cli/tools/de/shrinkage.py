@@ -158,10 +158,11 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 
 
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
-    """Compute, for each effect, the expected share of false calls if this and all more certain effects are called.
+    """Compute, for each effect, the expected share of false calls if this effect and all more certain effects are
+    called.
 
-    To call an effect is to report it as larger than a threshold. `log_null_g`, shape (g,), contains for each effect the
-    log probability that its call is false.
+    An effect is called if it is reported as larger than a threshold. `log_null_g`, shape (g,), contains for each effect
+    the log probability that its call is false.
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])

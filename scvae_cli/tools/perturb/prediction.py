@@ -1,4 +1,4 @@
-"""Expression of cells under a perturbation, learned from cells of other groups that have undergone it.
+"""Expression of cells under a perturbation, learned from cells of other groups that have undergone the perturbation.
 
 The target is the group whose response is predicted; source groups are the groups from which the response is learned. A
 control cell of the target shifts in latent space (`latent_shift.py`). The decoder gives the log ratio of each gene's
