@@ -158,8 +158,7 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 
 
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
-    """Compute, for each effect, the expected share of false calls if this effect and all more certain effects are
-    called.
+    """Compute the expected share of false calls if each effect is called together with all more certain effects.
 
     An effect is called if it is reported as larger than a threshold. `log_null_g`, shape (g,), contains for each effect
     the log probability that its call is false.

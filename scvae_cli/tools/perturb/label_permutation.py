@@ -10,10 +10,10 @@ For each gene, the differences of mean log expression between treated and contro
 The weight of a difference is its precision. A gene's z-score is the averaged difference divided by its standard error.
 The test uses two statistics: the largest absolute z-score over the genes, for strong changes of a few genes, and the
 sum of the squared z-scores, for weak changes of many genes. Each statistic has a p-value, and the smaller of the two
-p-values is computed for the observed labels and for every permutation. The p-value of the test is the rank of the
-observed labels among all permutations, divided by their number (Westfall & Young 1993). A gene counts as changed if at
-most 5% of the labelings (the observed labels and all permutations) have a gene with an equal or larger absolute
-z-score. The probability that any unchanged gene counts as changed is then at most 5%.
+p-values is computed for the observed labels and for every permutation. The p-value of the test follows from the rank of
+the observed labels among all permutations (Westfall & Young 1993). A gene counts as changed if at most 5% of the
+labelings (the observed labels and all permutations) have a gene with an equal or larger absolute z-score. The
+probability that any unchanged gene counts as changed is then at most 5%.
 
 Letters in array shapes: n cells, g genes, b labelings (the observed labels and their permutations).
 """
