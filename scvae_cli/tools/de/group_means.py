@@ -13,11 +13,11 @@ includes zero inflation. The mean of a gene is computed as follows:
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
 The correction C is a posterior mean in a Gamma–Poisson model. C is a weighted average of two numbers: the ratio X/M of
-observed to expected counts, and the number 1 (no correction). The ratio has the weight E, the expected number of counts
-in the group. The number 1 has the weight κ = 1. The weights a_n of the cells are statistically efficient, so cells with
-large libraries have larger weights. The share v_n of a cell is its weight in the decoded mean R; the shares of all
-cells of a group sum to 1. The shares of the cells of one batch sum to the same number in both groups. The effect of a
-batch on a gene is therefore the same in both groups, even if the decoder does not model this effect.
+observed to expected counts, and the number 1 (no correction). The ratio X/M has the weight E, the expected number of
+counts in the group, and the number 1 has the weight κ = 1. The weights a_n of the cells are statistically efficient, so
+cells with large libraries have larger weights. The share v_n of a cell is its weight in the decoded mean R; the shares
+of all cells of a group sum to 1. The shares of the cells of one batch sum to the same number in both groups. The effect
+of a batch on a gene is therefore the same in both groups, even if the decoder does not model this effect.
 
 The formulas also hold for genes that the model lacks. The expected count of a gene that the model lacks is the cell's
 library size times the gene's share of the counts of all compared cells. For a gene that the model lacks, R is therefore

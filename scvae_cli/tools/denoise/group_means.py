@@ -3,13 +3,13 @@
 The raw mean of a gene in a group is noisy, but it is unbiased and does not depend on the model. If the denoised mean
 differs from the raw mean by more than the sampling error, the denoised counts of the gene are wrong in this group.
 
-A residual is a raw count minus the denoised count. The standard error of the difference between the two means of a
-group is the standard error of the mean residual over the n cells of the group. If a group has no counts of a gene, the
-residuals of this gene hardly vary, even if the expected counts are wrong. The variance of a count is therefore assumed
-to be at least the expected count, as in a Poisson distribution. The decoder was fitted to the compared cells, so
-denoised and raw means differ by less than the sampling error alone would imply. Agreement of denoised and raw means is
-therefore weaker evidence than disagreement. Cells are treated as independent: variation between samples or donors is
-not part of the error.
+A residual is a raw count minus the denoised count. The standard error of the difference between the denoised and the
+raw mean of a group is the standard error of the mean residual over the n cells of the group. If a group has no counts
+of a gene, the residuals of this gene hardly vary, even if the expected counts are wrong. The variance of a count is
+therefore assumed to be at least the expected count, as in a Poisson distribution. The decoder was fitted to the
+compared cells, so denoised and raw means differ by less than the sampling error alone would imply. Agreement of
+denoised and raw means is therefore weaker evidence than disagreement. Cells are treated as independent: variation
+between samples or donors is not part of the error.
 
 Letters in array shapes: n cells, g modeled genes, p groups.
 """

@@ -6,10 +6,11 @@ trained for the comparison.
 The models are compared by two quantities. The first quantity is the log-probability of held-out cells, which is exact
 for the mean model and a lower bound for the two VAEs; PCA defines no probability. The second quantity is the Poisson
 loss of molecules that were withheld from the counts (`scvae_cli.evaluation.thinning`) and are predicted from the other
-molecules. Each model makes two predictions of the withheld molecules. The first uses only the cell's state in the
-model, and the second also uses the cell's own counts. The weight of the cell's own counts depends on the dispersion of
-the gene (`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the withheld molecules from
-the cell's own counts alone. A latent space is useful if its predictions are better than those of "no denoising".
+molecules. Each model makes two predictions of the withheld molecules. The first prediction uses only the cell's state
+in the model, and the second prediction also uses the cell's own counts. The weight of the cell's own counts depends on
+the dispersion of the gene (`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the
+withheld molecules from the cell's own counts alone. A latent space is useful if its predictions are better than those
+of "no denoising".
 
 Letters in array shapes: n cells, g genes.
 """

@@ -3,8 +3,8 @@
 The aggregated posterior q(z) is the mixture of the posteriors of all cells. The covariance of q(z) is exact. The
 density of q(z) is estimated by a Gaussian mixture that was fitted at the end of the training
 (`scvae_cli.model.density`). The Gaussian mixture is evaluated at posterior samples of cells to which it was not fitted.
-If the Gaussian mixture fits the cells badly, the estimated KL divergence between q(z) and the prior is too small. The
-estimated mutual information is then too large by the same number of nats.
+If the Gaussian mixture fits the cells badly, the estimated KL divergence between q(z) and the prior is too small, and
+the estimated mutual information is too large.
 
 All values refer to the training axes, which are the latent axes of the encoder. The prior is invariant to rotations,
 but a posterior with a diagonal covariance is not. Along rotated axes, the values of single dimensions would therefore

@@ -50,9 +50,9 @@ class Verdict:
 def next_command(verdicts: Sequence[Verdict], config: RunConfig) -> Command:
     """Return the command that follows from the most important verdict.
 
-    The most important verdict is the one with the worst level. If several verdicts have this level, the order of
-    `ADVICE` decides. Verdicts whose advice has no command are ignored. If no advice has a command, the result is the
-    command `embed`.
+    The most important verdict is the one with the worst level. If several verdicts have the worst level, the most
+    important verdict is the one whose finding comes first in `ADVICE`. Verdicts whose advice has no command are
+    ignored. If no advice has a command, the result is the command `embed`.
 
     Parameters
     ----------

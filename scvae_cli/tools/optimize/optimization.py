@@ -61,8 +61,8 @@ def optimize(
     """Find and decode a trajectory from a population or a cell along which the score of a gene program increases.
 
     Gradient ascent starts at a typical cell of the population. If any cell has a higher score than the maximum found
-    from the typical cell, gradient ascent also starts at other cells of the population. These cells are far from each
-    other. In all, gradient ascent starts at `options.n_starts` cells of the population. Unless the trajectory is
+    from the typical cell, gradient ascent also starts at other cells of the population, which are far from each other.
+    In all, gradient ascent starts at `options.n_starts` cells of the population. Unless the trajectory is
     unconstrained, gradient ascent also starts at the cell of the region with the highest score. If gradient ascent from
     another cell ends at a higher maximum, the result is a path from the typical cell to this maximum, across a saddle
     point. If there are several higher maxima, the path leads to the highest maximum within the maximum length of a

@@ -70,7 +70,7 @@ class Optimization:
     def extrapolated_from(self) -> int | None:
         """Index of the first extrapolated step; None if no step is extrapolated.
 
-        From this step to the end of the trajectory, all scores are higher than the score of any cell.
+        From the first extrapolated step to the end of the trajectory, all scores are higher than the score of any cell.
         """
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0

@@ -9,9 +9,10 @@ is the change of the other groups under B+C. The second estimate is the sum of t
 target's own change under C, and the interaction of B and C in the other groups. The interaction of B and C in a group
 is the group's change under B+C minus the group's changes under B and under C. The first estimate, from the other
 groups, is more certain; the second estimate is specific to the target group. The second estimate needs a target that
-has undergone B alone and C alone, and another group that has undergone B, C and B+C. Otherwise, the prediction is the
-first estimate. For a combination B+C that no other group has undergone, the changes under B and under C are added. The
-change under B is the target's own change if the target has undergone B, and otherwise the change of the other groups.
+has undergone B alone and C alone, and another group that has undergone B, C and B+C. If the second estimate cannot be
+computed, the prediction is the first estimate. For a combination B+C that no other group has undergone, the changes
+under B and under C are added. The change under B is the target's own change if the target has undergone B, and
+otherwise the change of the other groups.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
 the parts matter: cells labeled B+C and C + B have the same perturbation. The control label, such as ctrl, does not
@@ -83,7 +84,7 @@ class Design:
 
     @property
     def observed(self) -> bool:
-        """Whether the target has enough treated cells to judge the prediction, which is made without these cells."""
+        """Whether the target has enough treated cells with which the prediction can be compared."""
         return self.has(self.group, self.treated)
 
     @property

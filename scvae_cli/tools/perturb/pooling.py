@@ -2,10 +2,10 @@
 
 A change estimated from a few cells is uncertain, and the change of other groups may differ from the change of the
 target group. For each gene, the true changes of the groups are therefore treated as draws around a common mean. The
-observed changes differ between groups partly because of estimation errors. The variance between groups is the variance
-that remains without these errors (DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2). The target's own change
-is shrunk to the mean change of the other groups. The shrinkage is strong if the squared error of the target's change is
-large compared with the variance between groups.
+observed changes differ between groups partly because of estimation errors. The variance between groups is the observed
+variance minus the variance that estimation errors explain (DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2).
+The target's own change is shrunk to the mean change of the other groups. The shrinkage is strong if the squared error
+of the target's change is large compared with the variance between groups.
 
 If two perturbations change a gene in opposite directions, or if only one of them changes the gene, the two changes are
 added. If both perturbations raise the gene, or both lower the gene, the joint change may be as large as the sum of the

@@ -9,10 +9,10 @@ left out. The mixed log ratio is applied to the target's own expression profile.
 rates of each gene, scaled so that the mean over the control cells equals the observed mean. For real-valued data,
 differences are used instead of log ratios.
 
-Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
-of each group, the mixed log ratio is also multiplied by a scale. With this scale, these models predict the left-out
-cells best. If the plain mean change of the other groups predicts the left-out groups better than the mixture, this mean
-is the prediction.
+Models underestimate the change of cells that they were not trained on. The mixed log ratio is therefore multiplied by a
+scale, which is learned from predictions of left-out treated cells. The scale is 1 if no models were trained without
+these cells. If the plain mean change of the other groups predicts the left-out groups better than the mixture, this
+mean is the prediction.
 
 Letters in array shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """

@@ -2,7 +2,8 @@
 
 The treated cells of the group that is left out are not used to learn the change. The whole prediction is tested only if
 the model was not trained on the left-out cells either (`retrained_trials`). A model trained on the left-out cells has
-learned to decode them. The measured accuracy is then too high for a group without treated cells.
+learned to decode these cells. The accuracy of a model on its own training cells is higher than in a group without
+treated cells.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
 
     `held_out` says whether the models are trained without the treated cells that they predict. `only_own_parts` says
     whether the change consists only of the group's own changes under the parts of a combination. If `only_own_parts` is
-    True, the model has no change to transfer from other groups. The prediction is then the observed mean shift alone.
+    True, the prediction is the observed mean shift alone, because the model has no change to transfer from other
+    groups.
     """
     methods = METHODS if method == "auto" else (method,)
     least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
@@ -68,7 +70,7 @@ class Trial:
         return self.predictor.observed.most_significant(self.design)
 
     def changes(self, recipes: Sequence[Recipe]) -> list[np.ndarray]:
-        """Predict the change by every recipe, each of shape (g,); known predictions are not computed again."""
+        """Predict the change by every recipe. Each change has shape (g,), and known changes are not computed again."""
         missing = [recipe for recipe in recipes if recipe not in self._known]
         for method, scale in dict.fromkeys((recipe.method, recipe.scale) for recipe in missing):
             same = [recipe for recipe in missing if (recipe.method, recipe.scale) == (method, scale)]

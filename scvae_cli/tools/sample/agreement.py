@@ -26,7 +26,7 @@ MAX_CELLS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Differences of sampled cells, and of equally many real cells, from a reference of other real cells.
+    """Differences from a reference of real cells, for sampled cells and for other real cells.
 
     `samples` holds the differences between `n_cells` sampled cells and the reference. `real` is the baseline: the
     differences between `n_cells` real cells and the reference. The reference has `n_real` cells.

@@ -146,7 +146,7 @@ def _draw_genes(
 
 
 def _draw_scores(axes: Axes, result: Sampled) -> None:
-    """Draw a histogram of the off-manifold scores, with a line for real cells, whose scores are uniform."""
+    """Draw a histogram of the off-manifold scores, and a line for the uniform distribution of real cells' scores."""
     _name(axes, "scores", "off-manifold score", "score (line: real cells)", "share of sampled cells")
     edges = np.linspace(0, 1, 21)
     share_b = np.histogram(result.off_manifold_n, edges)[0] / len(result.z_nk)
