@@ -1,7 +1,8 @@
 """The diagnosis of a trained model: all measurements, and the verdicts on them.
 
 A diagnosis consists of sections, each with its values and verdicts. Most sections describe only the diagnosed model.
-Two more sections compare the diagnosed model with models from further trainings (`with_trainings`), which take longer.
+Two more sections take longer, because they compare the diagnosed model with models from further trainings
+(`with_trainings`).
 
 Letters in array shapes: n cells, k latent dimensions, g genes.
 """

@@ -60,7 +60,7 @@ class Distortion:
     embedding_rank_correlation: float | None
 
     def values(self) -> dict[str, Any]:
-        """Return the condition numbers and rank correlations in a dictionary, without those that are None."""
+        """Return the condition numbers and rank correlations in a dictionary, without missing values."""
         values: dict[str, Any] = {
             "condition": float(self.condition_n.mean()),
             "median_condition": float(np.median(self.condition_n)),

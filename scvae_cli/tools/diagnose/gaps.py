@@ -5,7 +5,7 @@
 
 The refined posterior is the best diagonal Gaussian of each cell, found by optimization. The amortization gap arises
 because one encoder serves all cells. The variational gap arises because the true posterior is not a diagonal Gaussian.
-log p(x) is not known, so a lower bound from importance sampling takes its place. Half of the importance samples come
+log p(x) is not known, so a lower bound from importance sampling is used instead. Half of the importance samples come
 from the encoder's posterior and half from the refined posterior. The weight of every importance sample is computed with
 the density of the mixture of both posteriors. The importance-weighted bound is therefore never much looser than a bound
 from the better of the two posteriors alone. If few importance samples have most of the weight, the importance-weighted

@@ -62,8 +62,8 @@ def embed(session: Session, options: EmbedOptions) -> Embedding:
     Raises
     ------
     DataError
-        If the coordinates of a cell are not finite. With `options.refine` above 0, the error is also raised if a cell's
-        batch is unknown to the model.
+        If the coordinates of a cell are not finite. If `options.refine` is above 0, the error is also raised if a
+        cell's batch is unknown to the model.
     """
     model = session.model
     if options.refine > 0:

@@ -22,7 +22,7 @@ _HIGH = 0.99
 
 
 class Start(NamedTuple):
-    """A cell from which the score was increased: its name, its score, and the score at the end of gradient ascent."""
+    """A start of gradient ascent: name and score of the cell, and the score at the end of gradient ascent."""
 
     cell: str
     score: float
