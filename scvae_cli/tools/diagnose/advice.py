@@ -51,7 +51,7 @@ class Advice:
 
 
 def lower_beta(beta: float) -> float:
-    """Return a lower β, the weight of the KL term, to try if the latent space keeps too little information.
+    """Return a lower weight β of the KL term, so that the latent space keeps more information.
 
     >>> lower_beta(20), lower_beta(1), lower_beta(0.03)
     (1.0, 0.1, 0.003)
