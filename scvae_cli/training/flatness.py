@@ -25,9 +25,8 @@ depends on the scale of decoded expression, so the penalty neither enlarges nor 
   lower flatness by shrinking M as a whole, until the posterior collapses.
 - **Evenness** is E[k log(tr M / k) − log det M] for k latent dimensions. Evenness is 0 if decoded expression changes
   equally fast along all latent directions. The more slowly decoded expression changes along a latent direction, the
-  larger is the gradient of
-  evenness along this direction. The gradient of flatness, in contrast, vanishes along latent directions in which
-  decoded expression does not change.
+  larger is the gradient of evenness along this direction. The gradient of flatness, in contrast, vanishes along latent
+  directions in which decoded expression does not change.
 
 The metric M is computed exactly, and at only a few posterior samples of each minibatch, because each computation of M
 needs k derivatives of decoded expression. FlatVI also computes the metric M at points between posterior samples. When

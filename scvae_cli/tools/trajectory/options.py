@@ -48,7 +48,7 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
     )
     time_key: str | None = option(
         None,
-        help="Column of obs with the time point of each cell: numbers, labels that differ in a number (E7.5, day3), or "
+        help="Column of obs with the time point of each cell: numbers, labels that contain a number (E7.5, day3), or "
         "an ordered categorical. The trajectory passes the cells of one time point after the other, instead of groups.",
     )
     name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
@@ -77,7 +77,7 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
     n_paths: int = option(
         50,
         flags=("--paths",),
-        help="Number of pairs of cells, and of trajectories between them, with --couple ot.",
+        help="Number of pairs of cells with --couple ot. One trajectory is computed for each pair.",
         least=2,
         most=MAX_PATHS,
         panel=TRAJECTORY,
