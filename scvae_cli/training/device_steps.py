@@ -42,7 +42,7 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Inputs of a training step: indices of its cells in a `CellTable`, KL weight, and factors of the optimizer."""
+    """Inputs of a training step: the indices of its cells, the KL weight, and the optimizer's `Factors`."""
 
     cells: np.ndarray
     kl_weight: float

@@ -1,8 +1,8 @@
 """AdamW with a running average of the weights.
 
 The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
-saved. The averaged weights are about as good as weights after a decay of the learning rate to zero, and are available
-at any step. Training therefore needs no planned step at which the learning rate is lowered.
+saved. The averaged weights are about as good as the weights of a training in which the learning rate falls to zero, and
+are available at any step. Training therefore needs no planned step at which the learning rate is lowered.
 
 On a CPU, a compiled loop visits each parameter once, and updates the moments, the parameter and its running average.
 Plain torch would need a dozen loops over the parameters. On a GPU, the optimizer uses plain torch, so that an optimizer

@@ -128,7 +128,7 @@ def sweep(
 
 
 class _Evaluated(NamedTuple):
-    """A finished run: options and facts of the model, bounds of held-out cells, and the loss of each cell."""
+    """The evaluation of a trained model, with the loss of each held-out cell."""
 
     config: RunConfig
     facts: dict[str, float]

@@ -133,7 +133,7 @@ def project(points_nd: Tensor, path_td: Tensor) -> tuple[np.ndarray, np.ndarray]
 
 
 def _states(geometry: Geometry, mean_nk: Tensor, points_tk: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Project the decoded states of cells, (n, d), and of steps, (t, d), on the directions of largest variance."""
+    """Project the decoded states of cells and steps on the directions of largest variance, shapes (n, d) and (t, d)."""
     some_sk = mean_nk[:: -(-len(mean_nk) // _DIRECTION_CELLS)]
     step_tg = coordinates(geometry, points_tk)
     some_sg = torch.cat([coordinates(geometry, some_sk), step_tg])

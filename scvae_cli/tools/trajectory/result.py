@@ -101,7 +101,7 @@ class Trajectory:
     leading: tuple[int, ...] = ()
 
     def top_genes(self, n: int) -> np.ndarray:
-        """Return the indices of n genes: the genes in `leading`, then those that change most, in descending order."""
+        """Return the indices of n genes: the genes in `leading`, then the genes that change most."""
         order = np.argsort(-self.changes.effect_g, kind="stable")
         leading = np.asarray(self.leading, dtype=order.dtype)
         return np.concatenate([leading, order[~np.isin(order, leading)]])[:n]
