@@ -17,7 +17,7 @@ distinguish the effect of a batch on one population from a change of the latent 
 therefore contains a discrepancy, like the loss of `train` with batches. The discrepancy is the maximum mean discrepancy
 (a distance between distributions) between the posterior means of the new cells and of the training cells. A model
 contains no training cells, so the model simulates cells that replace the training cells. The weight λ of the
-discrepancy grows with the number of new cells, because a few cells may happen to come from few populations.
+discrepancy grows with the number of new cells, because a small number of cells may not represent all populations.
 
 Each new batch shifts the first hidden layer of the encoder. A shift of the hidden layer can correct any change of the
 encoder's input that is equal for all cells of a batch. A shift of the hidden layer needs far fewer parameters than a
@@ -256,7 +256,7 @@ def _evenly(cells: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.ndarray]]:
-    """Compute the quantities from which the training of the new effects starts.
+    """Compute the data that the training of the new effects needs.
 
     Returns the output of the encoder's first linear map, shape (n, h), and for each new batch the three arguments of
     `typical_difference`, shape (3, g).
@@ -343,7 +343,7 @@ def _elbo_terms(
 def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effects: NewEffects, n_known: int) -> Tensor:
     """Compute the discrepancy between new batches and simulated cells, a differentiable scalar.
 
-    Each new batch is compared with all other cells, which are the cells of other new batches and the simulated cells.
+    Each new batch is compared with the simulated cells and with the cells of all other new batches.
     """
     assert cells.batch_n is not None, "the new batches"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)

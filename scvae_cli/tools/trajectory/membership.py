@@ -1,14 +1,14 @@
 """The cells that belong to a trajectory, and the position of each of these cells along the trajectory.
 
-A trajectory is the center of a tube: the region that contains most cells with the states of the trajectory. Distances
-are Fisher–Rao distances between decoded states. Distances in latent space are not used, because unrelated cells are
-hardly farther apart in latent space than cells of the same population. A cell belongs to the trajectory in two cases:
+A trajectory is the center of a tube. The tube contains most cells in the states through which the trajectory passes.
+Distances are Fisher–Rao distances between decoded states. Distances in latent space are not used, because unrelated
+cells are hardly farther apart in latent space than cells of the same population.
 
-1. The cell lies in the tube. The width of the tube at a step is computed from the covariance of posterior means around
-   the step, in the metric of the decoder.
-2. The cell lies in the cloud around an end of the trajectory. A normal distribution is fitted to those cells of the
-   end's population that lie in the tube. The cloud contains all cells of the population within the distribution. Most
-   populations extend beyond the point where a trajectory ends.
+A cell belongs to the trajectory if it lies in the tube, or in the cloud around an end of the trajectory. The width of
+the tube at a step is computed from the covariance of posterior means around the step, in the metric of the decoder. To
+find the cloud around an end, a normal distribution is fitted to those cells of the end's population that lie in the
+tube. The cloud contains all cells of the population within the distribution. Most populations extend beyond the point
+where a trajectory ends.
 
 A cell outside the tube and the clouds also belongs to the trajectory if at least half of its nearest cells lie in the
 tube or the clouds. If groups are known, most neighbors of the cell must also belong to groups that occur along the
