@@ -9,8 +9,8 @@ its difference δ from the mean effect of the batches on which the model was tra
 In the loss, τ is the typical size of the differences δ, n is the number of new cells, and λ is the weight of the
 discrepancy. For effects on genes, τ is the typical difference of a gene's log proportion between batches. Before the
 training, the function `typical_difference` estimates τ from the differences between observed and expected counts of the
-genes. The variance that is due to chance is subtracted. If observed and expected counts differ only by chance, τ is 0,
-and the effects of the new batch are not trained.
+genes, without the variance that is due to chance. If observed and expected counts differ only by chance, τ is 0, and
+the effects of the new batch are not trained.
 
 The effects of a batch may differ between populations of cells (`model/mapped_batches.py`). The likelihood alone cannot
 distinguish the effect of a batch on one population from a change of the latent positions of this population. The loss

@@ -151,7 +151,8 @@ class Sweep:
     def at_the_edge(self) -> str | None:
         """Return "lower" if the lowest value of the sweep is best, and "higher" if the highest value is best.
 
-        The result is None if a different value is best, or if the best value is not the suggested value.
+        The result is None if the best value lies between the lowest and the highest. The result is also None if the
+        best value is not the suggested value.
         """
         values = self.values
         return {values[0]: "lower", values[-1]: "higher"}.get(self.best) if self.best == self.suggested else None

@@ -150,7 +150,7 @@ def _states(geometry: Geometry, mean_nk: Tensor, points_tk: Tensor, progress: Pr
 def _widths(
     geometry: Geometry, density: LatentDensity, points_tk: Tensor, var_tk: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute two widths of the tube at every step: beside the trajectory, and beyond its ends. Each has shape (t,).
+    """Compute the width of the tube beside the trajectory, and the width beyond its ends, for every step, shape (t,).
 
     The matrix C is the covariance of posterior means around a step. To compute C, the covariances of the components of
     the density are averaged, weighted by how likely each component is at the step. The posterior variance `var_tk` of
