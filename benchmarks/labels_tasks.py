@@ -101,7 +101,6 @@ def leaving_out(task: Task) -> Iterator[Task]:
 
 
 def all_tasks(name: str, adata: anndata.AnnData, seed: int) -> list[Task]:
-    """Return the tasks of a set. Then return tasks without one label: of one fold only, and not of 1% of the labels."""
+    """Return the tasks of a set. Then return these tasks without one label, but not for 1% of the labels."""
     given = list(tasks(name, adata, seed))
-    first = {task.name: task for task in reversed(given)}
-    return given + [left for task in first.values() if "1%" not in task.name for left in leaving_out(task)]
+    return given + [left for task in given if "1%" not in task.name for left in leaving_out(task)]
