@@ -89,15 +89,16 @@ def learned_of(model: Model) -> Learned:
         )
     try:
         return _learned(model.labels, model)
-    except (KeyError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ModelError(f"the labels of the model are damaged: {reason}", "train again") from error
+    except ValueError as error:
+        raise ModelError(f"the labels of the model are damaged: {error}", "train again") from error
 
 
 def _learned(labels: StoredLabels, model: Model) -> Learned:
     arrays = {name: tensor.numpy() for name, tensor in labels.tensors.items()}
     if other := sorted(arrays.keys() - _NAMES):
         raise ValueError(f"{other[0]} is not a part of this model")
+    if lacking := sorted(_NAMES - arrays.keys()):
+        raise ValueError(f"{lacking[0]} is missing")
     n_labels = len(labels.names)
     lengths = {"c": n_labels, "g": len(model.genes), "v": len(VIEWS)}
     if model.expression is not None:

@@ -110,7 +110,7 @@ class Annotation:
         if share > max(_MANY, _MANY_TIMES * self.unknown_rate):
             found.append(
                 f"{share:.0%} of the cells without a label are unknown: these cells are of other types than the "
-                "labeled cells, or of batches that the model has not seen"
+                "labeled cells, or of batches that differ much from those of the labeled cells"
             )
         if self.difference is not None and self.difference.is_clear:
             found.append(
