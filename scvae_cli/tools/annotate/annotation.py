@@ -35,6 +35,7 @@ from scvae_cli.tools.annotate.views import GENES, VIEWS, Coordinates, coordinate
 
 # Number of cells whose labels are predicted at once.
 _BLOCK_CELLS = 4096
+_NOT_FINITE = "the model gives positions of cells that are not finite"
 
 
 @dataclass(frozen=True)
@@ -196,14 +197,14 @@ def annotate(
 
 
 def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, reference: Session | None) -> Metric:
-    """Return the metric of all cells: the labeled cells and those of the query.
+    """Return the Mahalanobis metric of all cells: the labeled cells and the cells of the query.
 
     For saved classifiers, the held-out cells represent the labeled cells.
     """
     with np.errstate(all="ignore"):  # the classifiers of a model from a stranger may have any finite numbers
         state_nj = learned.scaling.states(query)
     if not np.isfinite(state_nj).all():
-        raise ModelError("the model gives positions of cells that are not finite", "train the model again")
+        raise ModelError(_NOT_FINITE, "train the model again")
     if lesson is None:
         represented = np.arange(learned.n_trained) % len(learned.state_hj)
         return metric_of_all(np.concatenate([learned.state_hj[represented], state_nj]))
@@ -249,7 +250,11 @@ def _difference(
     of_labeled_n, of_others_n = (
         log_p_nc.argmax(1) for log_p_nc in (found.held_out.log_p_nc[labeled_at], predicted.log_p_nc[others_at])
     )
-    x_nd, y_nd = found.learned.compared_hd[labeled_at], found.learned.scaling.compared(query.cells(others_at))
+    x_nd = found.learned.compared_hd[labeled_at].astype(np.float64)
+    with np.errstate(all="ignore"):  # the classifiers of a model from a stranger may have any finite numbers
+        y_nd = found.learned.scaling.compared(query.cells(others_at)).astype(np.float64)
+    if not np.isfinite(y_nd).all():
+        raise ModelError(_NOT_FINITE, "train the model again")
     return difference(x_nd, of_labeled_n, y_nd, of_others_n, seed=seed)
 
 

@@ -9,7 +9,7 @@ the cells of a new type usually get few different labels.
 
 An offset above `LARGEST` is not subtracted: then most cells of the batch may be of new types.
 
-Letters in array shapes: n cells, h held-out labeled cells, c labels, b batches.
+Letters in array shapes: n cells, c labels.
 """
 
 from __future__ import annotations
