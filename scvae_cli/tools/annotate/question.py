@@ -166,9 +166,11 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             lines += _coarse_lines(result, result.back_off, self.options)
         if result.expected_accuracy is not None:
             n_others = int((~result.labeled_n).sum())
+            differs = result.difference is not None and result.difference.is_clear
             lines.append(
                 f"on {amount(n_others, 'cell')} without a label: accuracy {result.expected_accuracy:.1%} is expected "
                 "from the probabilities of the predicted labels"
+                + (" (these cells differ from labeled cells, so the accuracy may be lower)" if differs else "")
             )
         return "\n".join([*lines, *_confusions(result)])
 
