@@ -1,4 +1,4 @@
-"""The embedding of cells in expression space (`scvae_cli.model.expression_space`), in blocks of cells.
+"""Positions of cells in expression space (`scvae_cli.model.expression_space`).
 
 Letters in array shapes: n cells, k latent dimensions, j components, m random directions, g genes.
 """
