@@ -4,10 +4,12 @@
 
 The benchmark simulates cells along a tree and trains a model for one epoch. `annotate` then gets the labels of some
 random cells and predicts the labels of all cells. The measured time is that of the whole command, with start-up,
-reading and writing. The labeled cells are a random sample, so the cells without a label have the same distribution.
-There are so many cells without a label that the calibration error by chance is almost 0. The wall time and the
-processor time are reported, because the wall time is not reliable on a machine with other work. The result is written
-to results/annotate_time.json.
+reading and writing. The wall time and the processor time are reported, because the wall time is not reliable on a
+machine with other work. A second run under Python's profiler divides the processor time among the parts of the command.
+The part "imports" overlaps with the other parts, which import libraries when they need them.
+
+The labeled cells are a random sample, so the cells without a label have the same distribution. There are so many cells
+without a label that the calibration error by chance is almost 0. The result is written to results/annotate_time.json.
 
 With `--data FILE --model FOLDER`, the benchmark uses existing cells, which need labels in obs["cell_type"], and an
 existing model.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pstats
 import resource
 import subprocess
 import sys
@@ -31,6 +34,44 @@ from scvae_cli.tools.annotate.quality import reliability
 
 RESULTS = Path(__file__).parent / "results" / "annotate_time.json"
 _DRAWS = 50
+# File and function of each part of the command, from which its processor time is read.
+PARTS = {
+    "imports": ("<frozen importlib._bootstrap>", "_find_and_load"),
+    "reading": ("scvae_cli/session.py", "open"),
+    "encoding": ("scvae_cli/latent/posteriors.py", "posteriors"),
+    "embedding": ("scvae_cli/latent/expression.py", "positions_and_states"),
+    "log-normalization": ("scvae_cli/evaluation/log_pca.py", "log_normalized"),
+    "training of the classifiers": ("scvae_cli/tools/annotate/learning.py", "learn"),
+    "prediction": ("scvae_cli/tools/annotate/annotation.py", "_predict"),
+    "comparison with labeled cells": ("scvae_cli/tools/annotate/annotation.py", "_difference"),
+    "writing": ("scvae_cli/session.py", "write"),
+}
+# Program that runs the command under the profiler; its first argument is the file for the profile.
+_PROFILED = """
+import cProfile, sys, time
+place = sys.argv.pop(1)
+profile = cProfile.Profile(time.process_time)
+profile.enable()
+from scvae_cli.cli.start import main
+try:
+    main()
+finally:
+    profile.dump_stats(place)
+"""
+
+
+def seconds_by_part(command: list[str], threads: int, place: Path) -> dict[str, float]:
+    """Run a command of scvae under the profiler, and return the processor seconds of its parts and of the whole."""
+    run_json([sys.executable, "-c", _PROFILED, str(place), *command], threads)
+    stats = pstats.Stats(str(place))
+    found = {"whole, with the profiler": stats.total_tt}  # type: ignore[attr-defined]
+    for part, (file, function) in PARTS.items():
+        found[part] = sum(
+            values[3]
+            for (where, _, name), values in stats.stats.items()  # type: ignore[attr-defined]
+            if name == function and where.replace("\\", "/").endswith(file)
+        )
+    return {part: round(seconds, 1) for part, seconds in found.items()}
 
 
 def main() -> None:
@@ -62,16 +103,16 @@ def main() -> None:
         anndata.AnnData(adata.X, obs=adata.obs[["known"]], var=adata.var[[]]).write_h5ad(some)
         del adata
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        timed = run_json(
-            [*scvae, "annotate", str(some), "-m", model, "--labels-key", "known", "--device", "cpu", "--json"],
-            arguments.threads,
-        )
+        command = ["annotate", str(some), "-m", model, "--labels-key", "known", "--device", "cpu", "--json"]
+        timed = run_json([*scvae, *command], arguments.threads)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         found = anndata.read_h5ad(some, backed="r")
         names = np.asarray(found.uns["scvae"]["label_names"], dtype=object)
         p_nc = np.asarray(found.obsm["scvae_label_probabilities"], dtype=float)[~given_n]
         sets = found.obs["scvae_label_set"].astype(str).to_numpy()[~given_n]
         unknown_n = (found.obs["scvae_label"] == "unknown").to_numpy()[~given_n]
+        found.file.close()
+        parts = seconds_by_part(command, arguments.threads, Path(folder) / "profile")
     true_n, top_n, one_n = label_n[~given_n], p_nc.max(1), np.ones(len(p_nc))
     right_n, random = names[p_nc.argmax(1)] == true_n, np.random.default_rng(0)
     chance = [reliability(top_n, random.random(len(top_n)) < top_n, one_n).error for _ in range(_DRAWS)]
@@ -81,6 +122,7 @@ def main() -> None:
         "labeled": arguments.labeled,
         "seconds": round(timed.seconds, 1),
         "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "processor_seconds_by_part": parts,
         "other_cores_busy": timed.other_cores,
         "accuracy": round(float(right_n.mean()), 4),
         "calibration_error": round(reliability(top_n, right_n, one_n).error, 4),

@@ -23,8 +23,8 @@ The methods are compared by these measures:
 - alarms: share of the cells of known labels that are called unknown at a rate of 5%.
 
 Results are written to results/labels.json and .md; results of sets and seeds that are not requested are kept. SCANVI
-was run only with seed 0, on kang (scVI with `--scvi-epochs 150`, and no label left out) and on pbmc68k (scVI with its
-defaults).
+was run only on kang (scVI with `--scvi-epochs 150`, and no label left out) and on pbmc68k (scVI with its defaults, and
+labels left out only of the first fold).
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from scvae_cli.data.known_labels import KnownLabels
 from scvae_cli.evaluation.log_pca import log_normalized
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.annotation import annotate
+from scvae_cli.tools.annotate.batches import new_batches
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import reliability
 
@@ -78,7 +79,8 @@ def by_scvae(session: Session, task: Task, seed: int) -> Answer:
     labels = np.unique(task.label_n[task.given_n])
     code_n = np.where(task.given_n, np.searchsorted(labels, task.label_n), -1)
     options = AnnotateOptions(labels_key="label", unknown_rate=RATE, seed=seed)
-    found = annotate(session, KnownLabels(tuple(labels), code_n), options)
+    known = KnownLabels(tuple(labels), code_n)
+    found = annotate(session, known, options, new_batch_n=new_batches(session, known, None).batch_n)
     return Answer(found.probability_nc.astype(float), labels, -found.p_n, found.set_nc, found.unknown_n)
 
 

@@ -21,6 +21,7 @@ from workbench import DATA, refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.tools.annotate.batch_offset import batch_offsets
 from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled, regression
 from scvae_cli.tools.annotate.conformal import HeldOutScores
 from scvae_cli.tools.annotate.difference import difference
@@ -180,6 +181,30 @@ def test_cells_that_differ_from_labeled_cells_of_their_label_are_found(shares, s
     assert difference(found[0][:10], found[1][:10], found[2], found[3], seed=0) is None
 
 
+def scores_of(rng, n_cells, n_labels=4):
+    """Negative novelty and predicted label of cells of known types, with a typical novelty for each label."""
+    label_n = rng.integers(n_labels, size=n_cells)
+    return -rng.normal(5 * label_n, 1 + label_n), label_n
+
+
+@pytest.mark.parametrize(("shift", "new_share"), [(0.0, 0.0), (1.5, 0.0), (1.5, 0.15), (1.5, 1.0), (20.0, 0.0)])
+def test_the_offset_of_a_batch_is_that_of_its_cells_of_known_types(shift, new_share):
+    """Novelty of a batch is higher by `shift` interquartile ranges, and some cells of one label are of a new type."""
+    rng = np.random.default_rng(4)
+    usual_m, label_m = scores_of(rng, 2000)
+    held = HeldOutScores(usual_m, label_m, np.arange(2000) % 5, 4, 50)
+    usual_n, label_n = scores_of(rng, 2000)
+    range_n = 1.349 * (1 + label_n)
+    new_n = rng.random(2000) < new_share
+    label_n[new_n] = 0
+    novelty_n = np.where(new_n, 200.0, shift * range_n - usual_n)
+    offset_n = batch_offsets(novelty_n, label_n, np.repeat([0, -1], 1000), held)
+    assert not offset_n[1000:].any()
+    expected = 0.0 if shift > 3 or new_share == 1 else shift
+    known_n = ~new_n[:1000] if new_share < 1 else new_n[:1000]
+    np.testing.assert_allclose(offset_n[:1000][known_n] / (1.349 * (1 + label_n[:1000][known_n])), expected, atol=0.2)
+
+
 # --- annotate ---------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +215,7 @@ def test_hidden_labels_are_found(annotated):
     # The accuracy that is measured on labeled cells equals the accuracy of the cells without a label.
     assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
     assert right_n[kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=1e-9)
+    assert right_n[~kept_n].mean() == pytest.approx(result.expected_accuracy, abs=0.06)
     np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)
 
 

@@ -109,6 +109,7 @@ def test_saved_classifiers_predict_like_those_of_the_labeled_cells(tmp_path):
     assert alone.labels == from_cells.labels
     np.testing.assert_array_equal(alone.labeled_c, from_cells.labeled_c)
     np.testing.assert_allclose(alone.probability_nc, from_cells.probability_nc, atol=2e-3)
+    assert alone.difference.auc == pytest.approx(from_cells.difference.auc, abs=0.02)
     # For stored classifiers, the held-out cells represent all labeled cells, so p-values of "unknown" differ a little.
     assert np.corrcoef(alone.p_n, from_cells.p_n)[0, 1] > 0.7
     assert alone.quality.labels.accuracy == pytest.approx(from_cells.quality.labels.accuracy, abs=1e-6)
@@ -222,11 +223,17 @@ def test_cells_of_unknown_batches_are_reported():
     model = scvae.train(adata, labels_key="cell_type", batch_key="batch", **TINY | {"max_epochs": 2})
     query = adata.copy()
     query.obs_names = "new_" + query.obs_names
-    scvae.annotate(query, model, inplace=False)
+    # The seed changes only the comparison with the labeled cells.
+    found, again = (scvae.annotate(query, model, seed=seed, inplace=False) for seed in (0, 1))
+    assert found.difference.auc != again.difference.auc
+    np.testing.assert_array_equal(found.probability_nc, again.probability_nc)
     query.obs["batch"] = "another"
+    query.X = query.X.multiply(np.arange(40) >= 10).tocsr()
     with pytest.warns(ScvaeWarning) as warned:
         scvae.annotate(query, model, inplace=False)
     assert any("not in the training (another); scvae map adds them" in str(one.message) for one in warned)
+    assert any("differ from labeled cells" in str(one.message) for one in warned)
+    query.X = adata.X
     del query.obs["batch"]
     with pytest.warns(ScvaeWarning, match="no column 'batch'"):
         scvae.annotate(query, model, inplace=False)
@@ -292,12 +299,12 @@ def _certain(log_p_vhc):
 
 def test_positions_that_are_not_finite_are_one_error():
     adata, model, _ = trained()
-    tensors = model.labels.tensors | {"state_scale": torch.tensor(1e-38), "state_center_j": torch.full_like(
-        model.labels.tensors["state_center_j"], 1e38
-    )}  # fmt: skip
-    damaged = dataclasses.replace(model, labels=dataclasses.replace(model.labels, tensors=tensors))
-    with pytest.raises(ModelError, match="not finite"):
-        scvae.annotate(adata, damaged, inplace=False)
+    tensors = model.labels.tensors
+    far = {"state_scale": torch.tensor(1e-38), "state_center_j": torch.full_like(tensors["state_center_j"], 1e38)}
+    for changed in (far, {"component_gp": torch.full_like(tensors["component_gp"], 3e38)}):
+        labels = dataclasses.replace(model.labels, tensors=tensors | changed)
+        with pytest.raises(ModelError, match="not finite"):
+            scvae.annotate(adata, dataclasses.replace(model, labels=labels), inplace=False)
 
 
 def test_damaged_classifiers_are_refused():
@@ -318,6 +325,7 @@ def test_the_command_line_trains_with_labels_and_annotates_without(tmp_path):
     query, model = tmp_path / "query.h5ad", tmp_path / "cells.scvae"
     done = run_well("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
     assert "known for 150 of 150 cells" in done.err
+    assert f"next: scvae annotate QUERY.h5ad -m {model}" in done.err
     assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_well("info", model).out
     done = run_well("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
     assert "labeled training cells" in done.out
@@ -325,3 +333,12 @@ def test_the_command_line_trains_with_labels_and_annotates_without(tmp_path):
     refused = run_cli("annotate", query, "-m", model, "--unlabeled", "?", "--force")
     assert refused.code == 2
     assert "--unlabeled was given without --labels-key" in refused.err
+    adata.obs["cell_type"] = tree(n_cells=150, n_genes=40).obs["cell_type"].astype(str).where(np.arange(150) > 50, "?")
+    adata.write_h5ad(tmp_path / "some.h5ad")
+    known = ("--labels-key", "cell_type", "--unlabeled", "?")
+    done = run_well("train", tmp_path / "some.h5ad", *known, *TINY_ARGUMENTS)
+    assert f"next: scvae annotate {tmp_path / 'some.h5ad'} --labels-key cell_type --unlabeled '?'" in done.err
+    wild = ("--label-weight", "1000000", "--learning-rate", "10", "-m", tmp_path / "other.scvae")
+    diverged = run_cli("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *wild, *TINY_ARGUMENTS)
+    assert diverged.code == 4
+    assert "hint: lower --label-weight or --learning-rate" in diverged.err

@@ -28,7 +28,10 @@ HIDDEN_ONE_IN = 5
 _SHOWN = 5
 # Texts that usually mean that a cell has no label, in lower case.
 _USUALLY_NONE = frozenset(
-    ("nan", "na", "n/a", "<na>", "none", "null", "?", "-", "unassigned", "unlabeled", "unlabelled", UNKNOWN)
+    (
+        *("nan", "na", "n/a", "<na>", "none", "null", "?", "-", "missing", "unassigned", "not assigned", "unlabeled"),
+        *("unlabelled", "unannotated", "unclassified", "undefined", "undetermined", UNKNOWN),
+    )
 )
 
 

@@ -31,9 +31,10 @@ def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_ma
     # A cell without counts has only zeros, so any library size above 0 can be used for the cell.
     library_n = np.where(counts.filled, counts.library_n, 1.0)
     target = float(np.median(library_n)) if library is None else library
-    logged = (sp.diags(target / library_n) @ counts.matrix).tocsr()
-    logged.data = np.log1p(logged.data)
-    return logged
+    counts_ng = counts.matrix.tocsr()
+    factor_n = target / library_n
+    values = np.log1p(counts_ng.data * np.repeat(factor_n, np.diff(counts_ng.indptr)))
+    return sp.csr_matrix((values, counts_ng.indices, counts_ng.indptr), shape=counts_ng.shape)
 
 
 def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) -> np.ndarray:

@@ -17,7 +17,6 @@ from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.progress import Progress, silent
 
 
-@torch.inference_mode()
 def expression_positions(
     model: Model,
     counts: Counts,
@@ -27,6 +26,22 @@ def expression_positions(
     progress: Progress = silent,
 ) -> np.ndarray:
     """Compute the position of every cell in expression space, shape (n, j + m), float32.
+
+    `positions_and_states` describes the arguments and the errors.
+    """
+    return positions_and_states(model, counts, mean_nk, missing=missing, progress=progress)[0]
+
+
+@torch.inference_mode()
+def positions_and_states(
+    model: Model,
+    counts: Counts,
+    mean_nk: Tensor,
+    *,
+    missing: tuple[str, ...] = (),
+    progress: Progress = silent,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the positions of all cells in expression space, and those of their decoded states along the components.
 
     Parameters
     ----------
@@ -38,6 +53,10 @@ def expression_positions(
     missing
         Names of the model's genes that the data lack. The residuals of missing genes are 0.
 
+    Returns
+    -------
+    Two float32 arrays, of the shapes (n, j + m) and (n, j).
+
     Raises
     ------
     DataError
@@ -46,34 +65,18 @@ def expression_positions(
         If the model was trained by an earlier version of scvae, and therefore has no map to expression space.
     """
     space = _space(model)
-    table, parts = cell_table(model, counts, batch_n=batches_where_known(model, counts)), []
+    table = cell_table(model, counts, batch_n=batches_where_known(model, counts))
+    positions, states = [], []
     lacking = set(missing)
     present_g = torch.as_tensor([gene not in lacking for gene in model.genes]).to(model.device) if missing else None
     with progress("Embedding", table.n_cells) as advance:
         for rows, cells in table.in_order(BLOCK_CELLS):
             block_nk = mean_nk[int(rows[0]) : int(rows[-1]) + 1].to(model.device)
-            parts.append(space.position(model.vae, cells, block_nk, present_g).float().cpu())
+            position_nj, state_nj = space.position_and_state(model.vae, cells, block_nk, present_g)
+            positions.append(position_nj.float().cpu())
+            states.append(state_nj.float().cpu())
             advance(len(rows))
-    return torch.cat(parts).numpy()
-
-
-@torch.inference_mode()
-def state_positions(model: Model, mean_nk: Tensor, *, progress: Progress = silent) -> np.ndarray:
-    """Compute each decoded state's position along the principal components of expression space, shape (n, j).
-
-    A decoded state is the expression that the decoder computes at the posterior mean of a cell.
-
-    Raises
-    ------
-    ModelError
-        If the model was trained by an earlier version of scvae, and therefore has no map to expression space.
-    """
-    space, parts = _space(model), []
-    with progress("Decoding", len(mean_nk)) as advance:
-        for block_nk in torch.split(mean_nk, BLOCK_CELLS):
-            parts.append(space.state_position(model.vae, block_nk.to(model.device)).float().cpu())
-            advance(len(block_nk))
-    return torch.cat(parts).numpy()
+    return torch.cat(positions).numpy(), torch.cat(states).numpy()
 
 
 def _space(model: Model) -> ExpressionSpace:

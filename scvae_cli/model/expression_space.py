@@ -97,18 +97,25 @@ class ExpressionSpace:
         `present_g` is False for genes that the data lack; the residuals of these genes are 0. `present_g` is None if
         the data have all genes. All tensors are on the device of the networks.
         """
+        return self.position_and_state(vae, cells, mean_nk, present_g)[0]
+
+    @torch.no_grad()
+    def position_and_state(
+        self, vae: VAE, cells: Minibatch, mean_nk: Tensor, present_g: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the embedding of some cells, and the position of their decoded states y along the components.
+
+        The arguments are those of `position`. The two results have the shapes (n, j + m) and (n, j).
+        """
         state_ng, residual_ng = states_and_residuals(vae, cells, mean_nk)
+        state_nj = self._projected(state_ng)
         if present_g is not None:
             residual_ng = residual_ng * present_g
         expression_ng = state_ng.add_(residual_ng * self.residual_weight.to(residual_ng))
-        if self.random_mg is None:
-            return self._projected(expression_ng)
-        return torch.cat([self._projected(expression_ng), residual_ng @ self.random_mg.to(residual_ng).T], dim=1)
-
-    @torch.no_grad()
-    def state_position(self, vae: VAE, mean_nk: Tensor) -> Tensor:
-        """Compute the position of the decoded states y of some cells along the components, shape (n, j)."""
-        return self._projected(vae.decoder.head.isometric(_reference_mean(vae, mean_nk, _average_batch(vae, mean_nk))))
+        parts = [self._projected(expression_ng)]
+        if self.random_mg is not None:
+            parts.append(residual_ng @ self.random_mg.to(residual_ng).T)
+        return torch.cat(parts, dim=1), state_nj
 
     def _projected(self, expression_ng: Tensor) -> Tensor:
         return (expression_ng - self.center_g.to(expression_ng)) @ self.component_jg.to(expression_ng).T

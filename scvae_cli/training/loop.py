@@ -359,7 +359,8 @@ class Trainer:
         if self.rollbacks > MAX_ROLLBACKS:
             raise ModelError(
                 f"training diverged {self.rollbacks} times; the last learning rate was {self.schedule.peak_rate:.2g}",
-                "lower --learning-rate, or look for cells with extreme counts (scvae check)",
+                f"lower {'--label-weight or ' if self._labeling else ''}--learning-rate, or look for cells with "
+                "extreme counts (scvae check)",
             )
         self.vae.load_state_dict(before["weights"])
         self.optimizer.load_state_dict(before["optimizer"])

@@ -21,6 +21,7 @@ from scvae_cli.errors import ModelError
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels, back_off, back_off_quality
+from scvae_cli.tools.annotate.batch_offset import batch_offsets
 from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled
 from scvae_cli.tools.annotate.conformal import HeldOutScores, enough_cells
 from scvae_cli.tools.annotate.difference import Difference, difference, some_cells
@@ -34,6 +35,7 @@ from scvae_cli.tools.annotate.views import GENES, VIEWS, Coordinates, coordinate
 
 # Number of cells whose labels are predicted at once.
 _BLOCK_CELLS = 4096
+_NOT_FINITE = "the model gives positions of cells that are not finite"
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,14 @@ class _Calibrated:
     held_out: _Predicted
     quality: Quality
 
-    def predict(self, cells: Coordinates, coverage: float) -> _Predicted:
-        """Predict the labels of cells that the classifiers have not seen."""
+    def predict(self, cells: Coordinates, coverage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict the labels of cells that the classifiers have not seen.
+
+        Returns
+        -------
+        Log probability of each label, shape (n, c); mask of the labels in the prediction set of each cell, shape (n,
+        c); novelty of each cell for the classifier of each part, shape (k, n).
+        """
         learned = self.learned
         views = learned.scaling.views_of_genes(cells)
         parts = range(len(learned.metrics_k))
@@ -92,10 +100,18 @@ class _Calibrated:
         label_p_nc = np.stack(
             [self.label_scores.p_values(odds_knc[:, :, c], c) for c in range(log_p_nc.shape[1])], axis=1
         )
-        label_n, p_n = log_p_nc.argmax(1), np.empty(len(log_p_nc))
+        return log_p_nc, label_p_nc > 1 - coverage, novelty_kn
+
+    def novelty_p(self, novelty_kn: np.ndarray, label_n: np.ndarray, new_batch_n: np.ndarray) -> np.ndarray:
+        """Compute the p-value of the hypothesis that a cell belongs to a known type, shape (n,).
+
+        The novelty of cells in a new batch is first corrected by the offset of the batch (`batch_offset`).
+        """
+        held, p_n = self.novelty_scores, np.empty(len(label_n))
+        usual_kn = batch_offsets(np.median(novelty_kn, axis=0), label_n, new_batch_n, held) - novelty_kn
         for c in np.unique(label_n):
-            p_n[label_n == c] = self.novelty_scores.p_values(-novelty_kn[:, label_n == c], c)
-        return _Predicted(log_p_nc, label_p_nc > 1 - coverage, p_n)
+            p_n[label_n == c] = held.p_values(usual_kn[:, label_n == c], c)
+        return p_n
 
 
 def annotate(
@@ -105,6 +121,7 @@ def annotate(
     *,
     coarse: CoarseLabels | None = None,
     reference: Session | None = None,
+    new_batch_n: np.ndarray | None = None,
 ) -> Annotation:
     """Predict the label of every cell of a session.
 
@@ -117,6 +134,9 @@ def annotate(
         Coarse labels, which replace uncertain labels. If `coarse` is None, no label is replaced.
     reference
         Session with the labeled cells. If `reference` is None, the labeled cells are in `session`.
+    new_batch_n
+        Index of the batch of each cell that is in a batch without labeled cells; −1 for other cells. If `new_batch_n`
+        is None, no cell is in such a batch.
 
     Raises
     ------
@@ -139,7 +159,9 @@ def annotate(
         lesson = learn(reference or session, labeled, known, seed=options.seed)
         learned = lesson.learned
     found = _calibrated(learned, _everything(learned, lesson, query, reference=reference), options)
-    predicted = _predict(found, query, options.coverage, progress=session.progress)
+    if new_batch_n is None:
+        new_batch_n = np.full(len(query.state_nj), -1)
+    predicted = _predict(found, query, new_batch_n, options.coverage, progress=session.progress)
     labeled_n = np.zeros(len(predicted.p_n), dtype=bool)
     if known is not None and lesson is not None and reference is None:
         labeled_n = known.code_n >= 0
@@ -168,7 +190,7 @@ def annotate(
         unknown_rate=options.unknown_rate,
         view_weights=dict(zip(VIEWS, (float(weight) for weight in found.weight_v), strict=True)),
         quality=replace(found.quality, confusion_cc=found.quality.confusion_cc[np.ix_(rank_c, rank_c)]),
-        difference=None if lesson is None else _difference(found, lesson, query, predicted, labeled_n, options.seed),
+        difference=_difference(found, query, predicted, labeled_n, options.seed),
         values=learned.values,
         back_off=backed_off,
     )
@@ -182,7 +204,7 @@ def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, 
     with np.errstate(all="ignore"):  # the classifiers of a model from a stranger may have any finite numbers
         state_nj = learned.scaling.states(query)
     if not np.isfinite(state_nj).all():
-        raise ModelError("the model gives positions of cells that are not finite", "train the model again")
+        raise ModelError(_NOT_FINITE, "train the model again")
     if lesson is None:
         represented = np.arange(learned.n_trained) % len(learned.state_hj)
         return metric_of_all(np.concatenate([learned.state_hj[represented], state_nj]))
@@ -215,7 +237,7 @@ def _calibrated(learned: Learned, everything: Metric, options: AnnotateOptions) 
 
 
 def _difference(
-    found: _Calibrated, lesson: Lesson, query: Coordinates, predicted: _Predicted, labeled_n: np.ndarray, seed: int
+    found: _Calibrated, query: Coordinates, predicted: _Predicted, labeled_n: np.ndarray, seed: int
 ) -> Difference | None:
     """Compare held-out labeled cells with the cells without a label.
 
@@ -225,13 +247,15 @@ def _difference(
     others_at = some_cells(np.flatnonzero(~labeled_n), seed=seed)
     if not len(others_at):
         return None
-    held_at = np.flatnonzero(lesson.held_m)[labeled_at]
-    x_nj, y_nj = (
-        np.concatenate(found.learned.scaling.views(cells.cells(rows))[1:], axis=1)
-        for cells, rows in ((lesson.trained, held_at), (query, others_at))
+    of_labeled_n, of_others_n = (
+        log_p_nc.argmax(1) for log_p_nc in (found.held_out.log_p_nc[labeled_at], predicted.log_p_nc[others_at])
     )
-    of_labeled_n = found.held_out.log_p_nc[labeled_at].argmax(1)
-    return difference(x_nj, of_labeled_n, y_nj, predicted.log_p_nc[others_at].argmax(1), seed=seed)
+    x_nd = found.learned.compared_hd[labeled_at].astype(np.float64)
+    with np.errstate(all="ignore"):  # the classifiers of a model from a stranger may have any finite numbers
+        y_nd = found.learned.scaling.compared(query.cells(others_at)).astype(np.float64)
+    if not np.isfinite(y_nd).all():
+        raise ModelError(_NOT_FINITE, "train the model again")
+    return difference(x_nd, of_labeled_n, y_nd, of_others_n, seed=seed)
 
 
 def _quality(
@@ -251,7 +275,9 @@ def _quality(
     )
 
 
-def _predict(found: _Calibrated, cells: Coordinates, coverage: float, *, progress: Progress) -> _Predicted:
+def _predict(
+    found: _Calibrated, cells: Coordinates, new_batch_n: np.ndarray, coverage: float, *, progress: Progress
+) -> _Predicted:
     """Predict the labels of all cells, in blocks."""
     n, parts = len(cells.state_nj), []
     with progress("Annotating", n) as advance:
@@ -259,8 +285,7 @@ def _predict(found: _Calibrated, cells: Coordinates, coverage: float, *, progres
             rows = np.arange(start, min(n, start + _BLOCK_CELLS))
             parts.append(found.predict(cells.cells(rows), coverage))
             advance(len(rows))
-    return _Predicted(
-        np.concatenate([part.log_p_nc for part in parts]),
-        np.concatenate([part.set_nc for part in parts]),
-        np.concatenate([part.p_n for part in parts]),
-    )
+    log_p_blocks, set_blocks, novelty_blocks = zip(*parts, strict=True)
+    log_p_nc, novelty_kn = np.concatenate(log_p_blocks), np.concatenate(novelty_blocks, axis=1)
+    p_n = found.novelty_p(novelty_kn, log_p_nc.argmax(1), new_batch_n)
+    return _Predicted(log_p_nc, np.concatenate(set_blocks), p_n)

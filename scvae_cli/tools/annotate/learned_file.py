@@ -3,7 +3,8 @@
 A model folder may come from a stranger, so all shapes and ranges are checked.
 
 Letters in array shapes: h held-out labeled cells, c labels, v views of a cell, k parts of the labeled cells, j
-coordinates of the decoded states, e coordinates of the embedding, g genes.
+coordinates of the decoded states, e coordinates of the embedding, g genes, p principal components of genes, d
+coordinates by which cells are compared (d = e + p).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scvae_cli.tools.annotate.classifier import Regression
 from scvae_cli.tools.annotate.learned_checks import check_values
 from scvae_cli.tools.annotate.learning import Learned
 from scvae_cli.tools.annotate.novelty import Metric
-from scvae_cli.tools.annotate.views import VIEWS, Scaling
+from scvae_cli.tools.annotate.views import COMPARED_COMPONENTS, VIEWS, Scaling
 
 # The letters after the last "_" in the name of a tensor give its shape. Tensors in _SCALES hold one number each.
 _SCALES = ("scale", "state_scale", "n_trained")
@@ -32,7 +33,7 @@ _PROBABILITY = 1e-3
 _KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number"}
 _NAMES = {
     *("rank_c", "size_c", "center_e", "state_center_j", "deviation_g", "gene_center_g", "center_kcj", "factor_kjj"),
-    *("log_p_vhc", "nearest_h", "state_hj", "code_h", "part_h", "weight_h"),
+    *("log_p_vhc", "nearest_h", "state_hj", "compared_hd", "component_gp", "code_h", "part_h", "weight_h"),
     *(f"{view}_coefficient_k{letter}c" for view, letter in zip(VIEWS, "jeg", strict=True)),
     *(f"{view}_intercept_kc" for view in VIEWS),
     *_SCALES,
@@ -58,6 +59,8 @@ def stored(learned: Learned) -> StoredLabels:
         "log_p_vhc": learned.log_p_vhc,
         "nearest_h": learned.nearest_h,
         "state_hj": learned.state_hj,
+        "compared_hd": learned.compared_hd,
+        "component_gp": scaling.component_gj[:, :COMPARED_COMPONENTS],
         "code_h": learned.code_h,
         "part_h": learned.part_h,
         "weight_h": learned.weight_h,
@@ -89,20 +92,23 @@ def learned_of(model: Model) -> Learned:
         learned = _learned(model.labels, model)
         check_values(learned, model.facts["n_cells"])
         return learned
-    except (KeyError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ModelError(f"the labels of the model are damaged: {reason}", "train again") from error
+    except ValueError as error:
+        raise ModelError(f"the labels of the model are damaged: {error}", "train again") from error
 
 
 def _learned(labels: StoredLabels, model: Model) -> Learned:
     arrays = {name: tensor.numpy() for name, tensor in labels.tensors.items()}
     if other := sorted(arrays.keys() - _NAMES):
         raise ValueError(f"the array {other[0]} does not belong to this model")
+    if lacking := sorted(_NAMES - arrays.keys()):
+        raise ValueError(f"the array {lacking[0]} is missing")
     n_labels = len(labels.names)
     lengths = {"c": n_labels, "g": len(model.genes), "v": len(VIEWS)}
     if model.expression is not None:
         lengths |= {"j": len(model.expression.component_jg)}
     _check_shapes(arrays, lengths)
+    if lengths["d"] != lengths["e"] + lengths["p"]:
+        raise ValueError(f"compared_hd has shape {arrays['compared_hd'].shape}, which does not fit component_gp")
     rank_c, code_h, part_h = (_whole(name, arrays[name]) for name in ("rank_c", "code_h", "part_h"))
     n_parts, n_trained = len(arrays["center_kcj"]), int(_whole("n_trained", arrays["n_trained"]))
     if not len(code_h) <= n_trained <= _MOST_TRAINED:
@@ -124,7 +130,7 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
         state_scale=float(arrays["state_scale"]),
         deviation_g=arrays["deviation_g"],
         gene_center_g=arrays["gene_center_g"],
-        component_gj=np.empty((lengths["g"], 0), dtype=np.float32),
+        component_gj=arrays["component_gp"],
     )
     by_view = [
         [
@@ -149,6 +155,7 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
         log_p_vhc=arrays["log_p_vhc"].astype(np.float64),
         nearest_h=arrays["nearest_h"].astype(np.float64),
         state_hj=arrays["state_hj"],
+        compared_hd=arrays["compared_hd"],
         code_h=code_h,
         part_h=part_h,
         weight_h=arrays["weight_h"].astype(np.float64),

@@ -4,7 +4,8 @@ The labeled cells are divided into parts (`held_out_parts`). For each part, one 
 other parts. The predictions for the held-out cells calibrate the classifiers (`annotation`).
 
 Letters in array shapes: n cells, m labeled cells that train the classifiers, h held-out labeled cells, c labels, v
-views of a cell, k parts of the labeled cells, j coordinates, g genes.
+views of a cell, k parts of the labeled cells, j coordinates, g genes, d coordinates by which cells are
+compared.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Learned:
     log_p_vhc, nearest_h, state_hj
         For each held-out cell, the log probabilities of the labels in each view, the squared distance to the nearest
         known type, and the first view, all from the classifier that has not seen the cell.
+    compared_hd
+        Coordinates of each held-out cell, by which labeled cells are compared with other cells (`difference`).
     code_h, part_h, weight_h
         For each held-out cell, the index of its label, its part, and the number of labeled cells that it represents.
     """
@@ -62,6 +65,7 @@ class Learned:
     log_p_vhc: np.ndarray
     nearest_h: np.ndarray
     state_hj: np.ndarray
+    compared_hd: np.ndarray
     code_h: np.ndarray
     part_h: np.ndarray
     weight_h: np.ndarray
@@ -77,7 +81,13 @@ class Learned:
             at_mean_c = self.scaling.gene_center_g[missing_g] @ fitted.coefficient_jc[missing_g]
             return replace(fitted, intercept_c=fitted.intercept_c + at_mean_c)
 
-        return replace(self, regressions_kv=[[*of_v[:GENES], corrected(of_v[GENES])] for of_v in self.regressions_kv])
+        center_g = self.scaling.gene_center_g.copy()
+        center_g[missing_g] = 0.0  # the data have zeros in place of missing genes
+        return replace(
+            self,
+            scaling=replace(self.scaling, gene_center_g=center_g),
+            regressions_kv=[[*of_v[:GENES], corrected(of_v[GENES])] for of_v in self.regressions_kv],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +172,7 @@ def learn(session: Session, labeled: Coordinates, known: KnownLabels, *, seed: i
         log_p_vhc=log_p_vmc[:, held_m],
         nearest_h=nearest_m[held_m],
         state_hj=views[0][held_m],
+        compared_hd=scaling.compared(trained.cells(np.flatnonzero(held_m))),
         code_h=code_m[held_m],
         part_h=part_m[held_m],
         weight_h=weight_m[held_m],

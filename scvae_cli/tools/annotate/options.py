@@ -60,7 +60,13 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
         least=0,
         below=1,
     )
-    seed: int = option(0, help="Random seed of the cross-validation on labeled cells.", least=0, most=2**32 - 1)
+    seed: int = option(
+        0,
+        help="Random seed of the cross-validation on labeled cells, and of the comparison of labeled cells with other "
+        "cells. The saved classifiers of a model depend only on the seed of its training.",
+        least=0,
+        most=2**32 - 1,
+    )
 
     def check(self) -> None:
         """Raise a ConfigError if an option about labeled cells was given without --labels-key."""

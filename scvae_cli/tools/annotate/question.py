@@ -12,7 +12,7 @@ from scvae_cli.errors import one_line
 from scvae_cli.question import Question
 from scvae_cli.tools.annotate.annotation import annotate
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels
-from scvae_cli.tools.annotate.batches import warning_of_new_batches, warning_of_unknown_batches
+from scvae_cli.tools.annotate.batches import new_batches
 from scvae_cli.tools.annotate.coarse_labels import coarse_labels
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.options import AnnotateOptions
@@ -65,7 +65,15 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return [*(f"obs/{key}" for key in columns), f"obsm/{names.label_probabilities}", f"uns/{names.label_names}"]
 
     def answer(self) -> Annotation:
-        return annotate(self.session, self.known, self.options, coarse=self.coarse, reference=self.reference)
+        self.new = new_batches(self.session, self.known, self.reference)
+        return annotate(
+            self.session,
+            self.known,
+            self.options,
+            coarse=self.coarse,
+            reference=self.reference,
+            new_batch_n=self.new.batch_n,
+        )
 
     def record(self, result: Annotation) -> dict[str, Any]:
         reference = self.options.reference
@@ -77,10 +85,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return annotation_figure(result)
 
     def warnings(self, result: Annotation) -> Sequence[str]:
-        if self.known is not None:
-            found = [warning_of_new_batches(self.session, self.known, self.reference)]
-        else:
-            found = [warning_of_unknown_batches(self.session), self._warning_of_training_cells()]
+        found = [self.new.warning(), None if self.known is not None else self._warning_of_training_cells()]
         return [*result.warnings(), *(text for text in found if text is not None)]
 
     def _warning_of_training_cells(self) -> str | None:
@@ -105,6 +110,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
                 for name, labeled in zip(result.labels, result.labeled_c, strict=True)
             ],
             "n_unknown": int(result.unknown_n.sum()),
+            "expected_accuracy": result.expected_accuracy,
             "unknown_rate": result.unknown_rate,
             "coverage": result.coverage,
             "heldout": {
@@ -158,6 +164,14 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             )
         if result.back_off is not None:
             lines += _coarse_lines(result, result.back_off, self.options)
+        if result.expected_accuracy is not None:
+            n_others = int((~result.labeled_n).sum())
+            differs = result.difference is not None and result.difference.is_clear
+            lines.append(
+                f"on {amount(n_others, 'cell')} without a label: accuracy {result.expected_accuracy:.1%} is expected "
+                "from the probabilities of the predicted labels"
+                + (" (these cells differ from labeled cells, so the accuracy may be lower)" if differs else "")
+            )
         return "\n".join([*lines, *_confusions(result)])
 
     def notes(self, result: Annotation) -> Sequence[str]:

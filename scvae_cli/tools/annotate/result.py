@@ -86,6 +86,16 @@ class Annotation:
         size_c = np.bincount(self.code_n, minlength=len(self.labels) + 1)
         return {name: int(size) for name, size in zip((*self.labels, UNKNOWN), size_c, strict=True)}
 
+    @property
+    def expected_accuracy(self) -> float | None:
+        """Mean probability of the predicted labels of the cells without a label; None if all cells have a label.
+
+        If probabilities are calibrated, this is the expected share of correct labels.
+        """
+        if self.labeled_n.all():
+            return None
+        return float(self.probability_nc[~self.labeled_n].max(1).mean(dtype=np.float64))
+
     def warnings(self) -> list[str]:
         """Return warnings about labels and cells whose predictions may be unreliable."""
         found = []
@@ -100,13 +110,14 @@ class Annotation:
         if share > max(_MANY, _MANY_TIMES * self.unknown_rate):
             found.append(
                 f"{share:.0%} of the cells without a label are unknown: these cells are of other types than the "
-                "labeled cells, or of batches that the model has not seen"
+                "labeled cells, or of batches that differ much from those of the labeled cells"
             )
         if self.difference is not None and self.difference.is_clear:
             found.append(
                 "the cells without a label differ from labeled cells with the same predicted label (a classifier "
                 f"distinguishes these cells with an area under the ROC curve of {self.difference.auc:.2f}; 0.5 is "
-                "chance): it is not guaranteed that the prediction sets of cells without a label contain the true "
+                f"chance): accuracy may be lower than the {self.quality.labels.accuracy:.0%} of the held-out labeled "
+                "cells, and it is not guaranteed that the prediction sets of cells without a label contain the true "
                 f"label with probability {self.coverage:g}"
             )
         return found

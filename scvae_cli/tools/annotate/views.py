@@ -10,7 +10,7 @@
 
 The scales of all views and the principal components of the genes are computed from the labeled cells.
 
-Letters in array shapes: n cells, m labeled cells, g genes, j coordinates.
+Letters in array shapes: n cells, m labeled cells, g genes, j coordinates, d coordinates by which cells are compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.evaluation.log_pca import log_normalized
-from scvae_cli.latent.expression import state_positions
+from scvae_cli.latent.expression import positions_and_states
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.classifier import Regression
 
@@ -33,6 +33,9 @@ COMPONENTS = 300
 INVERSE_PENALTY = (1.0, 1.0, 0.1)
 # Scaled genes are clipped at _MOST, as scanpy's `sc.pp.scale(max_value=10)` does.
 _MOST = 10.0
+# Number of principal components of the genes by which cells are compared (`difference`). With all components, cells
+# that do not differ are distinguished worse than by chance, because a classifier learns the noise of single cells.
+COMPARED_COMPONENTS = 30
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,17 @@ def coordinates(session: Session, *, library: float, shared_g: np.ndarray | None
     ModelError
         If the model was trained by an earlier version, which did not compute the map to expression space.
     """
+    position_nj, state_nj = positions_and_states(
+        session.model,
+        session.counts_and_batches(partly=True),
+        session.cells.mean_nk,
+        missing=session.missing_genes,
+        progress=session.progress,
+    )
     counts = session.counts if shared_g is None else session.counts.genes(shared_g)
     return Coordinates(
-        state_nj=state_positions(session.model, session.cells.mean_nk, progress=session.progress),
-        expression_nj=session.expression,
+        state_nj=state_nj,
+        expression_nj=position_nj[:, : state_nj.shape[1]],
         log_ng=log_normalized(counts, library=library),
     )
 
@@ -113,6 +123,14 @@ class Scaling:
         """Compute the views of cells, one array of shape (n, j) for each name in VIEWS; float32."""
         state_nj, expression_nj, scaled_ng = self.views_of_genes(cells)
         return state_nj, expression_nj, scaled_ng @ self.component_gj - self.gene_center_g @ self.component_gj
+
+    def compared(self, cells: Coordinates) -> np.ndarray:
+        """Compute the coordinates by which cells are compared with labeled cells: embedding and genes; shape (n, d)."""
+        _, expression_nj, scaled_ng = self.views_of_genes(cells)
+        component_gj = self.component_gj[:, :COMPARED_COMPONENTS]
+        genes_nj = scaled_ng @ component_gj - self.gene_center_g @ component_gj
+        compared_nd: np.ndarray = np.concatenate([expression_nj, genes_nj], axis=1).astype(np.float32)
+        return compared_nd
 
     def views_of_genes(self, cells: Coordinates) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
         """Compute the views of cells, with scaled genes (a CSR matrix) in place of principal components of genes."""

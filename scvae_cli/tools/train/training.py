@@ -90,14 +90,25 @@ def _report(model: Model, request: Request, *, foreign: bool) -> Report:
     return Report(
         facts=facts,
         text=f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell after {length}; {active}\n→ {facts['model']}",
-        next_step=shell_line(
-            "embed",
-            data,
-            m=request.model,
-            o=_new_file(data, chosen.modality) if foreign else None,
-            drop_empty=chosen.drop_empty,
-        ),
+        next_step=_next_step(model, request, output=_new_file(data, chosen.modality) if foreign else None),
     )
+
+
+def _next_step(model: Model, request: Request, *, output: str | None) -> str:
+    """Suggest to embed the cells; after a training with labels, suggest to predict labels."""
+    data, chosen = request.data, request.options.training.data
+    same = {"m": request.model, "o": output, "drop_empty": chosen.drop_empty}
+    if model.labels is None:
+        return shell_line("embed", data, **same)
+    if int(model.labels.tensors["size_c"].sum()) < model.facts["n_cells"]:
+        return shell_line("annotate", data, labels_key=chosen.labels_key, unlabeled=chosen.unlabeled, **same)
+    # All cells have labels, so only the labels of other cells can be predicted.
+    folder = request.model_folder
+    if not chosen.batch_keys:
+        return shell_line("annotate", "QUERY.h5ad", m=folder) + " (QUERY.h5ad: cells without labels)"
+    mapped = f"{Path(str(folder)).stem}_and_query.scvae"
+    added = shell_line("map", "QUERY.h5ad", m=folder, o=mapped)
+    return f"{added}; {shell_line('annotate', 'QUERY.h5ad', m=mapped)} (QUERY.h5ad: cells without labels)"
 
 
 def _new_file(data: Path, modality: str | None) -> str:
