@@ -46,7 +46,7 @@ def ordered():
 
 @pytest.fixture(scope="module")
 def converged():
-    """Cells of two branches whose mature cells are alike, with few cells on the way to the first one."""
+    """Cells of two branches whose mature cells are alike; few cells are on the way to the end of the first branch."""
     adata = converging_tree()
     options = {"n_hidden": 64, "max_epochs": 50, "precision": "fp32"}
     return adata, scvae.train(adata, **TINY | options, genes="all")
@@ -181,7 +181,7 @@ def test_a_trajectory_between_two_ends_goes_back_to_their_progenitor(ordered):
     time_n = cells.obs["true_pseudotime"].to_numpy()
     time_t = time_n[found.steps.nearest_tj].mean(1)
     assert time_t[step] < min(time_t[0], time_t[-1]) - 0.2
-    # Another model, or cells left out of the order, tell nothing.
+    # A trajectory is not compared with an order that was computed with another model.
     other = replace(model, hash="other")
     assert (
         scvae.interpolate(cells, other, groupby="cell_type", groups=["mature_1", "mature_2"], inplace=False).turning
@@ -197,7 +197,7 @@ def test_the_end_of_another_branch_is_no_way_station(trajectory):
 
 
 def test_branches_that_become_alike(converged):
-    """The way to the smaller end leads through the other branch, and this is told."""
+    """The trajectory to the smaller end leads through the other branch, and a warning says so."""
     cells, model = converged
     with pytest.warns(ScvaeWarning, match="probably the end of another branch"):
         found = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], inplace=False)

@@ -186,7 +186,7 @@ def _check_new(session: Session, batch_n: np.ndarray, reference: str) -> None:
 def _check_folders(request: Request) -> None:
     output = request.options.output
     if request.model is None:
-        raise ConfigError("there is no model to map onto", "name its folder with -m REFERENCE.scvae")
+        raise ConfigError("there is no model to map onto", "name the model folder with -m REFERENCE.scvae")
     if output is None:
         raise ConfigError("the new model needs a folder", "name the folder with -o NEW.scvae")
     if output.resolve() == Path(request.model).resolve():
@@ -216,7 +216,7 @@ def _batches(session: Session, options: MapOptions) -> Batches:
     of_model = next(iter(model.config.data.batch_keys), None) if model.batches else None
     if options.batch is not None:
         key, name_n = of_model or USUAL_KEY, np.full(session.counts.n_cells, options.batch, dtype=object)
-        spelled, hint = "--batch was given", f"use --batch-key {key} to read the batches from it"
+        spelled, hint = "--batch was given", f"use --batch-key {key} to read the batches from this column"
     else:
         column = column or of_model
         if column is None:
@@ -261,8 +261,8 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     if few:
         warnings.append(
             f"{amount(len(few), 'new batch has', 'new batches have')} fewer than {FEW_CELLS} "
-            f"cells ({_shown(few)}): their effects are uncertain, and shrunk strongly toward those of the other "
-            "batches"
+            f"cells ({_shown(few)}): the effects of such batches are uncertain, and shrunk strongly "
+            "toward those of the other batches"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
     largest = max(result.difference_b)

@@ -97,9 +97,9 @@ def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
 def with_squared_lengths(graph: CellGraph) -> CellGraph:
     """Square the lengths of the edges of a graph.
 
-    A long edge then costs more than many short edges with the same total length, so that shortest paths stay where
-    there are many cells. The length of a shortest path with squared edge lengths is called a Fermat distance (Groisman,
-    Jonckheere & Sapienza, arXiv:1810.09398).
+    With squared lengths, a long edge costs more than many short edges with the same total length, so that shortest
+    paths stay where there are many cells. The length of a shortest path with squared edge lengths is called a Fermat
+    distance (Groisman, Jonckheere & Sapienza, arXiv:1810.09398).
     """
     return replace(graph, lengths=graph.lengths.power(2))
 
@@ -109,15 +109,16 @@ def geodesics(
 ) -> list[np.ndarray]:
     """Compute segments of least energy, in a metric in which segments through regions with few cells are long.
 
-    `guesses` contains one initial guess for each segment. Each guess has shape (t, k), with any t ≥ 2. Returns the
-    segments in the same order. The number of points of a returned segment does not depend on the guess.
+    `guesses` contains one initial guess for each segment. Each guess has shape (t, k), with any t ≥ 2. Returns one
+    segment for each guess, in the order of the guesses. The number of points of a returned segment does not depend on
+    the guess.
 
     Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is Σ
     (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost`, y are the Fisher–Rao coordinates of the decoded
     expression, and Δt is the constant distance between consecutive points in the parameter of the spline. After the
     first optimization, the segment is resampled at constant speed and optimized again. If the straight line between the
-    ends is not much longer than the segment in this metric, the straight line is a second initial guess. The shorter
-    one of the two optimized segments is then returned.
+    ends is not much longer than the segment (with lengths weighted by w), the straight line is a second initial guess.
+    If a segment was optimized from two guesses, the shorter result is returned.
     """
     solved = _solved(geometry, density, guesses, progress=progress)
     straight_lines = [straight(segment_tk[[0, -1]], _SOLVED) for segment_tk in solved]
