@@ -62,7 +62,7 @@ class Map(Question[MapOptions, Mapped]):
 
     def prepare(self) -> None:
         if not self.session.model.of_counts:
-            raise ModelError("the model describes real numbers", "new batches can be mapped onto models of counts only")
+            raise ModelError("the model describes real numbers", "new batches can be mapped only onto models of counts")
         if self.session.model.vae.design is not None:
             raise ModelError(
                 "the model has several covariates",

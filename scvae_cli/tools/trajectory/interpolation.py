@@ -136,7 +136,7 @@ def _groups_beyond(
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
-    """Find the step at which a trajectory turns, in the first order along which it goes back.
+    """Find the step at which a trajectory stops going back along an order of the cells; return the step and the order.
 
     The result is None if the trajectory goes back along none of the orders.
     """
@@ -233,7 +233,7 @@ def described(
 def solve(
     model: Model, graph: CellGraph, waypoints: Waypoints, options: InterpolateOptions, *, progress: Progress = silent
 ) -> np.ndarray:
-    """Compute one path of the kind `options.path` through each row of waypoints, shape (p, t, k)."""
+    """Compute one path through each row of waypoints, shape (p, t, k)."""
     z_pwk = waypoints.z_pwk.astype(np.float64)
     if options.path == "straight":
         return np.stack([straight(z_wk, options.n_steps) for z_wk in z_pwk])
