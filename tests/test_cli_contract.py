@@ -93,7 +93,7 @@ KEYS = {
     "perturb": "output group control treated method mean_shift_share scale change_detected learned_from n_cells "
     "n_genes off_manifold change_tests group_change_test no_better_than_mean model_accuracy "
     "model_agreement mean_accuracy checks group_check genes missing_genes plot slots",
-    "map": "output model reference batch_key new_batches differences n_cells no_counterpart false_alarms unexplained "
+    "map": "output model reference batch_key new_batches differences n_cells no_counterpart false_alarms "
     "seconds missing_genes slots",
     "sweep": "output varied criterion suggested best runs kept_molecules n_cells n_genes n_heldout reversals models "
     "plot slots",

@@ -46,6 +46,14 @@ def test_log_density_is_that_of_the_mixture(c, k):
     np.testing.assert_allclose(density.log_prob(torch.as_tensor(z_nk)), logsumexp(each, axis=0), rtol=1e-9)
 
 
+def test_distance_is_that_to_the_nearest_component():
+    density, _, mean_ck, cov_ckk = known(3, 2)
+    z_nk = np.random.default_rng(1).normal(size=(20, 2)) * 3
+    pairs = list(zip(mean_ck, cov_ckk, strict=True))
+    nearest_n = [min((z_k - m_k) @ np.linalg.solve(s_kk, z_k - m_k) for m_k, s_kk in pairs) for z_k in z_nk]
+    np.testing.assert_allclose(density.squared_distance(torch.as_tensor(z_nk)), nearest_n, rtol=1e-9)
+
+
 def test_log_density_is_differentiable():
     density = known()[0]
     z_nk = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)

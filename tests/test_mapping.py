@@ -12,11 +12,14 @@ import scipy.sparse as sp
 import torch
 from command_line import run_cli, run_well
 from simulated import TINY, counts_of, tree
+from sklearn.metrics import roc_auc_score
 from workbench import DATA, USAGE, contents, refused
 
 import scvae_cli as scvae
-from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
+from scvae_cli.errors import DataError, ModelError, ScvaeWarning
 from scvae_cli.model.mapped_batches import Responses
+from scvae_cli.tools.map.lacking_signs import _moments
+from scvae_cli.tools.map.mapped_counterparts import combined
 from scvae_cli.training.mapping import map_batches, simulated_positions, typical_difference
 
 LEARNING = TINY | {"n_hidden": 64, "max_epochs": 30, "precision": "fp32", "genes": "all"}
@@ -152,12 +155,20 @@ def test_cells_of_the_reference_under_a_new_name_do_not_move():
     assert np.linalg.norm(moved - stayed, axis=1).mean() < 0.05 * spread
 
 
-def test_known_batches_keep_their_effects():
+def test_cells_without_a_new_batch_are_refused():
     reference, _, model = sides()
-    with pytest.warns(ScvaeWarning, match="no new batches"):
-        mapped = scvae.map(reference, model, inplace=False)
-    assert mapped.batches == model.batches
-    assert mapped.vae is model.vae
+    with pytest.raises(DataError, match="already has all batches") as caught:
+        scvae.map(reference, model, inplace=False)
+    assert "embed" in caught.value.hint
+
+
+def test_known_batches_keep_their_effects():
+    reference, query, model = sides()
+    both = ad.concat([reference, query])
+    with pytest.warns(ScvaeWarning, match="not trained again"):
+        mapped = scvae.map(both, model, inplace=False)
+    for name, tensor in joint().vae.state_dict().items():
+        assert np.array_equal(tensor, mapped.vae.state_dict()[name]), name
 
 
 @QUIET
@@ -183,11 +194,54 @@ def test_order_of_genes_does_not_matter_and_missing_genes_are_told():
 
 @QUIET
 def test_held_out_cells_lack_a_counterpart_at_the_stated_rate():
-    reference, _, model = sides()
-    adata = reference.copy()
+    reference, query, model = sides()
+    adata = ad.concat([reference, query])
     scvae.map(adata, model, false_alarms=0.2)
     heldout = model.held_out(adata.obs_names)
     assert adata.obs["scvae_no_counterpart"][heldout].mean() == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("n_cells", [20, 300])
+@QUIET
+def test_few_cells_of_a_new_batch_with_the_same_types_are_reported(n_cells):
+    _, query, model = sides()
+    few = query[:n_cells].copy()
+    scvae.map(few, model)
+    assert few.obs["scvae_no_counterpart"].mean() <= 0.1
+
+
+@QUIET
+def test_a_type_that_the_reference_lacks_is_found():
+    reference, query, _ = sides()
+    lacking = reference[~reference.obs["cell_type"].str.endswith("_1")].copy()
+    model = scvae.train(lacking, **LEARNING, batch_key="batch")
+    adata = query.copy()
+    scvae.map(adata, model)
+    new_n = adata.obs["cell_type"].str.endswith("_1").to_numpy()
+    p_n = adata.obs["scvae_counterpart_p"].to_numpy()
+    assert roc_auc_score(new_n, -p_n) > 0.7
+    assert (p_n[new_n] <= 0.05).mean() > 3 * (p_n[~new_n] <= 0.05).mean()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_signs_of_real_cells_may_be_stronger_by_a_common_factor(factor):
+    random = np.random.default_rng(0)
+    real_3n, simulated_3s = (random.chisquare(8, (3, n)) for n in (2000, 2000))
+    score_n, score_s = combined(factor * real_3n, simulated_3s)
+    reported = (score_n > np.quantile(score_s, 0.95)).mean()
+    assert reported == pytest.approx(0.05, abs=0.02) if factor >= 1 else reported < 0.05
+
+
+def test_moments_of_counts_are_those_of_draws():
+    model = joint()
+    with torch.no_grad():
+        output = model.vae.decode(torch.zeros(4000, model.vae.n_latent), torch.zeros(4000, dtype=torch.long))
+        drawn_ng = output.draw(torch.full((4000,), 3000.0), np.random.default_rng(0)).toarray()
+        expected_ng, variance_ng = _moments(output, torch.tensor(drawn_ng.sum(1).mean()).expand(4000))
+    mean_g, variance_g = drawn_ng.mean(0), variance_ng[0].numpy()
+    seen = mean_g > 0.5
+    assert np.allclose(mean_g[seen], expected_ng[0].numpy()[seen], rtol=0.1)
+    assert np.median(drawn_ng.var(0)[seen] / variance_g[seen]) == pytest.approx(1, abs=0.1)
 
 
 @QUIET
@@ -287,7 +341,7 @@ def test_texts_of_the_report_are_plain(copied):
     out = run_well(*line).out
     assert [row[:20] for row in out.splitlines() if row.startswith("mapped")] == ["mapped 2 new batches"]
     assert "  two\\x1b[2K: " in out
-    assert "5% are expected by chance" in out
+    assert "would be reported by chance" in out
     assert "gene proportions" in out
     again = run_cli(*line)
     assert "choose another name with -o" in again.err
@@ -305,10 +359,17 @@ def test_models_of_real_numbers_are_refused():
         scvae.map(adata, model, batch_key="batch", inplace=False)
 
 
-def test_another_batch_key_is_refused():
+@QUIET
+def test_the_query_may_have_another_column_of_batches():
     _, query, model = sides()
-    with pytest.raises(ConfigError, match="trained with batch_key"):
-        scvae.map(query, model, batch_key="cell_type", inplace=False)
+    adata = query.copy()
+    adata.obs["lane"] = adata.obs.pop("batch")
+    mapped = scvae.map(adata, model, batch_key="lane")
+    assert mapped.batches == joint().batches
+    assert list(adata.obs["batch"]) == list(adata.obs["lane"])
+    adata.obs["batch"] = "mine"
+    with pytest.raises(DataError, match="already has a column 'batch'"):
+        scvae.map(adata, model, batch_key="lane", inplace=False)
 
 
 @QUIET

@@ -65,6 +65,13 @@ class LatentDensity:
         """Compute the log density at some points, shape (n,), nats. The result is differentiable."""
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
+    def squared_distance(self, z_nk: Tensor) -> Tensor:
+        """Compute the squared Mahalanobis distance of each point to its nearest component, shape (n,).
+
+        Unlike the density, the distance does not depend on how many cells belong to the component.
+        """
+        return self._unit_ncj(z_nk).square().sum(2).amin(1)
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw points from the density, shape (n, k), on the CPU."""
         component_n = torch.multinomial(self.log_weight_c.cpu().exp(), n, replacement=True, generator=generator)
@@ -110,10 +117,14 @@ class LatentDensity:
     def _log_joint(self, z_nk: Tensor) -> Tensor:
         """Compute the sum of log weight and log normal density for every point and component, shape (n, c)."""
         k = z_nk.shape[1]
-        offset_ck = torch.einsum("ck,ckj->cj", self.mean_ck, self.whiten_ckk)
-        unit_ncj = torch.einsum("nk,ckj->ncj", z_nk, self.whiten_ckk) - offset_ck
         log_det_c = torch.diagonal(self.whiten_ckk, dim1=1, dim2=2).log().sum(1)
-        return self.log_weight_c + log_det_c - 0.5 * (unit_ncj.square().sum(2) + k * math.log(2 * math.pi))
+        square_nc = self._unit_ncj(z_nk).square().sum(2)
+        return self.log_weight_c + log_det_c - 0.5 * (square_nc + k * math.log(2 * math.pi))
+
+    def _unit_ncj(self, z_nk: Tensor) -> Tensor:
+        """Standardize every point by the mean and the covariance of every component, shape (n, c, k)."""
+        offset_ck = torch.einsum("ck,ckj->cj", self.mean_ck, self.whiten_ckk)
+        return torch.einsum("nk,ckj->ncj", z_nk, self.whiten_ckk) - offset_ck
 
 
 def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor], *, seed: int) -> LatentDensity:

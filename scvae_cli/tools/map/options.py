@@ -20,7 +20,8 @@ class MapOptions(Reading):
 
     batch_key: str | None = option(
         None,
-        help="Column of obs with the batch of each cell. Only batches that the model lacks are added to the model.",
+        help="Column of obs with the batch of each cell. Only batches that the model lacks are added to the model. If "
+        "the model was trained with another column, the batches are also written to a column of that name.",
         panel=INPUT,
         shown_default="the batch key of the model",
     )
@@ -42,7 +43,7 @@ class MapOptions(Reading):
     false_alarms: float = option(
         0.05,
         help="Rate of false alarms: the share of cells that are reported to have no counterpart, among cells of the "
-        "same populations as the training cells. The rate is calibrated on held-out cells.",
+        "same populations as the training cells.",
         above=0,
         below=1,
     )
@@ -121,9 +122,10 @@ MAP = Verb(
     batches. All other parameters of the model stay unchanged, so the embedding of the training cells stays identical.
     The new model can be used like any other model, for the training cells and for the new cells.
 
-    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells whose states are at least
-    as rare as the state of this cell. obs["scvae_no_counterpart"] is True for cells with a small share, which have no
-    counterpart among the training cells.""",
+    obs["scvae_counterpart_p"] is a p-value for each cell. A small p-value means that no training cells are in a similar
+    state. The p-value compares a cell with cells that the model simulates in the new batch. If a new batch differs from
+    the training by no more than chance, its cells are compared with held-out cells instead.
+    obs["scvae_no_counterpart"] is True for cells with a small p-value.""",
     python_about="""Add new batches to a trained model, without training the model again.
 
     Only parameters of the new batches are trained: effects on the decoder and shifts of the encoder. The effects of a
@@ -131,9 +133,10 @@ MAP = Verb(
     same kind. The fewer cells a new batch has, the more its effects are shrunk toward the effects of the model's own
     batches. All other parameters of the model stay unchanged, so the embedding of the training cells stays identical.
 
-    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells whose states are at least
-    as rare as the state of this cell. obs["scvae_no_counterpart"] is True for cells with a small share, which have no
-    counterpart among the training cells.""",
+    obs["scvae_counterpart_p"] is a p-value for each cell. A small p-value means that no training cells are in a similar
+    state. The p-value compares a cell with cells that the model simulates in the new batch. If a new batch differs from
+    the training by no more than chance, its cells are compared with held-out cells instead.
+    obs["scvae_no_counterpart"] is True for cells with a small p-value.""",
     example="scvae map query.h5ad -m reference.scvae --batch-key donor -o both.scvae",
     argument="QUERY",
     argument_help="Cells of new batches: an .h5ad file; with --cells, also a 10x .h5 file or an mtx folder.",

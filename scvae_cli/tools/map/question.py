@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from scvae_cli.data.labels import positions_in
 from scvae_cli.data.obs_columns import is_missing
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError, ModelError, one_line
-from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, check_new_model, load
 from scvae_cli.question import Question
 from scvae_cli.session import Session
 from scvae_cli.shell_line import shell_line
-from scvae_cli.tools.map.counterparts import UNEXPLAINED, counterpart_p, unexplained_share
+from scvae_cli.tools.map.counterparts import FOREIGN_DIFFERENCE, counterpart_p
 from scvae_cli.tools.map.options import MapOptions
 from scvae_cli.tools.map.result import Mapped
 from scvae_cli.training.mapping import map_batches
@@ -31,14 +30,26 @@ from scvae_cli.verb import Request
 USUAL_KEY = "batch"
 # Number of cells of a new batch below which batch effects are known only for the most abundant genes.
 FEW_CELLS = 50
-# Share of cells without a counterpart, or not explained by the model, above which the cells are probably of another
-# tissue.
+# Share of cells without a counterpart above which the cells are probably of another tissue.
 FOREIGN_SHARE = 0.5
-# Typical difference between the log proportions of genes in new cells and in training cells above which the new cells
-# are probably of another tissue. Between technologies, conditions or donors, the largest typical difference observed is
-# about 0.8.
-FOREIGN_DIFFERENCE = 1.0
 _SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The batches of the cells.
+
+    Parameters
+    ----------
+    key, name_n
+        Column of obs in which the new model looks for batches, and the batch of each cell, shape (n,).
+    is_written
+        Whether the batches are written to this column, because obs has no such column or another one is used.
+    """
+
+    key: str
+    name_n: np.ndarray
+    is_written: bool
 
 
 class Map(Question[MapOptions, Mapped]):
@@ -57,19 +68,20 @@ class Map(Question[MapOptions, Mapped]):
                 "the model has several covariates",
                 "new batches can be mapped only onto models with at most one covariate, a batch key",
             )
-        self.batch_key, self.batch_n = _batches(self.session, self.options)
+        self.batches = _batches(self.session, self.options)
+        _check_new(self.session, self.batches.name_n, self.options.reference_batch)
 
     def planned(self) -> list[str]:
-        added = [] if self.options.batch is None else [f"obs/{self.batch_key}"]
+        added = [f"obs/{self.batches.key}"] if self.batches.is_written else []
         return [f"obs/{self.names.counterpart_p}", f"obs/{self.names.no_counterpart}", *added]
 
     def answer(self) -> Mapped:
-        return mapped(self.session, self.batch_key, self.batch_n, self.options)
+        return mapped(self.session, self.batches, self.options)
 
     def slots(self, result: Mapped) -> list[Slot]:
         slots = result.slots(self.names, self.options.false_alarms)
-        if self.options.batch is not None:
-            slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical(self.batch_n)))
+        if self.batches.is_written:
+            slots.append(Slot(group="obs", key=result.batch_key, value=pd.Categorical(result.batch_n)))
         return slots
 
     def destination(self) -> Path | None:
@@ -102,7 +114,6 @@ class Map(Question[MapOptions, Mapped]):
             "n_cells": len(lacking),
             "no_counterpart": int(lacking.sum()),
             "false_alarms": options.false_alarms,
-            "unexplained": result.unexplained,
             "seconds": round(result.seconds, 2),
         }
 
@@ -116,10 +127,6 @@ class Map(Question[MapOptions, Mapped]):
             f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
             f"training cells; {facts['false_alarms']:.1%} would be reported by chance"
         )
-        lines.append(
-            f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that "
-            f"the model simulates; {UNEXPLAINED:.0%} are expected by chance"
-        )
         return "\n".join(lines)
 
     def places(self, slots: list[str]) -> Sequence[str]:
@@ -129,51 +136,51 @@ class Map(Question[MapOptions, Mapped]):
         return shell_line("embed", self.options.cells or self.request.data, m=self.options.output)
 
 
-def mapped(session: Session, key: str, batch_n: np.ndarray, options: MapOptions) -> Mapped:
-    """Map the batches that the model lacks, and compare the cells with those of the training.
-
-    `key` is the column of the batches, and `batch_n` holds the batch of each cell.
-    """
-    model, reference = session.model, options.reference_batch
-    known = model.batches or (reference,)
-    new = tuple(sorted(set(batch_n) - set(known)))
+def mapped(session: Session, batches: Batches, options: MapOptions) -> Mapped:
+    """Map the batches that the model lacks, and compare the cells with those of the training."""
+    model, reference, batch_n = session.model, options.reference_batch, batches.name_n
+    new = _new(model, batch_n, reference)
     counts = replace(session.counts, batch=batch_n)
-    n_cells_b: tuple[int, ...] = ()
-    difference_b: tuple[float, ...] = ()
-    seconds = 0.0
-    if new:
-        some = counts.cells(positions_in(new, batch_n) >= 0)
-        found = map_batches(
-            model,
-            some,
-            new,
-            reference=reference,
-            seed=options.seed,
-            missing=session.missing_genes,
-            progress=session.progress,
-        )
-        n_cells_b, difference_b, seconds = found.n_cells_b, found.difference_b, found.seconds
-        run = {
-            "reference": model.hash,
-            "batches": dict(zip(new, n_cells_b, strict=True)),
-            "differences": dict(zip(new, difference_b, strict=True)),
-            "seconds": round(seconds, 2),
-        }
-        config = replace(model.config, data=replace(model.config.data, batch_key=(key,)))
-        facts = model.facts | {"mapped": [*model.facts.get("mapped", []), run]}
-        model = replace(model, vae=found.vae, config=config, facts=facts, hash="")
-    mean_nk = posteriors(model, counts, progress=session.progress).mean_nk
+    some = counts.cells(positions_in(new, batch_n) >= 0)
+    missing, progress = session.missing_genes, session.progress
+    found = map_batches(
+        model, some, new, reference=reference, seed=options.seed, missing=missing, progress=progress
+    )  # fmt: skip
+    difference = dict(zip(new, found.difference_b, strict=True))
+    run = {
+        "reference": model.hash,
+        "batches": dict(zip(new, found.n_cells_b, strict=True)),
+        "differences": difference,
+        "seconds": round(found.seconds, 2),
+    }
+    config = replace(model.config, data=replace(model.config.data, batch_key=(batches.key,)))
+    facts = model.facts | {"mapped": [*model.facts.get("mapped", []), run]}
+    model = replace(model, vae=found.vae, config=config, facts=facts, hash="")
     return Mapped(
         model=model,
-        batch_key=key,
+        batch_key=batches.key,
         batch_n=batch_n,
         new=new,
-        n_cells_b=n_cells_b,
-        difference_b=difference_b,
-        counterpart_p=counterpart_p(model.density, mean_nk),
-        unexplained=unexplained_share(model, counts, seed=options.seed),
-        seconds=seconds,
+        n_cells_b=found.n_cells_b,
+        difference_b=found.difference_b,
+        counterpart_p=counterpart_p(model, counts, difference, seed=options.seed, progress=progress),
+        seconds=found.seconds,
     )
+
+
+def _new(model: Model, batch_n: np.ndarray, reference: str) -> tuple[str, ...]:
+    """List the batches of the cells that the model lacks."""
+    return tuple(sorted(set(batch_n) - set(model.batches or (reference,))))
+
+
+def _check_new(session: Session, batch_n: np.ndarray, reference: str) -> None:
+    """Refuse cells without a new batch."""
+    if not _new(session.model, batch_n, reference):
+        raise DataError(
+            f"{session.store.title}: the model already has all batches of the cells ({_shown(sorted(set(batch_n)))})",
+            "use these cells with the model as it is, for example with embed; if they come from other batches of the "
+            "same names, rename the batches",
+        )
 
 
 def _check_folders(request: Request) -> None:
@@ -203,39 +210,41 @@ def _described(difference: float) -> str:
     )
 
 
-def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
-    """Return the column of the batches, and the batch of each cell."""
-    store, model = session.store, session.model
+def _batches(session: Session, options: MapOptions) -> Batches:
+    """Return the batches of the cells, and the column in which the new model looks for them."""
+    store, model, column = session.store, session.model, options.batch_key
     of_model = next(iter(model.config.data.batch_keys), None) if model.batches else None
-    if of_model is not None and options.batch_key not in (None, of_model):
-        raise ConfigError(
-            f"--batch-key is {options.batch_key!r}, but the model was trained with --batch-key {of_model}",
-            f"put the batches into a column with the name {of_model!r}",
-        )
     if options.batch is not None:
-        key = of_model or USUAL_KEY
-        if key in store.obs_keys and not options.force:
-            raise DataError(
-                f"{store.title}: --batch was given, but obs already has a column {key!r}",
-                f"use --batch-key {key} to read the batches from this column",
+        key, name_n = of_model or USUAL_KEY, np.full(session.counts.n_cells, options.batch, dtype=object)
+        spelled, hint = "--batch was given", f"use --batch-key {key} to read the batches from this column"
+    else:
+        column = column or of_model
+        if column is None:
+            raise ConfigError(
+                "the batches of the cells are not named",
+                "name their column with --batch-key, or one batch with --batch",
             )
-        return key, np.full(session.counts.n_cells, options.batch, dtype=object)
-    key_given = options.batch_key or of_model
-    if key_given is None:
-        raise ConfigError(
-            "the batches of the cells are not named",
-            "name the column of the batches with --batch-key, or a single batch with --batch",
-        )
-    batch_n = session.labels(key_given, purpose="--batch-key")
+        key, name_n = of_model or column, _read(session, column)
+        spelled = f"the batches are in obs[{column!r}]"
+        hint = f"the model reads batches from obs[{key!r}]: rename that column, or give --force to overwrite it"
+    is_written = key != column
+    if is_written and key in store.obs_keys and not options.force:
+        raise DataError(f"{store.title}: {spelled}, but obs already has a column {key!r}", hint)
+    return Batches(key=key, name_n=name_n, is_written=is_written)
+
+
+def _read(session: Session, column: str) -> np.ndarray:
+    """Return the batch of each cell, and refuse cells without one."""
+    batch_n = session.labels(column, purpose="--batch-key")
     missing = is_missing(batch_n)
     if missing.any():
         cell = session.counts.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
-            f"{store.title}: obs[{key_given!r}] has no value for {amount(int(missing.sum()), 'cell')}; the first "
+            f"{session.store.title}: obs[{column!r}] has no value for {amount(int(missing.sum()), 'cell')}; the first "
             f"is {cell!r}",
-            f'drop these cells: adata[adata.obs["{key_given}"].notna()], or fill in the missing values',
+            f'drop these cells: adata[adata.obs["{column}"].notna()], or fill in the missing values',
         )
-    return key_given, batch_n
+    return batch_n
 
 
 def _warnings(result: Mapped, options: MapOptions) -> list[str]:
@@ -243,14 +252,10 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     warnings = []
     if known:
         n_known = int((positions_in(known, result.batch_n) >= 0).sum())
-        fate = (
-            "these batches were not trained again"
-            if result.new
-            else "there are no new batches, so the model was not changed"
-        )
         warnings.append(
             f"{amount(n_known, 'cell is', 'cells are')} of batches that the model has already ({_shown(known)}): "
-            f"{fate}. If the cells come from other batches of the same names, rename the batches"
+            "these batches were not trained again. If the cells come from other batches of the same names, rename the "
+            "batches"
         )
     few = [name for name, n in zip(result.new, result.n_cells_b, strict=True) if n < FEW_CELLS]
     if few:
@@ -260,13 +265,12 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
             "toward those of the other batches"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
-    largest = max(result.difference_b, default=0.0)
-    if result.new and (max(lacking, result.unexplained) > FOREIGN_SHARE or largest > FOREIGN_DIFFERENCE):
+    largest = max(result.difference_b)
+    if lacking > FOREIGN_SHARE or largest > FOREIGN_DIFFERENCE:
         warnings.append(
             f"the cells may be of another tissue or species, which this model does not describe: {lacking:.0%} of them "
-            f"have no counterpart among the training cells, the model does not explain the counts of "
-            f"{result.unexplained:.0%}, and gene proportions typically differ from those of the training by a factor "
-            f"of up to {np.exp(largest):.1f}"
+            "have no counterpart among the training cells, and gene proportions typically differ from those of the "
+            f"training by a factor of up to {np.exp(largest):.1f}"
         )
     n_heldout = len(result.model.density.heldout_nll)
     if 1 / (1 + n_heldout) > options.false_alarms:

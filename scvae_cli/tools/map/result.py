@@ -26,10 +26,8 @@ class Mapped:
         the new batch and in the earlier batches of the model (natural logarithm). A difference of 0 means that the
         genes differ by no more than chance.
     counterpart_p
-        For each cell, the share of held-out cells whose states are as rare as the state of this cell, or rarer; shape
-        (n,).
-    unexplained
-        Share of the cells whose counts fit the model worse than 95% of the cells that the model simulates.
+        For each cell, the share of cells with a counterpart (held-out cells, or simulated cells of a mapped batch)
+        whose states are as rare among the training cells as the state of this cell, or rarer; shape (n,).
     seconds
         Duration of the training of the new batches, in seconds.
     """
@@ -43,7 +41,6 @@ class Mapped:
     n_cells_b: tuple[int, ...]
     difference_b: tuple[float, ...]
     counterpart_p: np.ndarray
-    unexplained: float
     seconds: float
 
     def lacking(self, false_alarms: float) -> np.ndarray:
