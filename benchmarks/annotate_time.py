@@ -1,12 +1,13 @@
-"""How long does `annotate` take for 100,000 cells, and are its probabilities and prediction sets correct there?
+"""How long does `annotate` take for 100,000 cells, and are the probabilities and prediction sets of the cells correct?
 
     python benchmarks/annotate_time.py [--cells 100000] [--genes 2000] [--labeled 6000] [--threads 2]
 
 The benchmark simulates cells along a tree and trains a model for one epoch. `annotate` then gets the labels of some
 random cells and predicts the labels of all cells. The measured time is that of the whole command, with start-up,
-reading and writing. The cells without a label are exchangeable with the labeled cells. There are so many cells without
-a label that the calibration error by chance is almost 0. Both the wall time and the processor time are reported; on a
-machine with other work, the wall time says little. The result is written to results/annotate_time.json.
+reading and writing. The labeled cells are a random sample, so the cells without a label have the same distribution.
+There are so many cells without a label that the calibration error by chance is almost 0. The wall time and the
+processor time are reported, because the wall time is not reliable on a machine with other work. The result is written
+to results/annotate_time.json.
 
 With `--data FILE --model FOLDER`, the benchmark uses existing cells, which need labels in obs["cell_type"], and an
 existing model.
@@ -33,7 +34,7 @@ _DRAWS = 50
 
 
 def main() -> None:
-    """Time the command, and compare its labels with the true ones."""
+    """Measure the time of the command, and compare predicted labels with the true labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--genes", type=int, default=2000)

@@ -79,7 +79,7 @@ def tree(seed: int) -> sp.csr_matrix:
 
 def contaminated(x_ng: np.ndarray, foreign: sp.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Replace 1% of the cells by each kind; return the cells and the kind of each cell ("" for an unchanged cell)."""
-    # The seed differs from that of the training. Otherwise, the replaced cells would be the held-out cells.
+    # With the seed of the training, the replaced cells would be the held-out cells of the training.
     rng = np.random.default_rng([seed, 1])
     n, result, kind_n = len(x_ng), x_ng.copy(), np.full(len(x_ng), "", dtype=object)
     depth_n, mean_g = x_ng.sum(1), x_ng.sum(0, dtype=np.float64) / x_ng.sum(dtype=np.float64)
@@ -104,7 +104,7 @@ def contaminated(x_ng: np.ndarray, foreign: sp.csr_matrix, seed: int) -> tuple[n
 
 
 def measure(name: str, seed: int, replaced: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train on one contaminated set, with or without the replaced cells; return all reported numbers."""
+    """Train on one data set with replaced cells, with or without these cells; return all reported numbers."""
     matrix, foreign = cells_and_foreign(name, arguments.data_folder)
     x_ng, kind_n = contaminated(matrix.toarray().astype(np.float32), foreign, seed)
     adata = as_anndata(sp.csr_matrix(x_ng))
@@ -127,7 +127,8 @@ def measure(name: str, seed: int, replaced: str, arguments: argparse.Namespace) 
         for method, bad_n in badness.items()
     }
     called_n, left_n = scores.anomalies(FDR), scores.heldout & alone_n
-    # As many simulated cells as real ones would be better, but the test does not know the noise of the reference.
+    # Few simulated cells are tested, because the test ignores the noise of the simulated cells that they are compared
+    # with.
     p_n, deep_n = fresh.anomaly_p[:FRESH], fresh.library[:FRESH] > np.median(fresh.library[:FRESH])
     tests = {"all": p_n, "shallower": p_n[~deep_n], "deeper": p_n[deep_n]}
     return {
@@ -145,7 +146,7 @@ def measure(name: str, seed: int, replaced: str, arguments: argparse.Namespace) 
 
 
 def as_anndata(matrix: sp.csr_matrix) -> anndata.AnnData:
-    """Make counts with names of cells and genes."""
+    """Make an AnnData of a count matrix, with names of cells and genes."""
     adata = anndata.AnnData(matrix)
     adata.obs_names, adata.var_names = ([f"{c}{i}" for i in range(m)] for c, m in zip("cg", matrix.shape, strict=True))
     return adata

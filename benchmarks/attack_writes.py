@@ -1,4 +1,4 @@
-"""Attack commands while they write a file: is the file then the complete old or new one, and is every message true?
+"""Attack commands while they write a file: is the file then the complete old or new file, and is every message true?
 
 Commands are killed (SIGKILL) and signaled (SIGINT, SIGTERM, SIGHUP) at system calls that are spread over the whole
 write. A training is killed while it saves its state, and several processes write one file at the same time. The file

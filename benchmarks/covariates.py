@@ -45,7 +45,7 @@ SHARED = HERE.parent.parent / "shared" / "data"
 RESULTS = HERE / "results" / "covariates.json"
 NEIGHBORS, BOUND_SAMPLES = 15, 50
 FACTORS = {"simulated": ("donor", "technology"), "kang": ("donor", "condition")}
-# What each method tells the model; "joint" is a column of combinations.
+# Covariates that each method gives to the model; "joint" is a column with the combinations of both factors.
 METHODS: dict[str, dict[str, Any]] = {
     "both and age": {"factors": (0, 1), "age": True},
     "both": {"factors": (0, 1)},
@@ -59,7 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def simulated(seed: int) -> tuple[anndata.AnnData, anndata.AnnData, dict[str, np.ndarray]]:
-    """Simulate cells, cells of the combination that they lack, and the true effects (natural log, per gene)."""
+    """Simulate cells, further cells of the missing combination, and the true effects (natural log, per gene)."""
     random, g = np.random.default_rng(seed), 400
     coarse = random.normal(0, 0.6, (3, g))
     type_log = random.normal(0, 1.2, g) + np.repeat(coarse, 2, axis=0) + random.normal(0, 0.15, (6, g))
@@ -112,7 +112,7 @@ def data_of(name: str, seed: int) -> tuple[anndata.AnnData, anndata.AnnData | No
 
 
 def scores(position_nj: np.ndarray, obs: pd.DataFrame, factors: tuple[str, str]) -> dict[str, float]:
-    """Score an embedding: purity of types, mixing of factors, and what is left of the age."""
+    """Score an embedding: purity of types, mixing of factors, and how well neighbors predict the age."""
     from sklearn.neighbors import NearestNeighbors
 
     from scvae_cli.evaluation.batch_mixing import ilisi
@@ -127,13 +127,13 @@ def scores(position_nj: np.ndarray, obs: pd.DataFrame, factors: tuple[str, str])
         same_nm = type_n[index_nm] == type_n[:, None]
         enough = same_nm.sum(1) >= 5
         predicted_n[enough] = (centered_n[index_nm] * same_nm).sum(1)[enough] / same_nm.sum(1)[enough]
-        # The slope of the regression on the neighbors' mean is free, so only a trace of the age counts.
+        # A squared correlation ignores the slope: it measures whether the embedding depends on the age at all.
         found["age R²"] = float(np.corrcoef(predicted_n[enough], centered_n[enough])[0, 1] ** 2)
     return found
 
 
 def by_scvae(adata: anndata.AnnData, method: dict[str, Any], factors: tuple[str, ...], seed: int) -> tuple[Any, Any]:
-    """Train a model with the covariates of a method; return it and the embedding."""
+    """Train a model with the covariates of a method; return the model and the embedding."""
     import scvae_cli as scvae
 
     keys = [factors[i] for i in method.get("factors", ())]
@@ -158,7 +158,7 @@ def by_scvi(adata: anndata.AnnData, method: dict[str, Any], factors: tuple[str, 
 
 
 def effects_found(adata: anndata.AnnData, model: Any, effects: dict[str, np.ndarray]) -> dict[str, float]:
-    """Compare decoded effects with the true ones: correlation and slope over the genes."""
+    """Compare decoded effects with the true effects by the correlation and the slope over the genes."""
     import scvae_cli as scvae
 
     def decoded(batch_as: str) -> np.ndarray:
@@ -219,7 +219,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run what is asked and write the results."""
+    """Run the requested methods on the requested data sets, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scvi-python", help="interpreter of an environment with scvi-tools")
     parser.add_argument("--seeds", default="0,1,2")
@@ -236,7 +236,7 @@ def main() -> None:
                 continue
             for seed in arguments.seeds.split(","):
                 row = run(name, kind, int(seed), arguments)
-                # Read again, because another run may have added results.
+                # The file is read again, because another run may have added results.
                 results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {"sets": {}}
                 results["hardware"] = arguments.hardware or results.get("hardware", "")
                 results["sets"].setdefault(name, {}).setdefault(kind, {})[seed] = row

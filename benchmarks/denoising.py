@@ -53,7 +53,7 @@ TREES = {"simulated tree": (2, 10, 1500.0), "simulated line": (1, 11, 5000.0)}
 
 
 def load(name: str) -> tuple[str, anndata.AnnData]:
-    """Read a data set by path, or make a simulated one by name; spike-ins are removed."""
+    """Read a data set by path, or make a simulated data set by name; spike-ins are removed."""
     if name in TREES:
         return name, trajectories_simulated.tree(*TREES[name])
     adata = anndata.read_h5ad(name)
@@ -101,7 +101,7 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
 
 
 class Judge:
-    """The withheld counts, and the true means if they are known.
+    """The withheld counts with which predictions are compared, and the true means if the data are simulated.
 
     Parameters
     ----------

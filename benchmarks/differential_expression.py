@@ -30,10 +30,10 @@ Each method is evaluated at expected false discovery rates (for Wilcoxon: Benjam
   cells of each group within batches. The means and their standard errors are shrunk as in `de`. The decoded means and
   the cells' rates show what the decoder alone achieves.
 
-The part `kang` uses real cells (kang_muscat_2donors): interferon β against control within three populations. How many
-of the rising genes that are most certain are known interferon targets? In addition, the control cells of one population
-are divided into two random halves, ten times. How often is a gene called although the two halves do not differ? The two
-donors are also compared as replicates.
+The part `kang` compares real cells treated with interferon β with control cells, within three populations
+(kang_muscat_2donors). The benchmark counts the known interferon targets among the rising genes that are most certain.
+In addition, the control cells of one population are divided into two random halves, ten times. Genes that are called in
+a comparison of two halves are false calls. The two donors are also used as replicates.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def simulate(
     depth: float = 1500.0,
     n_batches: int = 1,
 ) -> anndata.AnnData:
-    """Cells with obs["group"], obs["batch"] and the true log2 changes from B to A, var["change"]."""
+    """Simulate cells with obs["group"], obs["batch"] and the true log2 changes from B to A, var["change"]."""
     rng = np.random.default_rng(1000 + seed)
     n, n_ab, g = n_a + n_b + n_other, n_a + n_b, n_genes
     kind_n = np.repeat([0, 1, 2], [n_ab, n_other // 2, n_other - n_other // 2])
@@ -128,7 +128,7 @@ def simulate(
         batch_n[:n_a], batch_n[n_a:n_ab] = rng.random(n_a) < 0.2, rng.random(n_b) < 0.8
         rate_ng *= np.exp(rng.normal(0, 0.3, (n_batches, g)))[batch_n]
     if not balanced:
-        # The library size of a cell is set by the sequencing, not by its expression.
+        # The library size of a cell depends on the sequencing, and not on the expression of the genes.
         rate_ng /= rate_ng.sum(1, keepdims=True)
     log_mean_g = (np.log(mean_g) - np.log(mean_g).mean()) / np.log(mean_g).std()
     theta_g = np.exp(1.5 + 0.33 * log_mean_g + math.sqrt(1 - 0.33**2) * rng.normal(size=g)).clip(0.2, 100)

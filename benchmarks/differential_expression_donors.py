@@ -29,7 +29,7 @@ from scvae_cli.tools.de.result import DifferentialExpression
 THRESHOLD = 0.25
 RATES = (0.05, 0.1, 0.2)
 N_TOP = 20
-# This number of epochs is enough for these small sets; trainings would otherwise take most of the time.
+# The small simulated data sets need only this number of epochs.
 EPOCHS = 30
 SORTS = ("bound", "probability", "change")
 DONOR_SCENES: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ ALL_GENE_SCENES = ("usual", "few", "batches", "unbalanced", "null")
 def simulate_donors(
     seed: int, *, sd: float, n_donors: int = 4, paired: bool = False, share: float = 0.1, n_genes: int = 1000
 ) -> anndata.AnnData:
-    """Cells with obs["group"] (A or B), obs["donor"] and the true log2 changes from B to A, var["change"]."""
+    """Simulate cells with obs["group"] (A or B), obs["donor"] and the true log2 changes from B to A, var["change"]."""
     rng = np.random.default_rng(3000 + seed)
     base_g = np.exp(rng.normal(0, 1.6, n_genes))
     change_g = np.where(rng.random(n_genes) < share, rng.normal(0, 1, n_genes), 0.0)
@@ -111,7 +111,7 @@ def deseq2(adata: anndata.AnnData, python: str, paired: bool) -> dict[str, np.nd
 
 
 def in_order(found: DifferentialExpression, values_g: np.ndarray, adata: anndata.AnnData) -> np.ndarray:
-    """Return values of the genes in the order of the data; 1 for genes that were not tested."""
+    """Return values of the genes in the order of the data; genes that were not tested get the value 1."""
     return np.nan_to_num(pd.Series(values_g, index=list(found.genes)).loc[adata.var_names].to_numpy(), nan=1)
 
 

@@ -85,7 +85,7 @@ SETS = {
 
 
 def cells_of(name: str, folder: Path) -> Path:
-    """Return the file of a data set; a simulation is made if its file does not exist."""
+    """Return the file of a data set; a simulated data set is made if the file does not exist."""
     chosen = SETS[name]
     if chosen.simulated is None:
         return Path(chosen.file) if Path(chosen.file).is_absolute() else SHARED / chosen.file
@@ -141,7 +141,10 @@ def scvae_side(path: Path, chosen: DataSet, seed: int, threads: int) -> dict[str
 
 
 def pca(path: Path, *, genes_seed: int | None = None) -> np.ndarray:
-    """Compute a PCA of log-normalized counts as in scanpy's tutorials; with a seed, of genes drawn with replacement."""
+    """Compute a PCA of log-normalized counts as in scanpy's tutorials.
+
+    If `genes_seed` is given, the PCA is computed on genes drawn with replacement.
+    """
     import scanpy as sc
 
     adata = anndata.read_h5ad(path)
@@ -162,7 +165,7 @@ def pca(path: Path, *, genes_seed: int | None = None) -> np.ndarray:
 
 
 def label_scores(position_nj: np.ndarray, label_n: np.ndarray) -> dict[str, float]:
-    """Compute the scores that need labels; the docstring of the module describes them."""
+    """Compute the scores that need labels: accuracy of nearest neighbors, silhouette, and ARI and NMI of clusters."""
     import scanpy as sc
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -263,7 +266,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace, results: dict[str, 
 
 
 def _other_seeds(embeddings: dict[str, np.ndarray], stem: str, cache: Path, seed: int) -> dict[str, float | None]:
-    """Compare neighbors with those of the training with the seed before this one, if it was run."""
+    """Compare the neighbors of cells with their neighbors after the training with the previous seed, if it was run."""
     base = stem.rpartition("_")[0]
     shares: dict[str, float | None] = {}
     for tool, keys in (("scvae", {"expression": "expression", "latent": "latent"}), ("scvi", {"scvi": "z"})):

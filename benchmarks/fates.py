@@ -6,10 +6,10 @@ The part `trees` (`fates_trees.py`) simulates trees with 2 to 6 ends, which have
 branches leave the trunk together or one after the other. The true order and the true fates are known. The part `paul15`
 uses mouse myeloid progenitors with all five ends. The measures are:
 
-- fate: share of mature cells whose most probable end is their own, and share of mature cells that are committed to
-  their own end. The shares of mature cells are means over the ends.
-- hidden: share of mature cells whose most probable end is their own, among cells whose label was hidden from the method
-  (half of the mature cells).
+- fate: share of mature cells whose most probable end is their true end, and share of mature cells that are committed to
+  their true end. The shares of mature cells are means over the ends.
+- hidden: share of mature cells whose most probable end is their true end, among cells whose label was hidden from the
+  method (half of the mature cells).
 - AUC: how well the probability of an end distinguishes cells that develop into this end from all other cells, between
   the last branching and maturity. The mean over the ends is given, for the trees only.
 - ECE: mean difference between predicted probabilities and observed frequencies, in ten bins, over all cells that are
@@ -121,7 +121,7 @@ def dpt(adata: anndata.AnnData, key: str, root: int) -> np.ndarray:
 
 
 def peers(adata: anndata.AnnData, root: int, ends: list[str], python: str) -> dict[str, Any]:
-    """Run Palantir and CellRank in a separate environment: with all labels, and with half of them hidden."""
+    """Run Palantir and CellRank in a separate environment, with all labels and with half of the labels hidden."""
     with tempfile.TemporaryDirectory() as folder:
         cells = anndata.AnnData(obs=adata.obs[["cell_type", "partly_hidden"]], obsm={"X_pca": adata.obsm["X_pca"]})
         cells.write_h5ad(Path(folder) / "cells.h5ad")
@@ -152,7 +152,7 @@ def order_scores(
 
 
 def right(probability_ne: np.ndarray, groups: np.ndarray, some_n: np.ndarray, ends: list[str]) -> float:
-    """Compute the share of some mature cells whose most probable end is their own, mean over the ends."""
+    """Compute the share of some mature cells whose most probable end is their true end, as a mean over the ends."""
     best_n = np.asarray(ends)[probability_ne.argmax(1)]
     return float(np.mean([(best_n[some_n & (groups == end)] == end).mean() for end in ends]))
 
@@ -160,7 +160,7 @@ def right(probability_ne: np.ndarray, groups: np.ndarray, some_n: np.ndarray, en
 def fate_scores(
     adata: anndata.AnnData, data: str, groups: np.ndarray, probability_ne: np.ndarray, ends: list[str]
 ) -> dict[str, float]:
-    """Score the probabilities; on trees also for the cells before maturity."""
+    """Score the fate probabilities of mature cells and, on simulated trees, of cells before maturity."""
     clear_n, best_n = committed(probability_ne), np.asarray(ends)[probability_ne.argmax(1)]
     scores = {
         "fate": right(probability_ne, groups, np.ones(len(groups), dtype=bool), ends),

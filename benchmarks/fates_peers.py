@@ -62,10 +62,10 @@ def cellrank_of(adata: anndata.AnnData, root: int, ends: list[str], key: str) ->
 
 
 def main() -> None:
-    """Run both with all labels, and with half of them hidden."""
+    """Run Palantir and CellRank, with all labels and with half of the labels hidden."""
     folder, root, ends = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     read = anndata.read_h5ad(folder / "cells.h5ad")
-    # CellRank reads only the number type of X.
+    # CellRank reads the number type of X, but not the values, so X is a matrix of zeros.
     adata = anndata.AnnData(
         np.zeros((read.n_obs, 1), dtype=np.float32), obs=read.obs, obsm={"X_pca": read.obsm["X_pca"]}
     )

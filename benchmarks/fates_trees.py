@@ -25,12 +25,12 @@ NESTED_SPLIT, MATURE = 0.6, 0.75
 
 
 def parent_of(branch: int, nested: bool) -> int | None:
-    """The branch, counted from 0, from which a branch starts; None if it starts from the trunk."""
+    """Return the branch (counted from 0) from which a branch starts, or None if a branch starts from the trunk."""
     return branch - 1 if nested and branch % 2 == 1 else None
 
 
 def shares(n_branches: int) -> np.ndarray:
-    """Fraction of the cells that develop into each branch."""
+    """Compute the fraction of the cells that develop into each branch."""
     size_b = SIZE_RATIO ** np.arange(n_branches)
     return size_b / size_b.sum()
 
@@ -65,7 +65,7 @@ def tree(n_branches: int, seed: int, *, nested: bool = False, n_cells: int = 300
 
 
 def grafted(parent_gs: np.ndarray, child_gs: np.ndarray) -> np.ndarray:
-    """Compute the expression of a branch that leaves its parent at `NESTED_SPLIT`, and changes as after the trunk."""
+    """Compute the expression of a branch that leaves another branch at the pseudotime `NESTED_SPLIT`."""
     grid_s = np.linspace(0, 1, parent_gs.shape[1])
     graft = int(np.searchsorted(grid_s, NESTED_SPLIT))
     source_s = SPLIT + (grid_s[graft:] - grid_s[graft]) * (1 - SPLIT) / (1 - grid_s[graft])
@@ -77,7 +77,7 @@ def grafted(parent_gs: np.ndarray, child_gs: np.ndarray) -> np.ndarray:
 
 
 def turning_points(n_branches: int, nested: bool) -> np.ndarray:
-    """Pseudotime after which a cell of a branch can be on no other branch."""
+    """Return the pseudotime of each branch after which the cells of the branch are on no other branch."""
     point_b = np.full(n_branches, SPLIT)
     for branch in range(n_branches):
         if (parent := parent_of(branch, nested)) is not None:

@@ -53,7 +53,7 @@ DATA = [
     for name in ("paul15_3004.h5ad", "pbmc4k_top2000.h5ad", "kang_muscat_2donors.h5ad")
 ]
 WEIGHTS = [0.3, 1.0, 3.0]
-# Number of cells from which pairs start, and number of cells that each is paired with.
+# Number of start cells of the pairs, and number of cells with which each start cell is paired.
 SOURCES, TARGETS = 40, 10
 BOOTSTRAPS = 300
 MAX_HELDOUT = 400
@@ -61,7 +61,7 @@ MAX_HELDOUT = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model. Correlations are between latent distance and length; seconds are those of the training."""
+    """Results of one model: correlations between latent distance and length of paths, and seconds of the training."""
 
     data: str
     weight: float
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def models(adata: anndata.AnnData, arguments: argparse.Namespace) -> Iterator[tuple[float, Model]]:
-    """Train without `--flat`, with each of its weights, and without it but with its patience."""
+    """Train without `--flat`, with each weight of `--flat`, and without `--flat` but with the patience of `--flat`."""
     patience = None
     for weight in [0.0, *sorted(arguments.weights), 0.0]:
         options = {"seed": arguments.seed, "threads": arguments.threads, "patience": None if weight else patience}
@@ -144,7 +144,7 @@ def judged(name: str, weight: float, adata: anndata.AnnData, model: Model, every
     z_nk = posteriors(model, counts).mean_nk
     heldout = np.flatnonzero(np.isin(adata.obs_names, model.heldout_cells))[:MAX_HELDOUT]
     value_nk = torch.linalg.eigvalsh(geometry.metric(z_nk[heldout]).double())
-    # A metric is accurate to the digits of float32.
+    # The smallest eigenvalue of a metric is accurate only to the precision of float32.
     condition_n = value_nk[:, -1] / value_nk[:, 0].clamp_min(1e-7 * value_nk[:, -1])
 
     rng = np.random.default_rng(0)
@@ -180,8 +180,9 @@ def judged(name: str, weight: float, adata: anndata.AnnData, model: Model, every
 
 
 def noise(source: np.ndarray, distance: np.ndarray, length: np.ndarray) -> float:
-    """Compute the standard deviation of the correlation over resampled start cells: pairs that share one are not
-    independent.
+    """Compute the standard deviation of the correlation over resampled start cells.
+
+    Start cells are resampled instead of pairs, because pairs with the same start cell are not independent.
     """
     rng = np.random.default_rng(0)
     of_source = [np.flatnonzero(source == one) for one in np.unique(source)]

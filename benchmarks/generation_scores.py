@@ -1,8 +1,8 @@
-"""How well can generated cells be distinguished from real ones, in principal components of real cells?
+"""How well can generated cells be distinguished from real cells, in principal components of real cells?
 
 Counts are scaled to one depth, log-transformed and projected on 30 principal components. The components are computed
-from cells that are not compared with any others. Principal components follow the noise of the cells from which they are
-computed, so a classifier would recognize these cells. Two scores are computed:
+from further real cells, which are not compared. (Principal components follow the noise of the cells from which they are
+computed, so a classifier could recognize these cells.) Two scores are computed:
 
 - AUC of classifiers that distinguish generated from real cells, evaluated on folds that the classifiers have not seen
   (0.5: the cells cannot be distinguished). Gradient boosting detects shapes and interactions; logistic regression
@@ -29,7 +29,7 @@ COMPONENTS, FOLDS = 30, 5
 
 
 def log_scaled(counts: sp.csr_matrix, depth: float) -> np.ndarray:
-    """Compute log counts at one depth, dense (n, g)."""
+    """Compute log(1 + count) of counts that are scaled to one depth, as a dense matrix of shape (n, g)."""
     library_n = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
     return np.log1p(sp.diags_array(depth / library_n) @ counts.astype(np.float64)).toarray()
 
@@ -72,6 +72,6 @@ class Judge:
 
 
 def energy_distance(x_np: np.ndarray, y_np: np.ndarray) -> float:
-    """The estimate is unbiased, because the distance of a point to itself is left out."""
+    """Estimate the energy distance without bias: distances of points to themselves are left out."""
     within = [cdist(a, a).sum() / (len(a) * (len(a) - 1)) for a in (x_np, y_np)]
     return float(2 * cdist(x_np, y_np).mean() - sum(within))

@@ -36,13 +36,13 @@ def add_options(parser: argparse.ArgumentParser, *, data: list[Path], results: s
 
 
 class Records:
-    """The runs of a results file, one per line; their table is written beside it as .md.
+    """The runs of a results file, one run per line; a table of the runs is written to an .md file of the same name.
 
     Parameters
     ----------
     args
-        The parsed command line. Runs that are not repeated are kept: with `--resume`, all runs of the file; with
-        `--only`, the runs of the other tool, and those of other data sets and seeds; otherwise none.
+        The parsed command line. With `--resume`, all recorded runs are kept. With `--only`, the runs of the other tool,
+        of other data sets and of other seeds are kept. Without both options, no recorded run is kept.
     chosen
         The tools that will be measured.
     labels
@@ -119,7 +119,7 @@ def describe_run(name: str, label: str, parts: Split, args: argparse.Namespace) 
 
 
 def check_and_tell(run: Run, parts: Split) -> Run:
-    """Refuse a run on other genes or cells than those of the split, and print a line for the log."""
+    """Stop if a run used other genes or cells than those of the split; otherwise, print a line for the log."""
     name = run["contender"]
     if run.pop("seen_genes") != parts.n_genes or run.pop("seen_cells") != parts.n_test:
         raise SystemExit(
@@ -172,7 +172,7 @@ def times(trained: Timed, summary: Timed) -> dict[str, Any]:
 
 
 def per_cell(elbo: np.ndarray, iwae: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
-    """Compute means and standard errors over cells; refuse cells whose mean is not the mean that the tool printed."""
+    """Compute means and standard errors over cells; stop if a mean differs from the mean that the tool printed."""
     for values, said in ((elbo, summary["mean_elbo"]), (iwae, summary["mean_iwae"])):
         if not abs(values.mean() - said) < 0.01:
             raise SystemExit(f"the cells' mean is {values.mean():.3f}, the tool printed {said:.3f}")

@@ -98,7 +98,7 @@ def train(data: Path, contender: str, model_dir: Path) -> dict[str, Any]:
 
 
 def score(data: Path, model_dir: Path, samples: int, output: Path) -> dict[str, Any]:
-    """Write both bounds of each cell to `output` (npz: `elbo`, `iwae`); return their means, and scVI's own results."""
+    """Write ELBO and IWAE of each cell to `output` (npz); return the mean of each bound, and scVI's own results."""
     import anndata
     import numpy as np
     import torch

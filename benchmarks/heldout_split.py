@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 MIN_CELLS = 3
-# A file with more genes than MANY_GENES is unfiltered: its TOP_GENES most variable genes are modeled.
+# In a file with more than MANY_GENES genes, the TOP_GENES most variable genes are modeled.
 MANY_GENES, TOP_GENES = 4000, 2000
 
 
@@ -18,8 +18,8 @@ MANY_GENES, TOP_GENES = 4000, 2000
 class Split:
     """The two files of one split, and their contents.
 
-    `fingerprint` changes with the cells, the genes, the counts, the split and the number of posterior samples, so
-    that two runs with the same one can be compared cell by cell.
+    `fingerprint` changes with the cells, the genes, the counts, the split and the number of posterior samples. Two runs
+    with the same fingerprint can therefore be compared cell by cell.
     """
 
     dataset: str

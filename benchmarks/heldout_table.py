@@ -16,7 +16,7 @@ import numpy as np
 
 Run = dict[str, Any]
 
-# Columns of text, which are the first columns of every table.
+# The first columns of every table, which contain text.
 WORDS = ("data set", "seed", "contender", "better scVI")
 
 INTRODUCTION = """\
@@ -32,7 +32,7 @@ number is the median over the seeds; the single runs are listed below.
 
 
 def render(runs: list[Run]) -> str:
-    """Make the whole markdown page."""
+    """Make the markdown page with all tables of the runs."""
     if not runs:
         return "No runs yet.\n"
     parts = [INTRODUCTION.format(samples=listed({run["samples"] for run in runs}))]

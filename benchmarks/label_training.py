@@ -49,7 +49,7 @@ from scvae_cli.model.bundle import Model
 RESULTS = Path(__file__).parent / "results" / "label_training.json"
 LABELS = {"mixology": "cell_line", "kang": "cell_type", "paul15": "cell_type", "pbmc68k": "bulk_labels"}
 NEIGHBORS = 15
-# Options of the trainings, besides those that all have.
+# Options that differ between the trainings.
 TRAININGS: dict[str, dict[str, Any]] = {
     "none": {}, "default": {"labels_key": "given"}, "weight 10": {"labels_key": "given", "label_weight": 10.0},
 }  # fmt: skip
@@ -88,12 +88,12 @@ def measure(name: str, seed: int, trainings: list[str], threads: int) -> list[di
 
 
 def _in_batches(kept: Any, cells: anndata.AnnData, batch_key: str | None) -> Any:
-    """Return counts with their batches."""
+    """Return the counts, with the batches of the cells if the data has batches."""
     return kept if batch_key is None else read_counts(open_store(cells), batch_key=batch_key)
 
 
 def _of_cells(cells: anndata.AnnData, model: Model, task: Task) -> dict[str, float]:
-    """Score the positions of the cells without a label, and their predicted labels."""
+    """Score the embeddings and the predicted labels of the cells without a label."""
     embedding = scvae.embed(cells, model, inplace=False)
     found: dict[str, float] = {}
     label_n, given_n = task.label_n, task.given_n
@@ -112,7 +112,7 @@ def _of_cells(cells: anndata.AnnData, model: Model, task: Task) -> dict[str, flo
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Format means over the seeds, and the differences that labels make with their standard errors."""
+    """Format means over the seeds, and differences from the training without labels, with standard errors."""
     lines = [f"| set | labels | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name in dict.fromkeys(row["set"] for row in rows):
         of = {

@@ -18,8 +18,8 @@ The methods are compared by these measures:
   the expected calibration error that calibrated probabilities would have for the same number of cells.
 - coverage, size: coverage and mean size of prediction sets that are requested to have a coverage of 90%.
 - auroc: every label is left out in turn, with seed 0, and the AUROC measures how well the cells of the omitted label
-  are distinguished from cells of the known labels. The distinguishing score of scvae is the p-value of "unknown", that
-  of the neighbors is their mean distance, and that of all other methods is the probability of the most probable label.
+  are distinguished from cells of the known labels. For scvae, the cells are ranked by the p-value of "unknown"; for the
+  nearest neighbors, by the mean distance; and for all other methods, by the probability of the most probable label.
 - alarms: share of the cells of known labels that are called unknown at a rate of 5%.
 
 Results are written to results/labels.json and .md; results of sets and seeds that are not requested are kept. SCANVI
@@ -64,7 +64,7 @@ RATE = 0.05
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions of a method for all cells: probabilities, their labels, novelty, prediction sets, unknown cells."""
+    """Predictions of a method for all cells: labels, probabilities, novelty, prediction sets and unknown cells."""
 
     p_nc: np.ndarray
     labels: np.ndarray
@@ -87,7 +87,7 @@ def by_others(log_ng: np.ndarray, pca_nj: np.ndarray, task: Task) -> Iterator[tu
     given_n, label_n = task.given_n, task.label_n[task.given_n]
     scaled_ng = StandardScaler().fit(log_ng[given_n]).transform(log_ng).clip(-10, 10)
     for name, x_ng in (("logistic regression", log_ng), ("logistic regression, scaled", scaled_ng)):
-        # The genes are rotated into the space spanned by the labeled cells, where the regression is the same and much
+        # The regression is computed in the space spanned by the labeled cells, which gives the same result and is much
         # faster.
         centered_ng = x_ng - x_ng[given_n].mean(axis=0)
         basis_jg = np.linalg.svd(centered_ng[given_n], full_matrices=False)[2]
@@ -157,7 +157,7 @@ def scores(parts: list[tuple[Task, Answer]]) -> dict[str, float]:
 
 
 def novelty_scores(parts: list[tuple[Task, Answer]]) -> dict[str, float]:
-    """Score how well the cells of left-out labels are recognized: means over the labels."""
+    """Score how well the cells of left-out labels are recognized, as means over the labels."""
     areas, alarms = [], []
     for task, answer in parts:
         new_n = task.label_n[task.scored_n] == task.left_out

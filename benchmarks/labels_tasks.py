@@ -94,14 +94,17 @@ def tasks(name: str, adata: anndata.AnnData, seed: int) -> Iterator[Task]:
 
 
 def leaving_out(task: Task) -> Iterator[Task]:
-    """Yield the task once for each label, with this label left out."""
+    """Yield one task for each label, in which no cell of the label is given to the methods."""
     for label in np.unique(task.label_n[task.given_n]):
         if (task.label_n[task.scored_n] == label).any():
             yield replace(task, given_n=task.given_n & (task.label_n != label), left_out=str(label))
 
 
 def all_tasks(name: str, adata: anndata.AnnData, seed: int) -> list[Task]:
-    """Return the tasks of a set. Then return tasks without one label: of one fold only, and not of 1% of the labels."""
+    """Return the tasks of a set, followed by tasks in which one label is left out.
+
+    A label is left out only in the first fold, and not in the task with 1% of the labels.
+    """
     given = list(tasks(name, adata, seed))
     first = {task.name: task for task in reversed(given)}
     return given + [left for task in first.values() if "1%" not in task.name for left in leaving_out(task)]

@@ -71,14 +71,14 @@ FIGURES = ("loss", "leakage", "beyond", "small", "leakage_true")
 
 
 def load(name: str, seed: int) -> tuple[anndata.AnnData, str]:
-    """A data set with one small type, and the column with its types."""
+    """Return a data set in which one cell type is small, and the name of the column with the cell types."""
     if name == SIMULATED:
         return simulated(seed), "cell_type"
     folder, key, cut = SETS[name]
     _, adata = denoising.load(str(folder / f"{name}.h5ad"))
     if cut:
         label_n = adata.obs[key].astype(str).to_numpy()
-        # If types have equal sizes, the first one in the file is chosen.
+        # Of types with equal sizes, the first type in the file is chosen.
         chosen = adata.obs[key].astype(str).value_counts(sort=True).index[seed]
         mine = np.random.default_rng(seed).permutation(np.flatnonzero(label_n == chosen))
         adata = adata[np.setdiff1d(np.arange(adata.n_obs), mine[SMALL:])].copy()
@@ -86,7 +86,7 @@ def load(name: str, seed: int) -> tuple[anndata.AnnData, str]:
 
 
 def simulated(seed: int, *, n_cells: int = 3000, n_genes: int = 1500, markers: int = 30) -> anndata.AnnData:
-    """Negative binomial counts of eight types, without zero inflation.
+    """Simulate negative binomial counts of eight cell types, without zero inflation.
 
     Genes vary slightly between types, and with four factors that all types share. The log rate of a marker in types
     that lack it is −9; the mean log rate of an ordinary gene is 0.

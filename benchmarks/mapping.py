@@ -86,7 +86,7 @@ SETS = {
 
 
 def cells_of(name: str) -> tuple[anndata.AnnData, np.ndarray]:
-    """Return all cells, those of the reference first, and a mask of the reference."""
+    """Return all cells, with the cells of the reference first, and a mask of the cells of the reference."""
     chosen = SETS[name]
     if chosen.simulated is None:
         adata = anndata.read_h5ad(SHARED / chosen.file)
@@ -107,7 +107,7 @@ def cells_of(name: str) -> tuple[anndata.AnnData, np.ndarray]:
 
 
 def trained(adata: anndata.AnnData, folder: Path, seed: int, threads: int, batch_key: str) -> tuple[Any, float]:
-    """Train a model with the defaults unless it is in the cache; return it and the seconds of its training."""
+    """Train a model with the defaults, or read the model from the cache; return model and seconds of the training."""
     import scvae_cli as scvae
 
     note = folder.with_suffix(".json")
@@ -205,7 +205,7 @@ def subprocess_run(command: list[str]) -> str:
 
 
 def leave_out(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Leave each type of cells out of the reference in turn, and look for it in the query."""
+    """Leave each cell type out of the reference in turn, and measure how well its cells are found in the query."""
     from sklearn.metrics import roc_auc_score
 
     import scvae_cli as scvae

@@ -15,8 +15,8 @@
    distinguished at all. The first classifier is a vote of the 15 nearest neighbors in the embedding. The second
    classifier is a logistic regression on 50 principal components of log-normalized counts, which was trained with the
    labels of other cells (five folds). The precision of the second classifier is given at the recall of the trajectory,
-   and at a recall of 0.9. Only the labels of its two ends are given to a trajectory, so a trajectory can hardly be more
-   precise than a classifier that was trained with labels.
+   and at a recall of 0.9. A trajectory uses only the labels of the groups at its two ends. A trajectory can therefore
+   hardly be more precise than a classifier that was trained with all labels.
 
 Recall is the fraction of a lineage's cells that are assigned to the trajectory. Precision is the fraction of the
 assigned cells that belong to the lineage. Foreign is the fraction of the unrelated cells that are assigned to the
@@ -58,7 +58,7 @@ DEPTHS = (1500.0, 5000.0)
 TOLD_APART = 0.5
 FOREIGN = "foreign"
 BLOOD = ("citeseq_eccite_500.h5ad", "kang_muscat_2donors.h5ad", "pbmc68k_700.h5ad")
-# Groups of a trajectory, in order, and groups of which it is not known whether they belong to it.
+# Groups of each trajectory, in order, and groups that are not counted because they may also belong to the trajectory.
 LINEAGES = (
     (("Multipotent progenitors", "Erythrocyte"), ("Megakaryocytes", "GMP")),
     (("GMP", "Monocytes"), ("Multipotent progenitors",)),
@@ -74,7 +74,7 @@ def tree(n_cells: int, branches: int, depth: float, seed: int) -> anndata.AnnDat
 
 
 def mixed(cells: anndata.AnnData, foreign: anndata.AnnData) -> anndata.AnnData:
-    """Add unrelated cells, with the genes that both have."""
+    """Add unrelated cells to the data; only the genes that are in both data sets are kept."""
     genes = cells.var_names.intersection(foreign.var_names)
     parts = [sp.csr_matrix(part[:, genes].X, dtype=np.float32) for part in (cells, foreign)]
     columns = {"cell_type": [*cells.obs["cell_type"].astype(str), *[FOREIGN] * foreign.n_obs]}
@@ -137,7 +137,7 @@ def vote(x_nj: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
 
 
 def mixed_with(foreign: str) -> tuple[anndata.AnnData, str]:
-    """Paul15 with one set of blood cells among its cells, and the name of the mixture."""
+    """Return the cells of paul15 together with one set of blood cells, and the name of the mixture."""
     adata = mixed(upper(anndata.read_h5ad(SHARED_DATA / "paul15_3004.h5ad")), blood(foreign))
     return adata, f"paul15 + {foreign.split('_')[0]}, {adata.n_vars:,} genes"
 
@@ -167,7 +167,7 @@ def classified(rows: list[dict[str, Any]]) -> None:
 
 
 def precision_at(score_n: np.ndarray, on_n: np.ndarray, unclear_n: np.ndarray, recall: float) -> float:
-    """Precision of the cells with the highest scores, as many as give a recall."""
+    """Compute the precision of the cells with the highest scores, at a given recall."""
     least = np.quantile(score_n[on_n], 1 - recall)
     return float(on_n[(score_n >= least) & ~unclear_n].mean())
 
@@ -175,7 +175,7 @@ def precision_at(score_n: np.ndarray, on_n: np.ndarray, unclear_n: np.ndarray, r
 def judged(
     adata: anndata.AnnData, model: Any, ends: list[str], on_n: np.ndarray, unclear_n: np.ndarray
 ) -> dict[str, Any]:
-    """Compare the cells of a trajectory with those of its lineage, by the current rules and by those of version 0.2."""
+    """Compare the cells of a trajectory with the lineage, for the current rule and for the rule of version 0.2."""
     groups_n = adata.obs["cell_type"].to_numpy()
     found = scvae.interpolate(adata, model, groupby="cell_type", groups=ends, inplace=False)
     position_nk = torch.as_tensor(scvae.embed(adata, model, inplace=False).mean_nk)

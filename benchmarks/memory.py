@@ -74,9 +74,8 @@ def simulated(folder: Path, cells: int, genes: int) -> Path:
 
 
 def peak_bytes(command: list[str]) -> int:
-    """The largest resident memory of a process, from start to end."""
-    # On Linux, the peak memory of a process is inherited by the program that it starts, so it must start from a small
-    # process.
+    """Run a command, and return the largest resident memory of its process, in bytes."""
+    # On Linux, a child process inherits the peak memory of its parent process, so the parent process must be small.
     to_null = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     process = os.posix_spawn(command[0], command, os.environ, file_actions=to_null)
     _, status, usage = os.wait4(process, 0)

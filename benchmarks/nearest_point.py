@@ -48,7 +48,7 @@ def pca_line(
 
 
 def means_line(adata: anndata.AnnData, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Compute the straight line between the mean proportions of two populations, log-normalized afterwards."""
+    """Compute the straight line between the mean proportions of two populations, and log-normalize its points."""
     proportion = sp.diags(1 / np.asarray(adata.X.sum(1)).ravel()) @ adata.X
     a, b = (np.asarray(proportion[mask].mean(0)).ravel() for mask in (start, end))
     return log_normalized(a + np.linspace(0, 1, 50)[:, None] * (b - a))

@@ -3,8 +3,8 @@
 The benchmark trains on the cells of Paul et al. 2015 with the defaults. Then the benchmark optimizes the markers of
 five lineages, starting at "Multipotent progenitors", with and without the constraint to regions with cells. The raw
 counts decide where an optimization should end: in the group of cells in which the mean of the standardized markers is
-highest. The groups of cells have the names that they have in the file. In the group that the file calls "Basophils",
-monocyte markers are highest. Basophil markers are high in 22 cells that the file calls "Neutrophils".
+highest. The names of the groups are those in the file, although two names are questionable: in the group "Basophils" of
+the file, monocyte markers are highest, and basophil markers are high in 22 cells of the group "Neutrophils".
 
     python benchmarks/optimization.py [paul15_3004.h5ad] [--seeds 3]
 

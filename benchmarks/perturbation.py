@@ -60,13 +60,13 @@ from scvae_cli.verb import Request
 
 HERE = Path(__file__).parent
 N_GROUPS, N_GENES, N_CELLS, N_TRUE, DEPTH = 6, 400, 80, 400, 2000.0
-# Number of data sets of each kind and seed in which the test of no change is measured.
+# Number of data sets, for each kind and seed, to which the test for a change is applied.
 N_NULL = 50
 KINDS = ("sum in logs", "sum in expression", "saturating", "third program")
 
 
 def question(session: Session, **asked: Any) -> Perturb:
-    """A question about a perturbation in a session, with the design that its cells have."""
+    """Prepare `scvae perturb` for a session, without computing the prediction."""
     request = Request(verb=PERTURB, data=None, model=session.model, options=PerturbOptions(**asked))
     return Perturb(session, request, PythonShell(PERTURB))
 
@@ -75,7 +75,7 @@ def question(session: Session, **asked: Any) -> Perturb:
 
 
 def fit_of(change_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> dict[str, float]:
-    """Compute the accuracy, and slopes in both directions."""
+    """Compute accuracy, and the slopes of predicted on observed changes and of observed on predicted changes."""
 
     def slope(of_g: np.ndarray, on_g: np.ndarray) -> float:
         return float(of_g @ on_g / max(on_g @ on_g, 1e-12))
@@ -96,7 +96,7 @@ def left_out_types(
     for seed in seeds:
         for group in groups or sorted(set(type_n)):
             kept = ~((type_n == group) & (condition_n == "stim"))
-            # This session has all cells, and a model that has not seen the removed ones; it is used only for the truth.
+            # The session `whole` contains all cells, and is used only to compute the true change.
             model = scvae.train(adata[kept].copy(), seed=seed, threads=threads, device="cpu")
             asked = {"perturbation_key": "condition", "control": "ctrl", "treated": "stim"}
             asked |= {"groupby": "cell_type", "group": group}
@@ -195,7 +195,7 @@ def verdicts(folder: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def rates(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Compute expression proportions of every group under every label, each of shape (groups, genes)."""
+    """Compute expression proportions of every group, by label; each array has the shape (groups, genes)."""
     base_sg = rng.normal(0, 1.2, N_GENES) + rng.normal(0, 0.6, (N_GROUPS, N_GENES))
 
     def program(n_genes: int) -> np.ndarray:
@@ -204,7 +204,7 @@ def rates(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return effect_g * rng.normal(1, 0.2, (N_GROUPS, N_GENES))
 
     b_sg, c_sg, third_sg = program(80), program(80), program(60)
-    # Half of the effect of C is on genes of B, so that there is something to saturate.
+    # Half of the genes that C changes are also changed by B, so that the two effects can saturate.
     shared = rng.permutation(np.flatnonzero(b_sg[0]))[:40]
     c_sg[:, shared] = b_sg[:, shared] * rng.uniform(0.6, 1.4, 40)
 
@@ -225,9 +225,9 @@ def rates(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def simulated_cells(kind: str, seed: int) -> anndata.AnnData:
-    """Simulate cells of every group under every label.
+    """Simulate cells of every group with every label.
 
-    The first two groups have many cells under both, for a precise truth.
+    In the first two groups, many cells have the label B+C, so that the true change is precise.
     """
     rng = np.random.default_rng(seed)
     blocks, groups, labels = [], [], []

@@ -35,7 +35,7 @@ import scvae_cli
 from scvae_cli.device import bound_spinning
 from scvae_cli.importing import importing
 
-bound_spinning()  # as the start of the command does
+bound_spinning()  # the command `scvae` also starts with this call
 with importing():
     import numpy as np
     import torch
@@ -49,7 +49,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Weights that an epoch was evaluated with, and the seconds since the process was started."""
+    """The weights with which an epoch was evaluated, and the seconds since the start of the process."""
 
     number: int
     seconds: float
@@ -58,7 +58,7 @@ class Epoch:
 
 
 class KeepingTrainer(Trainer):
-    """A Trainer that keeps the weights it evaluated last."""
+    """A Trainer that keeps a copy of the weights that were evaluated last."""
 
     judged: Weights
 
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
-    """Do the whole run; return what is printed."""
+    """Train and score a model; return the JSON object that is printed."""
     epochs: list[Epoch] = []
 
     def keep(event: fitting.FitEvent) -> None:
@@ -164,7 +164,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def first_reaching(epochs: list[Epoch], bound_of: Callable[[Epoch], float], target: float) -> Epoch:
-    """Find the first epoch whose bound is at least the target, by bisection; the last epoch is known to reach it."""
+    """Find the first epoch whose bound reaches the target, by bisection; the last epoch must reach the target."""
     below, reaching = -1, len(epochs) - 1
     while reaching - below > 1:
         middle = (below + reaching) // 2
@@ -176,7 +176,7 @@ def first_reaching(epochs: list[Epoch], bound_of: Callable[[Epoch], float], targ
 
 
 def refuse_others(best: Epoch, model: Model) -> None:
-    """Refuse copies that are not the evaluated weights: those of the best epoch must be the weights of the model."""
+    """Stop if the copied weights of the best epoch are not the weights of the finished model."""
     finished = model.vae.state_dict()
     if any(not torch.equal(tensor.cpu(), finished[name]) for name, tensor in best.weights.items()):
         raise SystemExit(f"the weights that were kept for the best epoch, {best.number}, are not those of the model")

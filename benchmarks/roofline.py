@@ -6,7 +6,8 @@ The time of one step is measured over many steps, as `scvae train` takes them. O
 graph and, if Triton is installed, also compiled; on a CPU, the operations run one after the other. The time of a step
 is compared with the least time that the device could take. The least time is the larger of two times: the time for the
 arithmetic at the device's rate of matrix products, and the time for the memory traffic at the device's rate of copying.
-The benchmark measures both rates, by one large matrix product in the precision used, and by one large copy.
+The rate of matrix products is measured with one large product in the precision of the training, and the rate of copying
+with one large copy.
 
 The arithmetic consists of the matrix products (2·m·n·k operations each). The memory traffic is that of a step in which
 nothing stays in a cache. The traffic consists of every parameter with its gradient, moments and average (as often as
@@ -80,7 +81,7 @@ def main() -> None:
 def measured(
     args: argparse.Namespace, compute: Compute, batch_size: int, compiles: bool, flops: float, bandwidth: float
 ) -> dict[str, Any]:
-    """One way of taking steps."""
+    """Measure the time of a training step for one batch size, either compiled or not compiled."""
     compute = Compute(device=compute.device, precision=compute.precision, reason="", compiles=compiles)
     simulation = simulate(SimulationConfig(n_cells=CELLS, n_genes=args.genes, depth=COUNTS_PER_GENE * args.genes))
     counts = sp.vstack(list(simulation.blocks()), format="csr")
@@ -118,12 +119,15 @@ def counted(vae: VAE, n: int, g: int) -> dict[str, float]:
     """Compute the arithmetic and the memory traffic of one step on n cells."""
     matrices = [p for p in vae.parameters() if p.ndim == 2]
     first, head = vae.encoder.hidden[0].weight, vae.decoder.head.outputs.weight
-    # Forward, and backward to the weights and to the inputs; the encoder's input needs no gradient.
+    # Each matrix has three products: forward, backward to the weights, and backward to the inputs. The input of the
+    # encoder needs no gradient.
     products = sum(3 * 2 * n * p.numel() for p in matrices) - 2 * n * first.numel()
     n_parameters = sum(p.numel() for p in vae.parameters())
-    # Weights: read forward and backward. Gradient: written, read. Weight, moments, average: read and written.
+    # The weights are read in the forward and in the backward pass. The gradient is written and read. The optimizer
+    # reads and writes the weights, the two moments and the running average.
     of_parameters = n_parameters * (2 + 2 + 8)
-    # Input: written, read twice. Outputs: written, read. Their gradients: written, read twice.
+    # The input is written once and read twice. The outputs are written and read once. The gradients of the outputs are
+    # written once and read twice.
     of_cells = 3 * n * g + 5 * n * len(head)
     return {"flops": products, "bytes": FLOAT * (of_parameters + of_cells)}
 

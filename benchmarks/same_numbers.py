@@ -48,8 +48,8 @@ from same_numbers_cases import CASES
 from timed import describe_machine
 
 # A name is DATA/MODEL/COMMAND/FILE/ELEMENT, as `compare` prints it:
-# "pbmc68k_700/default/embed/cells.h5ad/obsm/X_scvae". Arrays that have a new name: pattern → replacement (as in
-# re.sub), applied to the names of the first recording.
+# "pbmc68k_700/default/embed/cells.h5ad/obsm/X_scvae". The table lists arrays that got a new name: a pattern and its
+# replacement, as in re.sub. The patterns are applied to the names of the first recording.
 RENAMED: dict[str, str] = {
     r"/beyond_step$": "/extrapolated_from",
     r"/(diagnosis|printed)/n_judged$": r"/\1/n_evaluated",
@@ -77,13 +77,14 @@ RENAMED: dict[str, str] = {
     r"/checks/unseen$": "/checks/held_out",
     r"/(checks|own|group_check)(/\d+)?/unseen$": r"/\1\2/held_out",
 }
-# Arrays that changed, appeared or disappeared on purpose: pattern (as in re.search, on names after RENAMED) → reason.
+# Patterns of the names of arrays that changed, appeared or disappeared on purpose (as in re.search), and the reason.
+# The patterns are applied to the names after RENAMED.
 ON_PURPOSE: dict[str, str] = {
     r"/diagnosis/verdicts/topic$": "two topics are called by what the VAE is compared with",
     r"/pseudotime[^/]*/printed/(bridges|n_components)$": "components of the neighbor graph, not added edges",
     r"/stopped$": "the reasons to stop have plainer names",
 }
-# These are never compared: times, and the sentences of a diagnosis.
+# Times and the sentences of a diagnosis are never compared.
 LEFT_OUT = re.compile(r"/(seconds|sentence|remedy)$")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,10 +146,10 @@ def record(out: Path, python: str, checkout: Path, data: list[Path]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorder:
-    """Runs commands and keeps their arrays in `out`; updates `seconds` and `failed`.
+    """Run commands, and keep the arrays of their results in `out`; `seconds` and `failed` are updated.
 
-    A command during which numba compiled something is run again: code that was just compiled and the same code loaded
-    from numba's cache may round the last bit differently.
+    A command during which numba compiled code is run again, because new code and the same code from numba's cache may
+    round the last bit differently.
     """
 
     out: Path
@@ -158,7 +159,7 @@ class Recorder:
     failed: list[str]
 
     def run(self, case: str, commands: dict[str, str], data: Path) -> None:
-        """Every command starts from the data and the model alone, so that it does not see results of other commands."""
+        """Run every command on a copy of the data and the model, without the results of other commands."""
         given = read(data)
         cells = given["/obs/_index" if "/obs/_index" in given else "/obs/index"]
         (self.out / case).mkdir(parents=True)
@@ -210,7 +211,7 @@ class Recorder:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Return all arrays and numbers of a file, by their place in it; none for other kinds of files."""
+    """Return all arrays and numbers of a file by their names; return nothing for a file of an unknown kind."""
     if path.suffix == ".h5ad":
         with h5py.File(path) as file:
             found: list[tuple[str, h5py.Dataset]] = []
@@ -229,7 +230,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _columns(name: str, item: h5py.Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    """Return a data set, or each field of a table; a single text is left out, because it is an option or a version."""
+    """Return a data set, or each field of a table. Single texts are left out, because they are options or versions."""
     values = item[()]
     fields = {f"{name}/{field}": values[field] for field in item.dtype.names} if item.dtype.names else {name: values}
     for key, value in fields.items():

@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(kw_only=True)
 class EpochTimes:
-    """One epoch: its start time, and for each step the time at which it ended and its number of cells."""
+    """The start time of an epoch, and the end time and the number of cells of each step of the epoch."""
 
     began: float
     ends: list[float] = field(default_factory=list)

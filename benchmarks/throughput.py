@@ -41,7 +41,7 @@ from timed import describe_machine, run_json
 HERE = Path(__file__).resolve().parent
 COUNTS_PER_GENE = 0.18
 MANY_GENES = 4000
-# Number of cells up to MANY_GENES genes, and above.
+# Number of simulated cells for up to MANY_GENES genes, and for more genes.
 FEW_GENES_CELLS, MANY_GENES_CELLS = 6000, 3000
 BATCH_SIZE = 128
 TOOLS = ("scvae", "scvi")
@@ -159,7 +159,7 @@ def density_of(file: Path) -> float:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Make the whole markdown page."""
+    """Make the markdown page with all speeds."""
     head = ["data set", "not zero", "scvae", "scvi-tools", "ratio", "ratio, whole epoch"]
     rows, singles = [], []
     for case in result["cases"]:
@@ -189,12 +189,12 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _speeds(runs: list[dict[str, Any]], key: str) -> dict[str, float]:
-    """Compute each tool's median over its rounds."""
+    """Compute the median speed of each tool over the rounds."""
     return {tool: median(of_tool) for tool in TOOLS if (of_tool := [run[key] for run in runs if run["tool"] == tool])}
 
 
 def _ratio(runs: list[dict[str, Any]], key: str) -> float | None:
-    """Compute the speed of scvae divided by that of scvi-tools; None while one of them is missing."""
+    """Compute the speed of scvae divided by the speed of scvi-tools; None if one of the speeds is missing."""
     speed = _speeds(runs, key)
     return round(speed["scvae"] / speed["scvi"], 3) if len(speed) == len(TOOLS) else None
 

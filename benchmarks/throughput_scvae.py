@@ -33,7 +33,7 @@ NETWORK: dict[str, Any] = {
 
 
 class Clock:
-    """Receives the events of a training and records when its steps end."""
+    """Record the end times of the steps of a training, from the events of the training."""
 
     def __init__(self) -> None:
         self.epochs: list[EpochTimes] = []
@@ -44,7 +44,7 @@ class Clock:
         """Record one event."""
         if isinstance(event, Prepared):
             self.prepared = event
-            # Minibatches have nearly equal sizes, the larger ones first.
+            # Minibatches have nearly equal sizes, and the larger minibatches come first.
             self._sizes = [len(part) for part in np.array_split(np.arange(event.n_training), event.steps_per_epoch)]
             self.epochs.append(EpochTimes(began=time.perf_counter()))
         elif isinstance(event, StepReport):
@@ -56,7 +56,7 @@ class Clock:
 
 
 def main() -> None:
-    """Train, print."""
+    """Train a model and print the speed of the training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, default=8)

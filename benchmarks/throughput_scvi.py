@@ -21,7 +21,7 @@ from step_timing import EpochTimes, cells_per_second
 
 
 def main() -> None:
-    """Train, print."""
+    """Train a model and print the speed of the training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, default=8)
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def train(data: Path, epochs: int, batch_size: int) -> dict[str, Any]:
-    """Train for a number of epochs; return what is printed."""
+    """Train for a number of epochs; return the JSON object that is printed."""
     import anndata
     import scvi
     import torch
@@ -44,7 +44,7 @@ def train(data: Path, epochs: int, batch_size: int) -> dict[str, Any]:
     from scvi.model import SCVI
 
     class Clock(Callback):
-        """Records when the steps of a training end."""
+        """Record the end times of the steps of a training."""
 
         def __init__(self) -> None:
             self.epochs: list[EpochTimes] = []

@@ -17,7 +17,7 @@ import numpy as np
 from heldout_table import Run, listed, paired_lead, provenance, standard_error, table
 
 SCVI = ("scvi-es", "scvi-2x30nb")
-# Recorded bounds agree to this tolerance. If the target differs by more, the run had another target.
+# Two runs have the same target if their recorded targets differ by at most this value, in nats.
 SAME_NATS = 1e-6
 SCORES = ("knn_accuracy", "nmi", "ari", "silhouette", "bio")
 
@@ -38,8 +38,8 @@ the prior of scvae is its own density of the training cells, which `scvae sample
 class Comparison:
     """Results of scvae and of the better scVI on one split.
 
-    `faster` is the time of scVI divided by the time at which scvae reaches the same bound. This ratio is 0 if scvae
-    never reaches this bound, and None if it was not measured for this bound of scVI.
+    `faster` is the time of scVI divided by the time at which scvae reaches the same bound. `faster` is 0 if scvae never
+    reaches the bound, and None if the time was not measured for the bound of scVI.
     """
 
     ours: Run
@@ -55,14 +55,15 @@ class Comparison:
 
     @property
     def density_percent(self) -> float:
-        """Gain of the bound with the density of scvae's cells as prior, in percent; NaN for a run that did not record
-        it.
+        """Gain in percent of the importance bound with the latent density of the cells as prior.
+
+        The gain is NaN if the run did not record this bound.
         """
         return 100 * (1 - self.ours.get("mean_iwae_density", math.nan) / self.theirs["mean_iwae"])
 
 
 def render(runs: list[Run]) -> str:
-    """Make the whole markdown page."""
+    """Make the markdown page with all comparisons."""
     if not runs:
         return "No runs yet.\n"
     parts = [INTRODUCTION.format(samples=listed({run["samples"] for run in runs}))]
@@ -74,21 +75,21 @@ def render(runs: list[Run]) -> str:
 
 
 def better_scvi(found: dict[str, Run]) -> Run | None:
-    """Return the scVI run with the higher bound, of the runs of one split by tool; None unless both exist."""
+    """Return the scVI run with the higher bound on one split; None if one of the two scVI runs is missing."""
     if any(name not in found for name in SCVI):
         return None
     return max((found[name] for name in SCVI), key=lambda run: run["mean_iwae"])
 
 
 def same_target(ours: Run, target: Run | None) -> bool:
-    """Whether scvae was timed until this target, or there is no target."""
+    """Whether the time of scvae was measured up to this target, or neither run has a target."""
     if target is None or ours["target"] is None:
         return target is None and ours["target"] is None
     return math.isclose(ours["target"], target["mean_iwae"], abs_tol=SAME_NATS)
 
 
 def compare(runs: list[Run]) -> list[Comparison]:
-    """Return scvae and the better scVI for all splits for which all three runs exist."""
+    """Compare scvae with the better scVI run, for all splits with a run of scvae and both runs of scVI."""
     comparisons = []
     for place in sorted({(run["dataset"], run["seed"]) for run in runs}):
         found = {run["contender"]: run for run in runs if (run["dataset"], run["seed"]) == place}

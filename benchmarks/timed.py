@@ -18,7 +18,7 @@ from typing import Any
 class Timed:
     """The JSON object that a process printed, its wall time, and the number of cores that other processes kept busy.
 
-    `other_cores` is None if the system does not report it (it is read from /proc/stat of Linux).
+    `other_cores` is read from /proc/stat on Linux, and is None on other systems.
     """
 
     result: dict[str, Any]
@@ -27,7 +27,7 @@ class Timed:
 
 
 def run_json(command: list[str], threads: int, *, gpu: bool = False) -> Timed:
-    """Run one command with a number of CPU threads, with or without GPUs; it must succeed and print one JSON object."""
+    """Run a command, which must print one JSON object, with a number of CPU threads, and with or without GPUs."""
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     environment = os.environ | limits | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
     others_before, start = _cpu_seconds_of_others(), time.perf_counter()

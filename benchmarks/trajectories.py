@@ -49,7 +49,7 @@ from scvae_cli.data.simulation_config import SimulationConfig
 HERE = Path(__file__).parent
 SHARED_DATA = HERE.parents[1] / "shared" / "data"
 SHAPES, DEPTHS = (1, 2, 3, 5), (700.0, 1500.0, 5000.0)
-# These are not the seeds with which the method was developed (0 and 1).
+# The seeds differ from the seeds with which the method was developed (0 and 1).
 TREE_SEEDS = (10, 11)
 SPEED_CELLS, BUNDLE = 5000, 100
 
@@ -97,7 +97,7 @@ def density(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def holes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Read five cell lines. Demultiplexed doublets are left out, because they do lie between two lines."""
+    """Test positions between five cell lines. Doublets are left out, because they do lie between two cell lines."""
     adata = anndata.read_h5ad(SHARED_DATA / "mixology_sc.h5ad")
     singlets = (adata.obs["demuxlet_class"] == "SNG").to_numpy()
     lines = adata[singlets, ~adata.var["is_ercc"].astype(bool)].copy()

@@ -37,7 +37,7 @@ def density_row(name: str, adata: anndata.AnnData, seed: int, arguments: argpars
     mean_nk = posteriors(model, Session.open(adata[test].copy(), model, drop_empty=True).counts).mean_nk
     score_n = model.density.off_manifold(mean_nk).numpy()
     ks = kstest(score_n, "uniform")
-    # The scores are shares of a finite number of held-out cells. This test accounts for that; the other test does not.
+    # Unlike the first test, the two-sample test accounts for the finite number of held-out cells behind the scores.
     both = ks_2samp(-model.density.log_prob(mean_nk).numpy(), model.density.heldout_nll.numpy())
     return {
         "data": name,
@@ -57,7 +57,7 @@ def hole_row(name: str, adata: anndata.AnnData, key: str, seed: int, arguments: 
     model = scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu")
     labels = adata.obs[key].astype(str).to_numpy()
     mean_nk = posteriors(model, Session.open(adata, model).counts).mean_nk
-    # Medians are used, because a few mislabeled cells do not move them.
+    # Medians are used, because a few mislabeled cells hardly change a median.
     centres = {group: mean_nk[torch.as_tensor(labels == group)].median(0).values for group in np.unique(labels)}
     middle = torch.stack([(centres[a] + centres[b]) / 2 for a, b in combinations(centres, 2)])
     score = model.density.off_manifold(middle).numpy()

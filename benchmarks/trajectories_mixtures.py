@@ -39,8 +39,9 @@ BOOTSTRAPS = 500
 
 
 def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train without the left-out mixtures and evaluate the trajectory from each line; return one row per line and
-    method.
+    """Train without the left-out mixtures, and evaluate the trajectory from each cell line.
+
+    The result has one row for each cell line and method.
     """
     adata = anndata.read_h5ad(data)
     adata = adata[:, ~adata.var["is_ercc"].astype(bool)].copy()
@@ -75,7 +76,7 @@ def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) ->
     equal_l = shares(proportion[mixture == EQUAL].mean(0), pure_lg, chosen)
     rows = []
     for line in LINES:
-        # The shares of the equal mixture are the amounts of mRNA of the lines.
+        # The estimated shares in the equal mixture are proportional to the amounts of mRNA of the cell lines.
         amount_l = equal_l * np.where(np.asarray(LINES) == line, 0.68, 0.16)
         expected = float(amount_l[LINES.index(line)] / amount_l.sum())
         judged = judge(ways[line], proportion[mixture == LEFT_OUT[line]], pure_lg, chosen, line, seed)
@@ -84,13 +85,13 @@ def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) ->
 
 
 def specific_genes(pure_lg: np.ndarray) -> np.ndarray:
-    """Return the genes whose highest line exceeds the second by most, in log-normalized means."""
+    """Return the genes with the largest difference between the highest and the second-highest mean of a cell line."""
     ordered = np.sort(np.log1p(pure_lg * 1e4), axis=0)
     return np.argsort(ordered[-2] - ordered[-1], kind="stable")[:SPECIFIC_GENES]
 
 
 def shares(mean_g: np.ndarray, pure_lg: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Estimate the shares of the three lines in a mean proportion, by non-negative least squares over chosen genes."""
+    """Estimate the shares of the three cell lines in a mixture, by non-negative least squares over chosen genes."""
     share_l, _ = nnls(pure_lg[:, chosen].T, mean_g[chosen])
     found: np.ndarray = share_l / share_l.sum()
     return found
@@ -99,8 +100,10 @@ def shares(mean_g: np.ndarray, pure_lg: np.ndarray, chosen: np.ndarray) -> np.nd
 def judge(
     ways: dict[str, np.ndarray], left_out_ng: np.ndarray, pure_lg: np.ndarray, chosen: np.ndarray, line: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Compute the distance of each path to the left-out mean, its bootstrap noise, and the proportion at the nearest
-    point.
+    """Compare each path with the mean of the left-out mixture.
+
+    The result contains the distance of the path, the difference between the distances of the geodesic and of the path
+    with its bootstrap noise, and the proportion at the nearest point.
     """
     random = np.random.default_rng(seed)
     target = log_normalized(left_out_ng.mean(0)[None])[:, chosen]

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 import scvae_cli as scvae
 
 START = "Multipotent progenitors"
-# Groups that each trajectory must pass in this order; other groups may lie between them.
+# Groups that each trajectory must pass in this order; further groups may lie between the listed groups.
 KNOWN = {
     "Erythrocyte": [START, "Erythrocyte"],
     "Megakaryocytes": [START, "Megakaryocytes"],
@@ -33,7 +33,7 @@ BOOTSTRAPS = 200
 
 
 def measure(data: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train once; compute all trajectories and orderings of one seed."""
+    """Train one model with a seed, and compute all trajectories and orderings."""
     adata = anndata.read_h5ad(data)
     model = scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu")
     groups = adata.obs["cell_type"].astype(str).to_numpy()
@@ -67,7 +67,7 @@ def measure(data: Path, seed: int, arguments: argparse.Namespace) -> dict[str, A
 
 
 def in_order(known: list[str], passed: list[str]) -> bool:
-    """Whether the known groups are passed in their order, whatever lies between them.
+    """Whether a trajectory passes the known groups in their order; further groups may lie between the known groups.
 
     >>> in_order(["a", "c"], ["a", "b", "c"]), in_order(["a", "c"], ["c", "a"])
     (True, False)

@@ -71,7 +71,7 @@ def truth_between(adata: anndata.AnnData, branch: int, start: float, end: float)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Format the results as markdown, one row per tree, with means over its branches."""
+    """Format the results as markdown, one row per tree, with means over the branches of the tree."""
     lines = [
         "| tree | PCA line | line of means | straight | graph | geodesic | geodesic / PCA | geodesic / straight "
         "| off straight | off geodesic | pseudotime ρ | right branch | wrong |",

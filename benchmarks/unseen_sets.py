@@ -51,18 +51,18 @@ def main() -> None:
 
 
 def celltypist_sample(scratch: Path) -> anndata.AnnData:
-    """Read the table inside the package's wheel; nothing is installed."""
+    """Read the sample from the downloaded package celltypist, without installing the package."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), CELLTYPIST]
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel, wheel.open(SAMPLE) as table:
         counts = pd.read_csv(table, index_col=0)
-    # The numbers of the table differ from whole numbers because of the rounding of their text.
+    # The counts in the table are not exactly whole, because the numbers in the text are rounded.
     x_ng = sp.csr_matrix(np.asarray(counts, dtype=np.float32))
     return anndata.AnnData(x_ng, obs=pd.DataFrame(index=counts.index), var=pd.DataFrame(index=counts.columns))
 
 
 def sctransform_pbmc(scratch: Path) -> anndata.AnnData:
-    """The matrix is genes × cells in R, and cells × genes here."""
+    """Export the counts from R, and transpose the matrix from genes × cells to cells × genes."""
     subprocess.run(["Rscript", "-e", EXPORT], cwd=scratch, check=True)
     x_ng = sp.csr_matrix(scipy.io.mmread(scratch / "counts.mtx").T, dtype=np.float32)
     cells, genes = ((scratch / f"{kind}.txt").read_text().split() for kind in ("cells", "genes"))

@@ -29,8 +29,9 @@ import scvae_cli as scvae
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "paul15_3004.h5ad"
 START = "Multipotent progenitors"
-# Genes that rise on the way to each fate: hemoglobins, glycophorin, carbonic anhydrases, KLF1; the M-CSF receptor and
-# myeloid effectors. The stem and progenitor markers, and the factors of the other lineage, fall.
+# Genes that must rise and genes that must fall on the way to each fate. Hemoglobins, glycophorin, carbonic anhydrases
+# and KLF1 rise in erythrocytes; the M-CSF receptor and myeloid effectors rise in monocytes. Markers of stem cells and
+# progenitors, and transcription factors of the other lineage, fall.
 MARKERS = {
     "Erythrocyte": (["Klf1", "Hba-a2", "Hbb-b1", "Car1", "Car2", "Epor", "Gypa"], ["Cd34", "Flt3", "Sfpi1", "Emb"]),
     "Monocytes": (["Csf1r", "Irf8", "Ly86", "Ctss", "F13a1"], ["Gata2", "Gata1", "Pf4", "Apoe"]),

@@ -25,10 +25,9 @@ from scvae_cli.verbs import VERBS
 
 
 class PythonShell:
-    """The way the Python API talks to its caller (a `Shell`): without progress bars, and with warnings as Python
-    warnings.
+    """The `Shell` (interface to the user) of the Python API: it issues Python warnings, and shows no other messages.
 
-    Warnings name the Python arguments of `verb` instead of command-line flags.
+    Warnings name the arguments of the Python function of `verb` instead of command-line flags.
     """
 
     def __init__(self, verb: Verb) -> None:
@@ -37,7 +36,7 @@ class PythonShell:
     progress: Progress = staticmethod(silent)
 
     def info(self, text: str) -> None:
-        """Ignore the message, because Python callers see only warnings."""
+        """Show nothing, because Python callers see warnings, but no other messages."""
 
     def warn(self, text: str) -> None:
         """Issue a Python warning."""
@@ -45,9 +44,9 @@ class PythonShell:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Yield a function that always returns False, which means that no stop was requested.
+        """Yield a function that says whether a stop was requested; the function always returns False.
 
-        In Python, Ctrl-C raises a KeyboardInterrupt at once.
+        No request to stop is needed, because Ctrl-C stops a Python function with a KeyboardInterrupt.
         """
         yield lambda: False
 

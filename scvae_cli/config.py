@@ -1,6 +1,6 @@
 """The options of a training: the data, the model, the fitting and the device.
 
-For most options, None means that training chooses the value. The model folder records the chosen values.
+For most options, None means that training chooses a value and saves the chosen value in the model folder.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ class DataConfig(Options):
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
-        """The columns of obs with batches; empty if no batch key was given."""
+        """The columns of obs with batches; the tuple is empty if no batch key was given."""
         return self.batch_key or ()
 
     @property
     def continuous_keys(self) -> tuple[str, ...]:
-        """The columns of numbers on which the decoder is conditioned; empty if no continuous key was given."""
+        """The columns of numbers on which the decoder is conditioned; the tuple is empty if there are none."""
         return self.continuous_key or ()
 
     def check(self) -> None:
@@ -197,7 +197,7 @@ class ModelConfig(Options):
 
     @property
     def of_counts(self) -> bool:
-        """Whether the model describes counts, and not real numbers, which have no library size."""
+        """Whether the model describes counts (True) or real numbers (False)."""
         return self.likelihood != "normal"
 
 
@@ -341,7 +341,9 @@ class RunConfig(Options):
     compute: ComputeConfig = section(ComputeConfig)
 
     def check(self) -> None:
-        """Raise a ConfigError for options that need another option, or that contradict each other."""
+        """Raise a ConfigError if an option requires another option that is missing, or if two options contradict each
+        other.
+        """
         if self.train.label_weight is not None and self.data.labels_key is None:
             raise ConfigError(
                 "--label-weight was given without --labels-key", "name the labels with --labels-key COLUMN"
@@ -366,14 +368,14 @@ class RunConfig(Options):
         return config
 
     def of_all_genes(self) -> RunConfig:
-        """Return a copy of the options for modeling all genes, for counts that contain only the chosen genes."""
+        """Return a copy of the options with `genes="all"`, to train on counts that contain only the chosen genes."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, genes="all", n_top_genes=None))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options as nested dicts of plain values, as config.json in a model folder contains them."""
+        """Return the options as nested dicts of plain values: the content of config.json in a model folder."""
         values = dataclasses.asdict(self)
-        # Models with at most one batch key and no labels are written in the format of version 0.2, so that version 0.2
-        # can read them.
+        # Version 0.2 can read models with at most one batch key and no labels, because their options are written in the
+        # format of version 0.2.
         if len(self.data.batch_keys) == 1:
             values["data"]["batch_key"] = self.data.batch_keys[0]
         if not self.data.continuous_keys:

@@ -84,11 +84,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _belongs(key: str, sections: dict[str, set[str]], known: set[str]) -> str:
-    """Return a hint for an unknown key: the section that has such a key, or the most similar key of `known`."""
+    """Return a hint for an unknown key: the section to which the key belongs, or the most similar key in `known`."""
     places = [f"[{section}]" for section, keys in sections.items() if key in keys]
     return f"this key belongs under {' or '.join(places)}" if places else _closest(key, known)
 
 
 def _closest(word: str, known: set[str]) -> str:
     match = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {match[0]!r}?" if match else "known: " + ", ".join(sorted(known))
+    return f"did you mean {match[0]!r}?" if match else "known names: " + ", ".join(sorted(known))

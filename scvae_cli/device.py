@@ -73,7 +73,9 @@ class Compute:
 
 @contextlib.contextmanager
 def _bf16_products() -> Iterator[None]:
-    """Context manager in which the CPU multiplies float32 matrices in bfloat16 and sums the products in float32."""
+    """Context manager in which the CPU rounds float32 matrices to bfloat16 (16 bits), multiplies them, and sums the
+    products in float32.
+    """
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -129,7 +131,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
             message = f"{name} is not available: torch sees {amount(torch.cuda.device_count(), 'device')}"
             raise DeviceError(message, "run nvidia-smi to list the GPUs")
     elif device.type == "mps":
-        raise DeviceError("mps has no float64, which the likelihood needs", "use --device cpu or auto")
+        raise DeviceError("mps has no float64 numbers, which the likelihood needs", "use --device cpu or auto")
     elif device.type != "cpu" or device.index is not None:
         raise DeviceError(f"{name!r} is not a device that scvae runs on", "use auto, cpu, cuda or cuda:N")
 
@@ -172,10 +174,10 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
 
 
 def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether the CPU has instructions for bfloat16 products, which torch does not report.
+    """Return whether the CPU has instructions that multiply bfloat16 (16-bit) numbers, which torch does not report.
 
-    Instructions for bfloat16 products are Intel's AMX, and those of AVX-512, which AMD CPUs have from Zen 4 on. With
-    AMX or AVX-512, the matrix products of a training are four times as fast in bfloat16 as in float32.
+    Instructions for bfloat16 products belong to AMX or AVX-512 of Intel CPUs, and to AVX-512 of AMD CPUs from Zen 4 on.
+    With AMX or AVX-512, the matrix products of a training are four times as fast in bfloat16 as in float32.
     """
     if not cpuinfo.exists():
         return False
@@ -184,11 +186,12 @@ def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def bound_spinning() -> None:
-    """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this function before torch is imported.
+    """Limit how long idle CPU threads occupy their core before they sleep. Call this function before torch is imported.
 
-    By default, idle threads spin forever. A training that takes 10 s alone then takes minutes while another training
-    runs. On an idle machine, a limit costs no time if it is longer than the pauses between the computations of a
-    training. While other processes are running, training is faster with a shorter limit, so a shorter limit is set.
+    By default, idle threads of torch (OpenMP) wait in a loop and occupy a CPU core forever. A training that takes 10 s
+    alone then takes minutes while another training runs. On an idle machine, the limit is longer than the pauses
+    between the computations of a training, so the limit costs no time. While other processes are running, a shorter
+    limit is set, because a training is then faster.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0
@@ -196,10 +199,10 @@ def bound_spinning() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc reuse freed memory instead of returning it to the operating system at once.
+    """Make the C library keep freed memory for reuse instead of returning the memory to the operating system at once.
 
-    Every training step frees and allocates the same temporary arrays of several megabytes. If freed memory is returned
-    to the operating system, the next allocation causes one page fault per 4 KiB, which takes time.
+    Every training step frees and allocates the same temporary arrays of several megabytes. If freed memory were
+    returned, the operating system would provide the memory again in pages of 4 KiB, which takes time.
     """
     import ctypes
     import sys

@@ -11,7 +11,7 @@ from unicodedata import category
 
 
 def one_line(text: str) -> str:
-    """Escape the control characters of a text, so that a name read from a file cannot add forged lines to a message.
+    """Escape control characters, such as line breaks, so that a name in a file cannot add false lines to a message.
 
     >>> one_line("CD4\\nerror: all is lost")
     'CD4\\\\nerror: all is lost'

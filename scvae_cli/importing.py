@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def importing() -> Iterator[None]:
     """Context manager that turns off garbage collection while modules are imported.
 
-    Importing the libraries that scvae uses creates a million objects that are never freed. Garbage collections that
-    examined the million objects again and again took a quarter of the import time.
+    Importing the libraries that scvae uses creates a million objects that are never freed. Without `importing`, garbage
+    collection examines the new objects many times, which takes a quarter of the import time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

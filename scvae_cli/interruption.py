@@ -3,9 +3,9 @@
 Signals are delayed while files are written. When a signal ends a command, a message says which files were written.
 
 After Ctrl-C, Python raises a KeyboardInterrupt at any point of the program. If a KeyboardInterrupt is raised in a
-callback of HDF5, HDF5 ignores it and leaves a wrong file. While files are written, signals are therefore only recorded.
-A recorded signal takes effect after the write, or at the next call of `stop_if_asked`, where the unfinished file can be
-discarded.
+Python function that HDF5 calls, HDF5 ignores the exception and leaves a wrong file. While files are written, signals
+are therefore only recorded. A recorded signal takes effect after the write, or at the next call of `stop_if_asked`,
+where the unfinished file can be discarded.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class Interruption(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Context manager that delays SIGINT, SIGTERM and SIGHUP: their handlers are called after the block.
+    """Context manager that delays SIGINT, SIGTERM and SIGHUP: their handlers are called after the `with` block.
 
-    Blocks may be nested; signals are handled after the outermost block. Signals that the process ignores remain
-    ignored. Outside the main thread, no signal is delayed, because Python runs signal handlers only in the main thread.
+    Nested `with` blocks are allowed; signals are handled after the outermost block. Signals that the process ignores
+    remain ignored. Outside the main thread, no signal is delayed, because Python runs signal handlers only in the main
+    thread.
     """
     global _waiting
     if _waiting is not None or threading.current_thread() is not threading.main_thread():
@@ -76,7 +77,7 @@ def deferred() -> Iterator[None]:
 def stop_if_asked() -> None:
     """Raise an `Interruption` if a signal that ends the process has arrived while a file is written.
 
-    Call this function where an unfinished file can be discarded, and never inside a callback of HDF5.
+    Call this function where an unfinished file can be discarded, and never in a function that HDF5 calls.
     """
     if _waiting and threading.current_thread() is threading.main_thread():
         handler = _handlers[_waiting[0]]
@@ -115,7 +116,7 @@ def message() -> str:
 
 
 def end_on_signals() -> None:
-    """Make signals end this process with a message from now on. Signals that the process ignores remain ignored."""
+    """Make signals such as Ctrl-C end this process with a message. Signals that the process ignores remain ignored."""
     global _process
     _process = os.getpid()
     for number in SIGNALS:
@@ -126,8 +127,8 @@ def end_on_signals() -> None:
 def end(number: int, _frame: FrameType | None = None) -> NoReturn:
     """End this process with a message and the exit code 128 + `number`.
 
-    No exception is raised, because other code could catch it. No clean-up is needed, because temporary files exist only
-    while signals are delayed.
+    No exception is raised, because other code could catch the exception. No temporary files need to be removed, because
+    temporary files exist only while signals are delayed.
     """
     if os.getpid() != _process:  # in a child process; only the main process prints a message
         os._exit(128 + number)

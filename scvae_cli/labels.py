@@ -19,7 +19,7 @@ BETWEEN = " | "
 
 
 def is_reserved(label: str) -> bool:
-    """Whether a text cannot be the label of a known type, because it would make results ambiguous.
+    """Whether a text is not allowed as the label of a known cell type, because results would be ambiguous.
 
     >>> [is_reserved(label) for label in ("T cell", "unknown", "B | plasma", "B |", " ")]
     [False, True, True, True, True]

@@ -1,8 +1,8 @@
 """The memory that this process can still allocate, and errors for computations that need more memory.
 
-Linux grants almost every request for memory, and kills the process later, when the memory is used. If an option decides
-how much memory a computation needs, this amount is therefore compared with the free memory before the computation
-starts.
+Linux grants almost every request for memory, and kills the process later, when too much memory is used. If an option
+decides how much memory a computation needs, scvae therefore compares the needed memory with the free memory before the
+computation starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scvae_cli.errors import ConfigError, DeviceError, ScvaeError
 # Files in which Linux reports the free memory, and the memory limit and the memory use of a container.
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _STATM = Path("/proc/self/statm")
-# Address space in bytes that torch, numba and their threads need. If less address space is free, C++ code ends the
+# Memory (address space) in bytes that torch, numba and their threads need. If less memory is free, C++ code ends the
 # process without a message.
 _LIBRARIES = 2**30
 # Messages of operating systems and libraries that could not allocate memory. (The error ENOMEM has the same text in
@@ -37,9 +37,9 @@ def free_bytes() -> int | None:
 
 
 def refuse_small_limit() -> None:
-    """Raise a DeviceError if `ulimit -v` leaves too little memory to load torch and other libraries.
+    """Raise a DeviceError if the memory limit of the shell (`ulimit -v`) is too low to load torch and other libraries.
 
-    If memory is missing, some libraries end the process without a message.
+    If a library cannot get enough memory while the library is loaded, the process may end without a message.
     """
     free = _of_process()
     if free is not None and free < _LIBRARIES:
@@ -133,7 +133,9 @@ def _of_container() -> int | None:
 
 
 def _of_process() -> int | None:
-    """Return the number of bytes that `ulimit -v` still allows this process to allocate, or None without a limit."""
+    """Return the number of bytes that the limit `ulimit -v` still allows this process to allocate; None if there is no
+    limit.
+    """
     import resource
 
     most, _ = resource.getrlimit(resource.RLIMIT_AS)

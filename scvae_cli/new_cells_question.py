@@ -34,7 +34,10 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     _in_memory: AnnData | None = None
 
     def new_cells(self, result: Result) -> NewCells:
-        """Return the new cells with all their annotations except the provenance. The counts can be read only once."""
+        """Return the new cells with all their annotations except the provenance.
+
+        The counts of the new cells can be read only once.
+        """
         raise NotImplementedError
 
     @classmethod

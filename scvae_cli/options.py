@@ -30,7 +30,7 @@ INPUT, OUTPUT, COMPUTE, DECODING = "Input", "Output", "Compute", "Decoding"
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """One of several command-line options whose values are joined into one field.
+    """One of several command-line flags, such as --from and --to, whose values are joined into one option.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Flag:
         Name, help text and placeholder of the flag on the command line.
     repeated
         Whether the flag may be left out or given several times. A flag that is not `repeated` must be given if any
-        other flag of the same field is given.
+        other flag of the same option is given.
     """
 
     name: str
@@ -49,7 +49,9 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """The declaration of one option, which `option` creates; `declarations` adds the name, type and default.
+    """The declaration of one option.
+
+    The function `option` creates a declaration, and `declarations` adds the name, the type and the default.
 
     Parameters
     ----------
@@ -63,12 +65,13 @@ class Declared:
         Spellings on the command line. If the tuple is empty, the spelling is made from the name of the option. If the
         tuple contains `Flag`s, the values of all these flags are joined into one value.
     least, most, above, below
-        Range of a number; the bounds `least` and `most` are allowed values, the bounds `above` and `below` are not.
+        Range of a number. The bounds `least` and `most` are allowed values; the bounds `above` and `below` are not
+        allowed values.
     choices
-        Allowed words, for a field that takes a word or a number.
+        Allowed words, for an option that takes a word or a number.
     takes
-        Description of the allowed values for the hint of an error. If the description is empty, one is made from the
-        type and the range of the option.
+        Description of the allowed values for the hint of an error. If the description is empty, a description is
+        made from the type and the range of the option.
     metavar, shown_default
         Placeholder for the value, and text for the default, in `--help`.
     parse
@@ -125,7 +128,7 @@ class Declared:
 
     @property
     def spelled(self) -> str:
-        """The option's name in messages: its flag, or the field's name if the command line lacks this option."""
+        """The name of the option in messages: its flag, or its Python name if the command line lacks the option."""
         if self.joined:
             return " and ".join(flag.name for flag in self.joined if not flag.repeated)
         return self.spellings[0] if self.spellings else self.name
@@ -197,7 +200,7 @@ class Declared:
         raise ConfigError(f"{self.spelled} is {self._refused(value)}", f"it takes {self.expected}")
 
     def _refused(self, value: Any) -> str:
-        """Describe an invalid value; if there are several values, describe the first invalid one."""
+        """Return an invalid value as text for a message; of several values, the first invalid value is shown."""
         kinds = [get_args(kind)[0] for kind in self.alternatives if get_origin(kind) is tuple]
         if kinds and isinstance(value, list | tuple) and value:
             one = dataclasses.replace(self, kind=kinds[0])
@@ -206,7 +209,7 @@ class Declared:
         return _shown(value)
 
     def _as(self, kind: Any, value: Any) -> Any:
-        """Convert the value to `kind`, which is one of the field's types; return None if that is not possible."""
+        """Convert a value to the type `kind`; return None if the value cannot be converted."""
         origin = get_origin(kind)
         if kind is bool:
             return value if isinstance(value, bool) else None
@@ -247,7 +250,7 @@ class Declared:
         return None if None in fitting else tuple(fitting)
 
     def _as_mapping(self, kind: Any, value: Mapping[Any, Any]) -> dict[str, Any] | None:
-        """Convert each value of a mapping to the type `kind`; return None if one of them cannot be converted."""
+        """Convert each value of a mapping to the type `kind`; return None if any value cannot be converted."""
         one = dataclasses.replace(self, kind=kind)
         fitting = {str(key): one._as(kind, item) for key, item in value.items()}
         return None if None in fitting.values() else fitting
@@ -363,7 +366,7 @@ def build(
         Values by name ("beta"), or by section and name ("train/beta"). If both keys of an option are given, the value
         of the key without a section is used.
     within
-        Section whose options are made, such as "train/"; "" for options outside sections.
+        Section whose options are made, such as "train/"; an empty text means options outside sections.
     hidden
         Names of the options that can be set only by a key with section and name.
 
@@ -403,7 +406,7 @@ def _is_number(value: Any, kinds: Any) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether a value can be a label or a number; arrays, series, lists and functions cannot."""
+    """Whether a value can be a label or a number: False for arrays, Series, lists and functions."""
     several = isinstance(value, list | tuple | Mapping | set | frozenset) or getattr(value, "ndim", 0) > 0
     return not (several or callable(value))
 

@@ -1,8 +1,8 @@
-"""Compiled functions that run on several threads.
+"""Functions that numba compiles and that run on several threads.
 
-When numba compiles a function, it also compiles a copy of every function that is called in it. Numba compiles a
-function with a parallel loop four times. A function that is called in a parallel loop would therefore be compiled four
-times in addition to its own compilation. A function that is called by its address is compiled only once.
+When numba compiles a Python function, numba also compiles a copy of every function that the Python function calls.
+Numba compiles a function with a parallel loop four times. Numba would therefore compile a function that is called in a
+parallel loop five times. A function that is called by its address in memory is compiled only once.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Any:
 def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., int], Callable[..., None]]:
     """Return a function that looks up the address of `function`, and a function that calls `function` by its address.
 
-    `function` is compiled by numba and returns nothing. `types` are the numba types of the arguments of `function`,
-    with one tuple for each signature (combination of types). Calls with other types of arguments raise an error. The
-    first returned function is called from Python with the index of the signature. The second returned function is
-    called from compiled code with the address, followed by the arguments.
+    `function` must be compiled by numba and return nothing. `types` are the numba types of the arguments of `function`,
+    with one tuple for each combination of types that is allowed. Calls with other types of arguments raise an error.
+    Python code calls the first returned function with the index of a tuple in `types`. Compiled code calls the second
+    returned function with the address, followed by the arguments.
     """
 
     @functools.cache
@@ -53,7 +53,7 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
 
     def call(_: Any, pointer: Any, *given: Any) -> Any:
         if given not in types:
-            raise errors.TypingError(f"{function.__name__} takes {types}, not {given}")
+            raise errors.TypingError(f"{function.__name__} takes arguments of the types {types}, not {given}")
 
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             kind = context.call_conv.get_function_type(numba.types.none, given)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from scvae_cli.errors import ConfigError
 
-# Number of bytes that are reserved for suffixes such as ".partial", which a model folder has while it is written.
+# Number of bytes that are reserved for a suffix such as ".partial", which is added to the name of a model folder while
+# the folder is written.
 FOR_A_MODEL = 40
 
 
@@ -43,4 +44,6 @@ def name_too_long(error: BaseException) -> ConfigError | None:
     if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
         return None
     name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else ""
-    return ConfigError(f"the name {name[:20]}... has {len(os.fsencode(name))} bytes, which is too long", "shorten it")
+    return ConfigError(
+        f"the name {name[:20]}... has {len(os.fsencode(name))} bytes, which is too long", "choose a shorter name"
+    )

@@ -1,6 +1,7 @@
 """The steps that all commands with a trained model have in common.
 
-`ask` opens the data and the model, checks the destination, computes the answer, writes it and makes the report.
+The function `ask` opens the data and the model, checks the destination, computes the result, writes the result and
+makes the report.
 
 Each command that uses a trained model is a subclass of `Question`. Each subclass implements only the steps in which the
 commands differ. Every other command of scvae is a function that takes a `Request` and a `Shell` and returns an
@@ -145,9 +146,10 @@ class Question(Generic[AnyOptions, Result]):
         raise NotImplementedError
 
     def made_of(self) -> dict[str, Any] | None:
-        """Return the options from which the automatic name of the result was made, for `refuse_another`.
+        """Return the options from which the automatic name of the result was made.
 
-        The return value is None if the user chose the name of the result, or if results of the command have no names.
+        The function `refuse_another` compares the options of the new result with the options of earlier results. The
+        return value is None if the user chose the name of the result, or if results of the command have no names.
         """
         return None
 
@@ -168,7 +170,7 @@ class Question(Generic[AnyOptions, Result]):
     def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most commands write no additional files
         """Return a context manager that writes additional files when its `with` block ends.
 
-        The results are written within the block.
+        The caller writes the results to the .h5ad file inside the `with` block.
         """
         return contextlib.nullcontext()
 
@@ -189,11 +191,11 @@ class Question(Generic[AnyOptions, Result]):
         raise NotImplementedError
 
     def notes(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most commands give no remarks
-        """Return remarks that are shown after the text."""
+        """Return remarks that are shown after the text of the result."""
         return ()
 
     def next_step(self, result: Result) -> str | None:  # noqa: ARG002  # most next steps do not depend on the result
-        """Return the command to run next, or None."""
+        """Return the command that the report suggests to run next, or None."""
         return None
 
     def on_umap(self, column: str) -> str:
@@ -209,8 +211,7 @@ class Question(Generic[AnyOptions, Result]):
     def _embed_umap(self) -> str:
         """Return the command that adds a UMAP of the cells to the file with the results."""
         options, output = self.request.options, self.destination()
-        # The output file contains only the genome or modality that was read, and the model may be in another folder
-        # than the output file.
+        # The output file contains only one genome or modality. The model may be in another folder than the output file.
         parts = {} if output else {"genome": options.genome, "modality": options.modality}
         return shell_line(
             "embed",
@@ -260,7 +261,7 @@ class Question(Generic[AnyOptions, Result]):
 
     @property
     def writes(self) -> bool:
-        """Whether the result is written. If False, the result is returned to the Python caller."""
+        """Whether the result is written (True) or returned to the Python caller (False)."""
         return self.request.inplace
 
     def value(self, result: Result) -> Any:
@@ -272,7 +273,7 @@ class Question(Generic[AnyOptions, Result]):
         return str(self.destination() or self.request.data)
 
     def places(self, slots: list[str]) -> Sequence[str]:
-        """Return descriptions of where the results are, as text for the user."""
+        """Return texts that tell the user where the results were written."""
         return (f"{', '.join(slots)} of {self.output()}",)
 
     def report(self, result: Result, slots: list[str]) -> Report:
@@ -367,7 +368,7 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
     """Raise a ConfigError if an additional file, such as a figure, is also the data, the output or another additional
     file.
 
-    If two options named the same file, one result would overwrite the other result or the data.
+    If two options named the same file, one result would overwrite another result or the data.
     """
     options = request.options
     taken = [resolved(file) for file in (request.data, options.output) if isinstance(file, Path)]

@@ -43,7 +43,7 @@ def read_regular(path: Path, *, most: int) -> bytes:
             raise _unusable(path, what_it_is(status.st_mode))
         if status.st_size > most:
             raise _unusable(path, f"it has {status.st_size:,} bytes, but at most {most:,} are allowed")
-        # Files below /proc report a size of 0 bytes, but can be endless.
+        # Files in the folder /proc of Linux report a size of 0 bytes, but can be endless.
         content = file.read(most + 1)
     if len(content) > most:
         raise _unusable(path, f"it has more than {most:,} bytes")
@@ -83,7 +83,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def what_it_is(mode: int) -> str:
-    """Describe a file that is not regular."""
+    """Return a text that says what a path is, such as "it is a folder, not a file"."""
     return f"it is {_KINDS.get(stat.S_IFMT(mode), 'not a regular file')}, not a file"
 
 

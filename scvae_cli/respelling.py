@@ -11,8 +11,8 @@ from scvae_cli.options import Options, declarations
 def respelled(text: str, options: type[Options], others: Iterable[type[Options]] = ()) -> str:
     """Replace the flags in a message by the names of Python arguments.
 
-    Whole command lines and quoted values in the message are not changed. A flag that does not belong to `options` is
-    looked up in `others`.
+    Whole command lines and quoted values in the message are not changed. `options` are the options of the function, and
+    `others` are the options of other functions, whose flags a message may also name.
 
     >>> from dataclasses import dataclass
     >>> from scvae_cli.options import option

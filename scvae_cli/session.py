@@ -68,7 +68,7 @@ class Session:
     genes
         Names and symbols of the model's genes.
     progress
-        Shows the progress of long computations.
+        Function that shows the progress of long computations.
     """
 
     store: CellStore
@@ -124,7 +124,7 @@ class Session:
         drop_empty
             Skip cells without counts. The results of these cells are NaN.
         subset
-            Conditions KEY=VALUE[,VALUE…] on columns of obs; only cells that fulfill all of them are used.
+            Conditions KEY=VALUE[,VALUE…] on columns of obs; only cells that fulfill all conditions are used.
         needs_batch
             Whether the batch of every cell is needed.
         maps_batches
@@ -202,7 +202,9 @@ class Session:
         allow_missing_genes: bool = False,
         drop_empty: bool = False,
     ) -> Session:
-        """Open further data with the model and the device of this session; the matrix is chosen as in the training.
+        """Open further data with the model and the device of this session.
+
+        The layer and the rounding of counts are the same as in the training.
 
         Raises
         ------
@@ -221,12 +223,15 @@ class Session:
 
     @cached_property
     def cells(self) -> Posterior:
-        """Posteriors q(z|x) of the cells in `counts`, computed once, in the latent coordinates of the networks."""
+        """Posteriors q(z|x) of the cells in `counts`, in the latent coordinates that encoder and decoder use."""
         return posteriors(self.model, self.counts, progress=self.progress)
 
     @cached_property
     def embedding(self) -> np.ndarray:
-        """The default embedding of the cells: j principal components and m random directions, shape (n, j + m)."""
+        """The default embedding of the cells (obsm["X_scvae"]), shape (n, j + m).
+
+        The first j axes are principal components of expression space, and the other m axes are random directions.
+        """
         counts = self.counts_and_batches(partly=True)
         return expression_positions(
             self.model, counts, self.cells.mean_nk, missing=self.missing_genes, progress=self.progress
@@ -234,16 +239,16 @@ class Session:
 
     @property
     def expression(self) -> np.ndarray:
-        """The first j columns of the embedding: principal components without random directions, shape (n, j)."""
+        """The first j columns of the embedding, which are principal components of expression space; shape (n, j)."""
         embedding, space = self.embedding, self.model.expression
         assert space is not None, "a model without expression space has no embedding"
         return embedding[:, : len(space.component_jg)]
 
     def umap(self) -> np.ndarray | None:
-        """Return the positions of the cells on the UMAP of `scvae embed --umap`, or otherwise on scanpy's UMAP; shape
-        (n, 2).
+        """Return the positions of the cells on the UMAP of `scvae embed --umap`, shape (n, 2).
 
-        The result is None if the data have no UMAP, or if some cells have no position on the UMAP.
+        If the data have no such UMAP, the positions are those on scanpy's UMAP (obsm["X_umap"]). The result is None if
+        the data have neither UMAP, or if some cells have no position on the UMAP.
         """
         for key in (SlotNames().umap, "X_umap"):
             xy = self.store.obsm(key)
@@ -257,7 +262,7 @@ class Session:
         """Raise a ModelError if the latent position of a cell is not finite, or is far outside the range of trained
         models.
 
-        A computation with an extreme position may fail with an obscure error; the ModelError names the cause instead.
+        A computation with an extreme latent position may fail with an obscure error. The ModelError names the cause.
         """
         mean_nk, var_nk = self.cells.mean_nk, self.cells.var_nk
         usable_n = (mean_nk.abs() <= FARTHEST).all(1) & torch.isfinite(var_nk).all(1) & (var_nk > 0).all(1)
@@ -273,7 +278,7 @@ class Session:
     def position_n2(self) -> np.ndarray:
         """Positions of the cells on the first two latent axes, for figures, shape (n, 2).
 
-        If the model has only one latent axis, the second value is 0.
+        If the model has only one latent axis, the second coordinate of every cell is 0.
         """
         mean_nk = self.model.axes.position(self.cells.mean_nk).numpy()
         return np.column_stack([mean_nk, np.zeros(len(mean_nk))])[:, :2].astype(np.float64)
@@ -320,10 +325,10 @@ class Session:
         return points
 
     def time_points(self, key: str) -> list[str]:
-        """Return the time points in a column of obs, in their order.
+        """Return the time points in a column of obs, from the earliest to the latest.
 
         Numbers are ordered by value. Labels that differ only in their numbers ("E7.5", "day3", "100-130") are ordered
-        by these numbers. For an ordered categorical, the order is that of its categories.
+        by these numbers. The values of an ordered categorical are ordered like its categories.
 
         Raises
         ------
@@ -431,7 +436,7 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Return the slot with the provenance of results.
+        """Return the slot (element of uns) that records how results were computed.
 
         `new_file` says whether the results are written to a new file.
         """
@@ -450,8 +455,8 @@ class Session:
     def counts_and_batches(self, *, partly: bool = False) -> Counts:
         """Return the counts, with the covariates of the cells if the model uses covariates that the data contain.
 
-        Some covariates may be missing, in some cells or in all. With `partly`, the other covariates are returned;
-        otherwise, no covariates are returned.
+        If `partly` is False and any covariate of any cell is missing, the counts are returned without covariates. If
+        `partly` is True, the counts are returned with those covariates that are not missing.
         """
         data, known = self.model.config.data, self.counts.batch is not None or self.counts.covariates is not None
         keys = (*data.batch_keys, *data.continuous_keys)

@@ -90,8 +90,8 @@ class Subset(Options):
 
     subset: tuple[str, ...] = option(
         (),
-        help="Use only the cells with one of these values in a column of obs. If --subset is given several times, a "
-        "cell must fulfill all conditions. The results of cells that are not used are NaN.",
+        help="Use only the cells whose value in the column KEY of obs is one of the given values. If --subset is given "
+        "several times, a cell must fulfill all conditions. The results of cells that are not used are NaN.",
         python_help="Use only the cells that fulfill all conditions. A condition is a text KEY=VALUE[,VALUE…], where "
         "KEY is a column of obs. The results of cells that are not used are NaN.",
         panel=INPUT,
@@ -113,13 +113,14 @@ class Writing(Options):
     )
     key_added: str = option(
         "scvae",
-        help='Text that replaces "scvae" in the name of every slot that is written, such as obsm["X_scvae"].',
+        help='Text that replaces "scvae" in the names of the results in the AnnData, such as obsm["X_scvae"].',
         panel=OUTPUT,
         in_record=False,
     )
     force: bool = option(
         False,
-        help="Overwrite an existing file, slots that scvae did not write, or a different result with the same name.",
+        help="Overwrite an existing file, elements of the AnnData that scvae did not write, or a different result with "
+        "the same name.",
         panel=OUTPUT,
         in_record=False,
     )
@@ -169,7 +170,8 @@ def library_option(
 
 # The values that `--batch-as` takes if the model has several covariates.
 SEVERAL_COVARIATES = (
-    "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] fixes some keys."
+    "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] sets the values of "
+    "some keys."
 )
 
 

@@ -13,8 +13,8 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
     verb, arguments
         The command, such as "embed", and its positional arguments.
     options
-        Options by name. An option with the value None or False is left out. For True, the flag is given without a
-        value. For a tuple, the flag is repeated for each value.
+        Options by name. An option with the value None or False is left out. If a value is True, the flag is written
+        without a value. If a value is a tuple, the flag is repeated for each item.
 
     >>> shell_line("embed", "my cells.h5ad", m="a.scvae", refine=100, drop_empty=True, layer=None)
     "scvae embed 'my cells.h5ad' -m a.scvae --refine 100 --drop-empty"

@@ -1,6 +1,6 @@
 """Safe reading of JSON that may come from strangers.
 
-The depth of nesting and the number of digits are limited, and every fault of the text raises a ValueError.
+The depth of nesting and the number of digits are limited, and any invalid text raises a ValueError.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ def parse_json(content: bytes | str) -> Any:
     ------
     ValueError
         If the text is not JSON in UTF-8, is nested more than 32 levels deep, contains an integer of more than 18
-        digits, or contains an unpaired surrogate.
+        digits, or contains half of a Unicode character (an unpaired surrogate).
     """
     try:
         value = json.loads(content, parse_int=_integer)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("the JSON text is nested too deeply") from error
     level = [value]
     for _ in range(_DEPTH):
         for text in level:
             if isinstance(text, str):
-                text.encode()  # a lone surrogate raises a UnicodeEncodeError, which is a ValueError
+                text.encode()  # half of a character raises a UnicodeEncodeError, which is a ValueError
         level = [inner for outer in level for inner in _within(outer)]
         if not level:
             return value
-    raise ValueError("it is nested too deeply")
+    raise ValueError("the JSON text is nested too deeply")
 
 
 def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > _DIGITS:
-        raise ValueError(f"a number has more than {_DIGITS} digits")
+        raise ValueError(f"a number in the JSON text has more than {_DIGITS} digits")
     return int(digits)
 
 

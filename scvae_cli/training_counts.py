@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def counts_for_training(store: CellStore, run: RunConfig, shell: Shell) -> Counts:
-    """Read counts (or real numbers) with covariates and labels, describe them, and warn if covariates are confounded.
+    """Read the counts (or real numbers), covariates and labels for a training, and show messages about the data.
+
+    A warning names covariates that are confounded with other columns of obs, or with each other.
 
     Raises a DataError if the data cannot be used.
     """
@@ -43,7 +45,7 @@ def counts_for_training(store: CellStore, run: RunConfig, shell: Shell) -> Count
     warn_of_confounding(store, counts, data, shell.warn)
     if data.labels_key is None:
         return counts
-    # Empty cells are left out of the training later, so they must not have the only cell of a label.
+    # Labels of empty cells are not read, because empty cells are left out of the training later.
     kept = counts.filled if data.drop_empty else np.ones(counts.n_cells, dtype=bool)
     labels = known_labels(store, data.labels_key, unlabeled=data.unlabeled, kept=kept, warn=shell.warn)
     code_n = np.full(counts.n_cells, -1)

@@ -22,7 +22,7 @@ def follow(
     title
         Title of the progress bar.
     brief
-        Whether to leave out the messages about the data, the device and the end of the improvement (the plateau).
+        Whether to leave out the messages about the data, the device and the plateau of the held-out loss.
         Commands that run a series of trainings set `brief` to True.
 
     Returns

@@ -41,7 +41,7 @@ class Verb:
     takes_model
         Whether the command has the option `--model`, which names a trained model.
     trains
-        Whether `--model` names the model folder to write; otherwise it names a folder to read.
+        Whether `--model` names a folder to write (True) or a folder to read (False).
     in_python
         Whether the Python API has a function that corresponds to the command.
     inplace
@@ -83,7 +83,7 @@ class Request:
     data
         An AnnData, or a path.
     model
-        A model in memory, a model folder, or None for the folder DATA.scvae next to the data.
+        A model in memory, or a model folder. None means the folder DATA.scvae next to the data.
     options
         The checked options.
     inplace
@@ -104,9 +104,9 @@ class Request:
 
     @property
     def model_folder(self) -> Any:
-        """The model that was given or, if no model was given, the folder DATA.scvae next to the data file.
+        """The model of the request or, if the request names no model, the folder DATA.scvae next to the data file.
 
-        The result is None if no model was given and the data are not a file.
+        The value is None if the request names no model and the data are not a file.
         """
         if self.model is not None or not isinstance(self.data, Path):
             return self.model

@@ -43,7 +43,7 @@ from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
-os.environ["NUMBA_THREADING_LAYER"] = "workqueue"  # the only method that survives a fork
+os.environ["NUMBA_THREADING_LAYER"] = "workqueue"  # a threading layer of numba that works after a fork
 
 import anndata as ad
 import damaged_files
@@ -96,12 +96,15 @@ TABLES: dict[str, dict[str, Any]] = {
     "model": hostile_models.MODEL_KINDS,
     "saved state": hostile_models.KINDS,
 }
-# Return the family of ten consecutive seeds.
+# The families of inputs that the cases of ten consecutive seeds attack.
 FAMILIES = [*["file"] * 6, *["model"] * 3, "saved state"]
 
 
 def family_and_kind(seed: int) -> tuple[str, str]:
-    """Return the input to attack in the case of a seed, and the kind of damage; the kinds of a family alternate."""
+    """Return the family of inputs to attack in the case of a seed, and the kind of damage.
+
+    The kinds of damage of a family take turns.
+    """
     family = FAMILIES[seed % 10]
     turn = seed // 10 * FAMILIES.count(family) + FAMILIES[: seed % 10].count(family)
     return family, list(TABLES[family])[turn % len(TABLES[family])]
@@ -144,7 +147,7 @@ def make_bases(folder: Path) -> list[str]:
 
 
 def read_independently(path: Path) -> ad.AnnData | None:
-    """Read matrices and names by anndata, element by element, without matrices that it cannot read.
+    """Read names and matrices by anndata, element by element; matrices that anndata cannot read are left out.
 
     The result is None if anndata cannot read the names.
     """
@@ -177,7 +180,7 @@ def _index(frame: Any) -> list[str]:
 
 
 def answer(verb: str, data: Any, model: Path) -> Any:
-    """Return the results of a verb for data: numbers that can be compared."""
+    """Run a verb in Python on data, and return numbers of the result for a comparison."""
     if verb == "embed":
         return scvae.embed(data, model, inplace=False, device="cpu").position_nj
     if verb == "denoise":
@@ -201,7 +204,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
-    """Return what a command wrote."""
+    """Return numbers of the result that a command has written, for a comparison."""
     if verb == "train":
         return _flat(hostile_arrays(folder / "new.scvae" / "weights.safetensors"))
     if verb == "check":
@@ -211,11 +214,11 @@ def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
     slots["annotate"] = "obsm/scvae_label_probabilities"
     with h5py.File(path) as file:
         if verb == "denoise" and slots[verb] not in file:
-            return file["obsm/scvae_denoised"][:]  # contains only some of the genes
+            return file["obsm/scvae_denoised"][:]  # the denoised genes are only some of the genes
         if verb == "denoise":
-            return file[slots[verb]][:][:, file["var/scvae_modelled"][:]]  # NaN for the other genes
+            return file[slots[verb]][:][:, file["var/scvae_modelled"][:]]  # genes outside the model have NaN
         found = file[slots.get(verb, "varm/scvae_path_batch_1_to_batch_2")][:]
-        # NaN for genes outside the model
+        # Genes outside the model have NaN.
         modeled = ~np.isnan(found).all(1) if verb == "interpolate" else slice(None)
         return found[modeled] if np.any(modeled) else found
 
@@ -230,7 +233,7 @@ def hostile_arrays(path: Path) -> dict[str, Any]:
 
 
 class Attack:
-    """Sound inputs, and what is right for them."""
+    """Sound inputs, and the correct results for these inputs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -249,7 +252,7 @@ class Attack:
         self._warm()
 
     def _warm(self) -> None:
-        """Run every command once, so that the children need not load and compile the code that it uses."""
+        """Run every command once, so that the child processes need not load and compile the code of the commands."""
         warm = shutil.copyfile(self.folder / "CSR.h5ad", self.folder / "warm.h5ad")
         model = ["-m", self.model]
         for command in (["info", warm], ["check", warm], ["embed", warm, *model], ["denoise", warm, *model]):
@@ -372,7 +375,7 @@ class Attack:
         shutil.copytree(source, target)
 
     def _same_network(self, folder: Path) -> bool:
-        """Whether a model has the same weights, genes and options as the undamaged one."""
+        """Whether a model has the same weights, genes and options as the undamaged model."""
         names = (*hostile_models.TENSORS, "genes.txt")
         if any((folder / name).read_bytes() != (self.model / name).read_bytes() for name in names):
             return False
@@ -390,7 +393,7 @@ def _run(arguments: list[Any]) -> tuple[int, str, str, float]:
 
 
 def _badly_refused(code: int, out: str, err: str, *codes: int) -> str | None:
-    """Describe what is wrong with a refusal; None if it is correct."""
+    """Describe what is wrong with the refusal of an input; return None if the refusal is correct."""
     lines = err.splitlines()
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     if code not in codes:
@@ -493,7 +496,7 @@ def serve(seeds: list[int], results: Path, minutes: float) -> None:
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    """The table by kinds, in Markdown."""
+    """Make the table of outcomes by kind of damage, in Markdown."""
     tried, ends = Counter(), Counter()
     for case in cases:
         key = (case["family"], case["kind"])
@@ -509,7 +512,7 @@ def table(cases: list[dict[str, Any]]) -> str:
 
 
 def report(results: Path) -> int:
-    """Write the table of all cases, and return the number of those that failed."""
+    """Write the table of all cases, and return the number of failed cases."""
     cases = [json.loads(line) for line in results.read_text().splitlines()]
     failed = [case for case in cases if case["outcome"] == "failed"]
     seconds = sorted(case["seconds"] for case in cases)

@@ -21,7 +21,7 @@ TINY = (
 )
 
 
-# Ends the process, as kill -9 would, when a function is entered or left for the nth time.
+# A script that kills its own process (kill -9) when a function is entered or left for the nth time.
 _KILLED = """
 import functools, importlib, os, signal, sys
 

@@ -15,19 +15,19 @@ from command_line import TINY, run_well
 from simulated import tree
 from workbench import Bench
 
-# The scripts that made the reference values need other packages than the tests do.
+# The scripts in data/ made the reference values, and need packages that the tests do not need.
 collect_ignore_glob = ["data/*.py"]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The path of an .h5ad and of a model that was trained on it."""
+    """The paths of an .h5ad file and of a model that was trained on the file."""
 
     data: Path
     model: Path
 
     def copy_to(self, folder: Path) -> Trained:
-        """Copies of both that a test may break."""
+        """Copy the data and the model to a folder, so that a test may break the copies."""
         data, model = folder / self.data.name, folder / self.model.name
         shutil.copyfile(self.data, data)
         shutil.copytree(self.model, model)
@@ -50,37 +50,37 @@ def _train(folder: Path, *options: str) -> Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Trained:
-    """A model without batches."""
+    """Cells and a model without batches."""
     return _train(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
 def copied(tmp_path, trained) -> Trained:
-    """Copies of the cells and of that model, which tests may change."""
+    """Copies of the cells and of the model without batches, which a test may change."""
     return trained.copy_to(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def trained_on_batches(tmp_path_factory) -> Trained:
-    """A model of the same cells that was trained with their batches."""
+    """Cells and a model that was trained with the batches of the cells."""
     return _train(tmp_path_factory.mktemp("trained_on_batches"), "--batch-key", "batch")
 
 
 @pytest.fixture
 def bench(tmp_path, trained) -> Bench:
-    """Data and model in a separate folder."""
+    """Data and a model without batches, in a separate folder."""
     return Bench(tmp_path, trained)
 
 
 @pytest.fixture
 def bench_with_batches(tmp_path, trained_on_batches) -> Bench:
-    """The same with a model that was trained with batches."""
+    """Data and a model that was trained with batches, in a separate folder."""
     return Bench(tmp_path, trained_on_batches)
 
 
 @pytest.fixture
 def handled_signals():
-    """Handle signals as in a terminal; a test run in the background would ignore some of them."""
+    """Handle signals as in a terminal; a test run in the background would ignore some signals."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -37,7 +37,7 @@ def _flip_bits(content: bytearray, random: Random) -> None:
 
 
 def _flip_structure(content: bytearray, random: Random) -> None:
-    """Change bytes that HDF5 reads first: those after a signature of a header, a heap or a tree."""
+    """Change bytes just after the signature of an HDF5 header, heap or tree, because HDF5 reads these bytes first."""
     marks = [i for mark in (b"TREE", b"HEAP", b"SNOD", b"GCOL", b"OHDR", b"\x89HDF") for i in _all(content, mark)]
     for mark in random.choice(marks, random.integers(1, 5)):
         at = min(int(mark) + int(random.integers(4, 64)), len(content) - 1)
@@ -241,7 +241,7 @@ def _shape(file: h5py.File, random: Random) -> None:
 
 
 def _kinds_of_items(file: h5py.File, random: Random) -> None:
-    """Put a group where a dataset is expected, or the reverse."""
+    """Put a group where a dataset is expected, or a dataset where a group is expected."""
     name = _any([name for name in _items(file) if name != "/"], random)
     attributes = dict(file[name].attrs) if random.random() < 0.5 else {}
     was_group = isinstance(file[name], h5py.Group)
@@ -417,7 +417,7 @@ def put_no_file(path: Path, choice: int, random: Random) -> None:
 
 
 def _in_place(path: Path, random: Random) -> None:
-    """Put something that is not a file in place of the file, or a file without contents."""
+    """Replace the file by something that is not a file, or by a file without contents."""
     choice = int(random.integers(0, 5))
     put_no_file(path, choice, random)
     if choice == 4:

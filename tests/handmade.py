@@ -29,16 +29,16 @@ class FlatGeometry:
 
     @property
     def vae(self) -> Any:
-        """The properties of a network that code needs in addition to its coordinates."""
+        """The properties of the network, besides `coordinates`, that the tested code reads."""
         return SimpleNamespace(n_genes=len(self.map_gk), reference_library=torch.tensor(1.0))
 
     def coordinates(self, z_nk: Tensor) -> Tensor:
-        """Compute y of some points."""
+        """Compute the isometric coordinates y of some points."""
         return z_nk @ self.map_gk.T.to(z_nk)
 
 
 def flat(k: int = 2, scale: float = 10.0) -> FlatGeometry:
-    """One gene per dimension; one latent unit is a given number of standard deviations of a count."""
+    """Make a flat decoder with one gene per dimension, in which one latent unit is `scale` standard deviations."""
     return FlatGeometry(scale * torch.eye(k))
 
 
@@ -101,13 +101,13 @@ def plain_mean(vae: VAE, z_nk: Tensor, library: float) -> Tensor:
 
 
 def theta_of(vae: VAE) -> Tensor | None:
-    """Inverse dispersions, None for a Poisson."""
+    """Return the inverse dispersions of a network, or None for Poisson counts."""
     log_theta_g = vae.decoder.head.log_theta_g
     return None if log_theta_g is None else log_theta_g.detach().exp()
 
 
 def plain_coordinates(vae: VAE, z_nk: Tensor, library: float) -> Tensor:
-    """Compute y by its definition: 2√θ·asinh(√(μ/θ)), or 2√μ."""
+    """Compute Fisher–Rao coordinates by their definition: 2√θ·asinh(√(μ/θ)), or 2√μ for Poisson counts."""
     mean_ng, theta_g = plain_mean(vae, z_nk, library), theta_of(vae)
     if theta_g is None:
         return 2 * mean_ng.sqrt()
@@ -120,7 +120,7 @@ def points(array: np.ndarray) -> Tensor:
 
 
 def clusters(centres: np.ndarray, each: int, sd: float = 0.3, seed: int = 0) -> np.ndarray:
-    """Draw points around some centers, those of one center after those of another."""
+    """Draw points around some centers, center by center."""
     random = np.random.default_rng(seed)
     centres = np.asarray(centres, dtype=float)
     return np.repeat(centres, each, axis=0) + sd * random.standard_normal((each * len(centres), centres.shape[1]))
@@ -135,7 +135,7 @@ def ring(n: int, radius: float = 2.0, sd: float = 0.15, seed: int = 0) -> np.nda
 
 
 def density_of(x_nk: np.ndarray, seed: int = 0) -> LatentDensity:
-    """Make the density of points with an uncertainty of 0.05, of which every fifth is held out."""
+    """Fit a density to points with an uncertainty of 0.05; every fifth point is held out."""
     x = points(x_nk)
     sure = torch.full_like(x, 0.05**2)
     out = torch.arange(len(x)) % 5 == 0

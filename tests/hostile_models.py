@@ -212,7 +212,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _weights(folder: Path, random: Random) -> None:
-    """Write values that are not finite, or extreme, into one tensor or one element."""
+    """Write extreme values, or values that are not finite, into one tensor or one element of a tensor."""
     path = _tensor_file(folder, random)
     header, values = read_tensors(path)
     start, end = header[_any([name for name in header if name != "__metadata__"], random)]["data_offsets"]
@@ -256,7 +256,7 @@ def _spots(value: Any, spot: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def _json_values(folder: Path, random: Random) -> None:
-    """Replace any value of config.json or of the state by one of another kind, or remove or add a key."""
+    """Replace any value of config.json or of the saved state by a value of another kind, or remove or add a key."""
     path = _json_file(folder)
     config = json.loads(path.read_text())
     for _ in range(int(random.integers(1, 3))):
@@ -304,7 +304,7 @@ def _sizes(folder: Path, random: Random) -> None:
 
 
 def _in_place(folder: Path, random: Random) -> None:
-    """Put something that is not a file in place of a file, or a file with a size that its content does not fill."""
+    """Replace a file by something that is not a file, or by a file that is larger than its content."""
     path = _any(_files(folder), random)
     choice = random.integers(0, 6)
     if choice == 5:

@@ -43,7 +43,7 @@ def linear_model(k: int = 2, g: int = 7) -> Model:
         vae.start_from_moments(np.linspace(-2, 2, g), np.linspace(0.5, 2, g) ** 2, None)
         torch.nn.init.normal_(vae.decoder.head.outputs.weight, std=0.5)
         torch.nn.init.normal_(vae.decoder.head.raw_log_sd_g, mean=-0.3, std=0.1)
-        # A posterior that is broad enough for the importance weights: that of the prior.
+        # The posterior equals the prior, which is broad enough for importance weights.
         torch.nn.init.zeros_(vae.encoder.posterior.weight)
         torch.nn.init.zeros_(vae.encoder.posterior.bias)
     density = density_of(np.random.default_rng(0).standard_normal((300, k)))
@@ -57,7 +57,7 @@ def linear_model(k: int = 2, g: int = 7) -> Model:
 
 
 def marginal(model: Model) -> stats._multivariate.multivariate_normal_frozen:
-    """The marginal N(b, WWᵀ + Σ) of a linear-Gaussian model."""
+    """Return the marginal distribution N(b, WWᵀ + Σ) of a linear-Gaussian model."""
     head = model.vae.decoder.head
     scale_g, sd_g = head.scale_g.numpy().astype(float), head.log_sd_g.exp().detach().numpy().astype(float)
     w_gk = scale_g[:, None] * head.outputs.weight.detach().numpy()

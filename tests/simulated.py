@@ -46,7 +46,7 @@ def converging_tree(n_cells: int = 900, n_genes: int = 150, seed: int = 0) -> an
     log_gs[0] = log_gs[0] * (1 - alike_s) + log_gs[1] * alike_s
     rho = [(np.exp(log) / np.exp(log).sum(0)).astype(np.float32) for log in log_gs]
     varm = dict(drawn.varm) | dict(zip(names, rho, strict=True))
-    # The trunk, and two stages of the second and of the first branch.
+    # The groups are the trunk, two stages of the second branch, and two stages of the first branch.
     stage_n = random.choice(5, n_cells, p=[0.3, 0.25, 0.25, 0.06, 0.14])
     first, last = np.array([0, 0.4, 0.75, 0.4, 0.75]), np.array([0.4, 0.75, 1, 0.75, 1])
     time_n = random.uniform(first[stage_n], last[stage_n])
@@ -64,7 +64,7 @@ def converging_tree(n_cells: int = 900, n_genes: int = 150, seed: int = 0) -> an
 
 
 def counts_of(adata: anndata.AnnData, batch_key: str | None = None) -> Counts:
-    """Return the same cells as `Counts`."""
+    """Return the cells of an AnnData as `Counts`."""
     return Counts(
         matrix=sp.csr_matrix(adata.X, dtype=np.float32),
         cell_names=np.asarray(adata.obs_names, dtype=object),
@@ -83,6 +83,6 @@ def tiny_config(**options) -> RunConfig:
 def learned(n_branches: int = 2) -> tuple[anndata.AnnData, Any]:
     """Cells of a tree, and a model that separates its branches; copy the cells before changing them."""
     adata = tree(n_cells=800, n_genes=150, n_branches=n_branches, n_batches=2, depth=3000)
-    # A single precision gives the same model on CPUs with and without units for bfloat16.
+    # With the precision fp32, the model is the same on CPUs with and without units for bfloat16.
     options = {"n_hidden": 64, "max_epochs": 50 if n_branches > 1 else 30, "precision": "fp32"}
     return adata, scvae.train(adata, **TINY | options, batch_key="batch", genes="all")

@@ -61,8 +61,8 @@ def fork_here(
 
     The child calls `prepare` before its system calls are followed.
 
-    If it is traced, the child gets the signal `number` when it is stopped for the nth time (`until`). Its stdout and
-    stderr are kept in `folder` meanwhile. It must end with `end_child`.
+    If `traced` is True, the child gets the signal `number` when the child is stopped for the nth time (`until`). The
+    stdout and stderr of the child are kept in `folder` until the child ends. The child must end with `end_child`.
     """
     outputs = [folder / f".{os.getpid()}.{name}" for name in ("out", "err")]
     descriptors = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) for path in outputs]
@@ -92,7 +92,7 @@ def fork_here(
 
 
 def end_child(work: Callable[[], int]) -> NoReturn:
-    """Run `work` and end this process with the exit code that it returns; 99 if it raises an exception."""
+    """Run `work` and end this process with the exit code that `work` returns, or with 99 after an exception."""
     code = 99
     try:
         code = work()

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 
 def write_10x_h5(path: Path, adata: ad.AnnData) -> None:
-    """A feature-barcode matrix in HDF5; symbols are var_names, ids are numbered."""
+    """Write a feature-barcode matrix in HDF5; gene symbols are the var_names, and gene ids are numbered."""
     matrix = sp.csr_matrix(adata.X)
     with h5py.File(path, "w") as file:
         group = file.create_group("matrix")
@@ -28,7 +28,7 @@ def write_10x_h5(path: Path, adata: ad.AnnData) -> None:
 
 
 def write_10x_v2(path: Path, adata: ad.AnnData, genomes: dict[str, np.ndarray]) -> None:
-    """A file of Cell Ranger 2, with a group for each genome."""
+    """Write a file in the format of Cell Ranger 2, with a group for each genome."""
     with h5py.File(path, "w") as file:
         for genome, columns in genomes.items():
             part = sp.csr_matrix(adata.X)[:, columns]
@@ -42,7 +42,7 @@ def write_10x_v2(path: Path, adata: ad.AnnData, genomes: dict[str, np.ndarray]) 
 
 
 def write_10x_mtx(folder: Path, adata: ad.AnnData) -> None:
-    """A feature-barcode matrix as a folder of three gzipped files."""
+    """Write a feature-barcode matrix as a folder of three gzipped files."""
     folder.mkdir()
     with gzip.open(folder / "matrix.mtx.gz", "wb") as file:
         scipy.io.mmwrite(file, sp.coo_matrix(adata.X.T).astype(np.int32))
@@ -54,7 +54,7 @@ def write_10x_mtx(folder: Path, adata: ad.AnnData) -> None:
 
 
 def write_plain_mtx(folder: Path, adata: ad.AnnData) -> None:
-    """The same folder without compression, as STARsolo writes it."""
+    """Write a feature-barcode matrix as a folder of three files without compression, as STARsolo does."""
     write_10x_mtx(folder, adata)
     for path in list(folder.iterdir()):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))

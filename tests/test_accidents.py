@@ -40,7 +40,7 @@ def test_a_killed_command_leaves_the_old_file_or_the_new_one(copied, moment, ver
 
 @pytest.mark.parametrize("where", ["_clone", "_check_unchanged"])
 def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where):
-    """Another program writes after the cells were read: before or after the copy is made."""
+    """Another program changes the file after scvae has read the cells, before or after scvae copies the file."""
     from scvae_cli.data import atomic
 
     original = getattr(atomic, where)

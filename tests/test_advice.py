@@ -27,7 +27,7 @@ def command_of(finding: str) -> Command | None:
 
 
 def expected(verdicts: list[Verdict]) -> Command:
-    """The command by the rule: that of the verdict with the worst level, the first one in the table."""
+    """Return the command of the verdict with the worst level; of several such verdicts, the first in the table."""
     for level in reversed(LEVELS):
         for finding in ADVICE:
             if any(v.level == level and v.finding == finding for v in verdicts) and command_of(finding):
@@ -83,4 +83,4 @@ def test_advice_never_pulls_in_two_directions():
     assert "higher --beta" not in texts
     assert "lower --n-latent" not in texts
     assert [finding for finding in ADVICE if "--flat" in ADVICE[finding].text] == ["latent distances"]
-    assert ADVICE["latent distances"].command is None, "only who uses the latent space itself needs it"
+    assert ADVICE["latent distances"].command is None, "--flat helps only users of the latent space itself"

@@ -31,7 +31,7 @@ from scvae_cli.tools.annotate.views import Coordinates, fit_scaling
 
 
 def hidden(seed: int = 0, share: float = 0.4):
-    """Cells of a tree, some of which keep their label, and their model."""
+    """Cells of a tree, of which only some keep their label, and a model of the cells."""
     adata, model = learned()
     adata = adata.copy()
     kept_n = np.random.default_rng(seed).random(adata.n_obs) < share
@@ -101,7 +101,7 @@ def test_pooled_weights_find_the_informative_view_and_the_temperature():
     views = np.stack([log_softmax(3 * true_mc, axis=1), log_softmax(rng.normal(size=(4000, 3)), axis=1)])
     weight_v = pool_weights(views, code_m, np.ones(4000))
     assert weight_v[0] == pytest.approx(1 / 3, abs=0.05)
-    # The penalty leaves some weight for the noise.
+    # Because of the penalty, the weight of the noise is not exactly zero.
     assert weight_v[1] < 0.15
     np.testing.assert_allclose(np.exp(pooled(weight_v, views)).sum(1), 1)
 
@@ -169,7 +169,7 @@ def test_cells_that_differ_from_labeled_cells_of_their_label_are_found(shares, s
     found = []
     for share in shares:
         label_n = (rng.random(800) < share).astype(int)
-        # The labels lie apart in the first coordinate; a shift of the second one is not a matter of labels.
+        # The labels differ in the first coordinate. A shift of the second coordinate does not depend on the labels.
         x_nj = (
             rng.normal(size=(800, 20)) + np.outer(label_n, np.eye(20)[0] * 5) + np.eye(20)[1] * shift * len(found) / 2
         )
@@ -187,7 +187,7 @@ def test_hidden_labels_are_found(annotated):
     adata, _, kept_n, result = annotated
     right_n = labels_of(result) == adata.obs["cell_type"].astype(str)
     assert right_n[~kept_n].mean() > 0.7
-    # The held-out cells show how well the other cells are predicted.
+    # The accuracy that is measured on labeled cells equals the accuracy of the cells without a label.
     assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
     assert right_n[kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=1e-9)
     np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)
@@ -244,7 +244,7 @@ def test_labels_of_any_kind_follow_the_one_rule(values, labels):
     result = scvae.annotate(adata, model, labels_key="known", inplace=False)
     assert list(result.labels) == labels
     assert list(result.labeled_c) == [40, 40]
-    # So few held-out cells do not show which cells are more unusual than 99% of them.
+    # With so few held-out cells, no cell can be more unusual than 99% of the held-out cells.
     assert not result.unknown_n.any()
     assert "must be at least 0.012" in result.notes()[0]
 
@@ -318,7 +318,7 @@ def test_an_empty_text_is_no_label():
 
 @functools.cache
 def two_batches():
-    """Cells of two batches, and a model that was trained with them; copy before changing them."""
+    """Cells of two batches, and a model that was trained with the batches; copy the cells before changing them."""
     adata = tree(300, 60, n_batches=2)
     return adata, scvae.train(adata, **TINY, batch_key="batch")
 
@@ -366,7 +366,7 @@ def test_the_next_step_draws_a_umap_or_makes_one(copied):
 
     asked = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type"]
     embed = shlex.join(["scvae", "embed", str(copied.data), "-m", str(copied.model), "--umap"])
-    # With a UMAP of scanpy, and with that of `embed`.
+    # First with scanpy's UMAP in the data, then with the UMAP of `embed`.
     steps = [embed]
     for key, step in (
         ("X_umap", 'sc.pl.umap(adata, color="scvae_label")'),

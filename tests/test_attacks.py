@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server limits its children as Linux does"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits of child processes work only on Linux"),
 ]
 # The cases contain every kind.
 N_CASES = 10 * len(hostile_models.KINDS)

@@ -48,7 +48,7 @@ def test_axes_are_orthogonal_and_the_strongest_comes_first(axes):
 
 
 def test_strengths_are_the_variances_that_a_regression_explains(vae, axes):
-    """All axes together explain as much as least squares of expression on position, computed with numpy's solver."""
+    """All axes together explain as much variance as a regression of expression on position with numpy's solver."""
     z_nk = skewed().double().numpy()
     y_ng = Geometry(vae).coordinates(skewed()).detach().double().numpy()
     design = np.column_stack([np.ones(len(z_nk)), z_nk])
@@ -78,7 +78,7 @@ def test_variance_is_the_diagonal_of_the_rotated_covariance(axes):
 
 
 def test_many_cells_are_sampled_evenly(vae):
-    """The axes of 20,000 cells are computed from a quarter of them, and agree with those of all cells."""
+    """The axes of 20,000 cells are computed from every fourth cell."""
     z_nk = skewed(20_000)
     np.testing.assert_allclose(
         canonical_axes(Geometry(vae), z_nk).strength_k, canonical_axes(Geometry(vae), z_nk[::4]).strength_k, rtol=1e-6
@@ -112,7 +112,7 @@ def test_near_ties(strength, ties):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_rotated_model_has_the_same_canonical_axes(trained, tmp_path, seed):
-    """The same cells under a model whose latent space was rotated and mirrored."""
+    """If the latent space of a model is rotated and mirrored, cells keep their positions along the canonical axes."""
     data = ad.read_h5ad(trained.data)
     turned_kk = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))).Q
     plain, turned = load(trained.model), load(trained.model)

@@ -26,7 +26,7 @@ from workbench import DATA, USAGE, refused
             "--from prior and --group",
             ["-n", "5", "--from", "prior", "--groupby", "cell_type", "--group", "stem"],
         ),
-        (USAGE, "--plot compares drawn counts", ["-n", "5", "--mean", "--plot", "new.png"]),
+        (USAGE, "--plot needs drawn counts", ["-n", "5", "--mean", "--plot", "new.png"]),
         (USAGE, "does not have the extension of a figure", ["-n", "5", "--plot", "new.doc"]),
         (
             DATA,

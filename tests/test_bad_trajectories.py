@@ -19,7 +19,7 @@ Refusals = dict[str, tuple[int, str, Callable[[Bench], list[object]]]]
 
 
 def with_times(kind: str) -> Callable[[ad.AnnData], None]:
-    """Give the cells time points, and two of them the same counts."""
+    """Return a function that gives the cells time points of a kind."""
 
     def change(adata: ad.AnnData) -> None:
         third = np.arange(adata.n_obs) % 3
@@ -36,7 +36,7 @@ def with_times(kind: str) -> Callable[[ad.AnnData], None]:
 
 
 def timed(kind: str, *options: object) -> Callable[[Bench], list[object]]:
-    """Arguments that interpolate through time points of a kind."""
+    """Arguments of an interpolation through time points of a kind."""
 
     def arguments(bench: Bench) -> list[object]:
         bench.changed(with_times(kind))
@@ -46,23 +46,23 @@ def timed(kind: str, *options: object) -> Callable[[Bench], list[object]]:
 
 
 def twins(bench: Bench) -> list[object]:
-    """Two cells with the same counts."""
+    """Arguments of an interpolation between two cells with the same counts."""
     bench.changed(lambda a: setattr(a, "X", a.X[[0, 0, *range(2, a.n_obs)]]))
     return bench.hop("cell_001", "cell_002")
 
 
 def order(*options: object) -> Callable[[Bench], list[object]]:
-    """Arguments that order cells."""
+    """Arguments of `scvae pseudotime`."""
     return lambda bench: bench.ask("pseudotime", *options)
 
 
 def route(*options: object) -> Callable[[Bench], list[object]]:
-    """Arguments that interpolate from stem cells to mature ones."""
+    """Arguments of an interpolation from stem cells to mature cells."""
     return lambda bench: bench.walk("stem", "mature_1", *options)
 
 
 def hop(*options: object) -> Callable[[Bench], list[object]]:
-    """Arguments that interpolate between two cells."""
+    """Arguments of an interpolation between two cells."""
     return lambda bench: bench.hop("cell_001", "cell_003", *options)
 
 
@@ -103,9 +103,9 @@ ROUTES: Refusals = {
 }  # fmt: skip
 
 ORDERS: Refusals = {
-    "no root": (USAGE, "an order needs --root", order()),
+    "no root": (USAGE, "pseudotime needs --root", order()),
     "no column": (USAGE, "--root names a group, so --groupby is needed", order("--root", "stem")),
-    "only an end": (USAGE, "an order needs --root", order("--groupby", "cell_type", "--to", "mature_1")),
+    "only an end": (USAGE, "pseudotime needs --root", order("--groupby", "cell_type", "--to", "mature_1")),
     "two roots": (
         USAGE, "the root was given twice", order("--groupby", "batch", "--root", "batch_1", "--root-cell", "cell_001")
     ),
@@ -164,7 +164,7 @@ def test_a_refused_trajectory_computes_nothing(bench, monkeypatch):
 
 
 def renamed(bench: Bench, *names: str) -> None:
-    """Give the cells three groups with these names."""
+    """Divide the cells into groups with the given names."""
     bench.changed(lambda a: a.obs.__setitem__("kind", np.asarray(names, dtype=object)[np.arange(a.n_obs) % 3]))
 
 
@@ -272,7 +272,7 @@ def test_an_order_from_a_cell(bench):
 
 
 def test_steps_off_the_manifold_are_warned_of(bench, monkeypatch):
-    """Here, every position exceeds the limit."""
+    """The limit of the off-manifold score is set to −1, so every position exceeds the limit."""
     monkeypatch.setattr("scvae_cli.tools.trajectory.steps.OFF_MANIFOLD", -1.0)
     outcome = run_well(*bench.walk("stem", "mature_1", "--path", "straight", "--quiet"))
     assert outcome.err.startswith("warning: the trajectory passes stem → ")

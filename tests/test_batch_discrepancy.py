@@ -18,14 +18,14 @@ from scvae_cli.model.torch_operations import TorchOperations
 
 
 def cells(sizes, seed=0):
-    """Positions of cells in batches of given sizes, in float64, and the indicator of the batches."""
+    """Draw positions of cells in batches of given sizes, and make the indicator matrix of the batches, in float64."""
     position_nk = torch.as_tensor(np.random.default_rng(seed).normal(size=(sum(sizes), 3)))
     batch_n = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     return position_nk, indicator(batch_n, torch.zeros(len(sizes), 1, dtype=torch.float64))
 
 
 def plain(position_nk, member_nb):
-    """Compute the formula of the docstring, pair by pair; differentiable."""
+    """Compute the maximum mean discrepancy by its definition, pair by pair; differentiable."""
     n = len(position_nk)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     square = {(i, j): (position_nk[i] - position_nk[j]).square().sum() for i, j in pairs}

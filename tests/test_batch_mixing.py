@@ -64,7 +64,7 @@ def test_mixing_depends_neither_on_scale_nor_on_place(scale):
 
 
 def test_batches_that_follow_the_labels_count_as_unmixed_only_without_labels():
-    """Cell types with different shares of the batches: mixed within each type, not over all cells."""
+    """Batches that differ only in their shares of cell types are mixed within each type, but not over all cells."""
     random = np.random.default_rng(0)
     label = np.asarray(["T", "B"], dtype=object)[np.repeat([0, 1], 400)]
     batch = np.where(random.random(800) < np.where(label == "T", 0.8, 0.2), "a", "b").astype(object)

@@ -23,7 +23,7 @@ MODEL = "DATA --model/-m"
 ASKING = "--config --layer --gene-symbols --allow-missing-genes --drop-empty --output/-o --key-added --force --device"
 PRINTING = "--json --quiet/-q"
 
-# Arguments in capitals, then options. Removing one of them breaks a pipeline; new ones need no entry here.
+# Arguments (in capitals) and options of every command. Removing an option breaks pipelines; new options need no entry.
 OPTIONS = {
     "check": f"DATA --layer --batch-key --likelihood {PRINTING}",
     "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance --decoder "
@@ -126,7 +126,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "score": ["score", *asked, "--samples", "2"],
         "de": ["de", *asked, "--groupby", "batch", "--group", "batch_1"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
-        # Types of cells serve as perturbations, because they differ; batches serve as groups.
+        # Cell types serve as perturbations, because their expression differs; batches serve as groups.
         "perturb": [
             *("perturb", *asked, "--perturbation-key", "cell_type", "--control", "stem", "--treated", "mature_1"),
             *("--groupby", "batch", "--group", "batch_1", "--retrain", "-o", folder / "treated.h5ad"),

@@ -23,7 +23,7 @@ COARSE = {
 
 
 def nested(**renamed: str):
-    """Cells of a tree with fine and coarse labels, of which every third has none, and their model."""
+    """Cells of a tree with fine and coarse labels, and a model of the cells; every third cell has no label."""
     adata, model = learned()
     adata = adata.copy()
     kept_n = np.arange(adata.n_obs) % 3 > 0
@@ -68,7 +68,7 @@ def test_coarse_labels_do_not_change_the_fine_ones():
 def test_quality_of_backing_off():
     coarse = CoarseLabels(names=("x", "y"), parent_c=np.array([0, 0, 1]))
     p_mc = np.array([[0.9, 0.05, 0.05], [0.5, 0.4, 0.1], [0.4, 0.15, 0.45], [0.1, 0.0, 0.9]])
-    # The second label is wrong, but in the right coarse label; the fourth is wrong altogether.
+    # The second cell gets a wrong label, but the right coarse label. The coarse label of the fourth cell is wrong, too.
     code_m, weight_m = np.array([0, 1, 0, 1]), np.array([1.0, 2.0, 1.0, 1.0])
     found = back_off_quality(p_mc, code_m, weight_m, coarse, 0.8)
     assert (found.kept, found.kept_right, found.coarse_right) == pytest.approx((2 / 5, 1 / 2, 1.0))
@@ -118,7 +118,7 @@ def test_both_shells_write_coarse_labels(copied):
     written = ad.read_h5ad(copied.data)
     assert list(written.obs["scvae_label_coarse"].cat.categories) == [*told["labels"], "unknown"]
     assert set(told["heldout"]) == {"labels", "kept", "kept_right", "coarse_right"}
-    # A second run writes over the columns of the first one, and does not offer them as known labels.
+    # A second run overwrites the columns of the first run, and does not suggest these columns as known labels.
     out = run_well(*asked).out
     assert "get a coarse label" in out
     with pytest.raises(DataError) as refused:

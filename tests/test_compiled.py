@@ -83,7 +83,7 @@ def test_sum_of_many_logarithms(n):
     values = np.exp2(np.random.default_rng(n).uniform(-1, 1, size=n * vector_math.LANES)).astype(np.float32)
     expected = np.log(values.astype(np.float64)).sum()
     assert vector_math.sum_of_logs(values) == pytest.approx(expected, abs=1e-5 * len(values) ** 0.5)
-    # These are the largest possible products.
+    # Values of 2 give the largest possible products.
     values[:] = 2
     assert vector_math.sum_of_logs(values) == pytest.approx(len(values) * np.log(2), rel=1e-5)
 
@@ -223,7 +223,7 @@ def test_optimizer_equals_torchs_clipped_and_averaged(gradient_scale, compiled_w
 
 
 def test_optimizer_takes_bfloat16_gradients_at_their_value():
-    models = [nn.Linear(300, 100) for _ in range(2)]  # more and fewer numbers than one thread gets
+    models = [nn.Linear(300, 100) for _ in range(2)]  # the weights need several threads, the biases one
     models[1].load_state_dict(models[0].state_dict())
     for model, dtype in zip(models, (torch.float32, torch.bfloat16), strict=True):
         torch.manual_seed(0)

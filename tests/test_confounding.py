@@ -32,7 +32,7 @@ from scvae_cli.errors import ScvaeWarning
 
 
 def cells(n: int, **obs) -> ad.AnnData:
-    """Cells with Poisson counts and these columns of obs."""
+    """Make cells with Poisson counts and the given columns of obs."""
     matrix = sp.csr_matrix(np.random.default_rng(1).poisson(2.0, (n, 6)) + 1, dtype=np.float32)
     return ad.AnnData(matrix, obs=pd.DataFrame(obs, index=[f"cell_{i}" for i in range(n)]))
 
@@ -50,7 +50,7 @@ def relations(batch, **obs) -> dict[str, str]:
 
 
 def random_batch(random: np.random.Generator, n: int) -> np.ndarray:
-    """Batches of equal sizes, of few cells each, of one cell beside a large one, or of all sizes."""
+    """Draw batches of equal sizes, of few cells each, of one cell each except for a large batch, or of all sizes."""
     return [
         lambda: random.integers(random.integers(2, 10), size=n),
         lambda: random.integers(max(2, n // random.integers(1, 6)), size=n),
@@ -123,7 +123,7 @@ def test_one_time_point_per_batch_is_found_whether_coded_as_text_or_as_numbers()
     batch = np.char.add("plate_", hour.astype(str))
     columns = {"hour": hour, "stage": np.char.add("E", hour.astype(str)), "half_hours": hour / 2}
     assert set(relations(batch, **columns)) == set(columns)
-    # The minutes within an hour do not overlap between batches, but each batch has many of them.
+    # The times of the batches do not overlap, but each batch has many different minutes.
     minute = 60 * hour + np.tile(np.arange(30), 6) // 2
     assert relations(batch, minute=minute) == {"minute": "variance_between_batches"}
 
@@ -170,7 +170,7 @@ def test_noise_in_a_condition_is_borne_up_to_the_documented_share(noise):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_spread_of_random_assignments_is_the_exact_one(seed):
-    """All assignments of six values to six cells, one by one."""
+    """The spread is compared with the spread over all assignments of six values to six cells."""
     random = np.random.default_rng(seed)
     n = 6
     batch = np.sort(random.integers(3, size=n))
@@ -334,7 +334,7 @@ def test_check_and_train_say_the_same(kang):
 def test_nothing_is_said_of_crossed_columns_or_without_a_batch_key(kang):
     assert json.loads(run_well("check", kang, "--json").out)["confounded"] == []
     assert "confounded" not in run_well("train", kang, *TINY).err
-    # The samples are nested in the donors; the condition is not.
+    # The samples are nested in the donors, but the conditions are not nested in the donors.
     checked = json.loads(run_well("check", kang, "--batch-key", "donor", "--json").out)
     assert checked["confounded"] == [{"column": "sample", "relation": "one_batch_per_value", "share": 1.0}]
     adata = ad.read_h5ad(kang)

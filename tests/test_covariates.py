@@ -56,7 +56,7 @@ def cells():
     adata.obs["donor"] = adata.obs["batch"].astype(str).str.replace("batch_", "d").to_numpy()
     adata.obs["lane"] = random.choice(["1", "2", "3"], adata.n_obs)
     adata.obs["age"] = random.normal(50, 10, adata.n_obs)
-    # Columns that say the same as the donor would be reported as confounded with it.
+    # A further column with the same information as the donor would be reported as confounded with the donor.
     adata.obs = adata.obs[["cell_type", "donor", "lane", "age"]]
     return adata[~((adata.obs["donor"] == "d2") & (adata.obs["lane"] == "3"))].copy()
 
@@ -118,7 +118,7 @@ def test_a_training_step_has_the_gradients_of_float64_autograd(form, decoder):
     cells = CellTable(sp.csr_matrix(counts), design.rows(given), CPU).take(np.arange(n))
     noise_nk = torch.randn(n, LATENT)
 
-    # Independently of the design: each effect is picked by its name.
+    # The expected values do not use the design matrix: each effect is picked by its name.
     exact = copy.deepcopy(vae).double()
     library_n1 = cells.x_ng.double().sum(1, keepdim=True)
     exact.encoder.seen = lambda cells, depth: torch.log1p(cells.x_ng.double() * depth / library_n1)
@@ -273,7 +273,7 @@ def test_values_of_the_option_may_hold_commas_and_equals_signs():
 
 
 def test_every_category_can_be_named_whatever_characters_it_has():
-    """A category may look like a part of the option, also like one with the name of another key."""
+    """The name of a category may contain KEY=VALUE of another key, commas and quotes."""
     names = ("a", "a,lane=u", "x=1", "it's", 'say "a", or b', "u,age=3")
     design = Design(
         batch_keys=KEYS,
@@ -298,7 +298,7 @@ def test_values_too_far_from_the_training_are_refused(model, cells):
     adata.obs.loc[adata.obs_names[:3], "age"] = 1e39
     with pytest.warns(ScvaeWarning), pytest.raises(DataError, match=r"age is 1e\+39, too far"):
         scvae.embed(adata, model)
-    # A single cell with such a value must not spoil a training, whether it is held out or not.
+    # An extreme value of a single cell is refused, whether the cell is held out or not.
     for first in range(0, 40, 8):
         adata.obs["age"] = np.random.default_rng(0).normal(size=adata.n_obs)
         adata.obs.iloc[first, adata.obs.columns.get_loc("age")] = 1e160
@@ -375,7 +375,7 @@ def test_rows_of_combinations_that_are_not_those_of_the_design_are_refused(model
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")  # of few cells, and of no change
+@pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")  # warnings of few cells and of no change
 def test_every_command_reads_such_a_model(model, cells):
     adata = cells.copy()
     adata.obs["stim"] = np.random.default_rng(0).choice(["ctrl", "stim"], adata.n_obs)
@@ -536,7 +536,7 @@ def test_crossed_keys_are_not_said_to_be_confounded(cells):
 
 
 def test_effects_of_a_simulation_are_recovered():
-    """Two crossed keys and a number, additive in the log rates; the number differs between the kinds of cells."""
+    """Effects of two crossed keys and of age are added to the log rates; the mean age differs between cell types."""
     random, n, g = np.random.default_rng(0), 700, 40
     kind_n = random.integers(0, 2, n)
     donor_n, lane_n = random.integers(0, 2, n), random.integers(0, 2, n)

@@ -64,7 +64,7 @@ def wide_density() -> LatentDensity:
 
 
 def where(graph, x_nk: np.ndarray, ends_pwk: object) -> Waypoints:
-    """Waypoints, and the nodes nearest to them."""
+    """Make waypoints, and find the graph node nearest to each waypoint."""
     ends = np.asarray(ends_pwk, dtype=np.float32)
     nodes = cdist(ends.reshape(-1, ends.shape[-1]), x_nk).argmin(1).reshape(ends.shape[:-1])
     return Waypoints(z_pwk=ends, nodes_pw=nodes)
@@ -85,7 +85,7 @@ def unevenness(geometry, z_tk: np.ndarray) -> float:
 
 @torch.no_grad()
 def penalty(density, z_nk: np.ndarray) -> np.ndarray:
-    """Compute the cost factor at some positions, by its definition."""
+    """Compute the factor `cost` at some positions by its definition."""
     nll_n = -density.log_prob(points(z_nk)).double().numpy()
     usual, rare = (np.quantile(density.heldout_nll.numpy(), q) for q in (0.5, 0.95))
     return 1 + 10 * np.maximum((nll_n - usual) / (rare - usual), 0)
@@ -127,7 +127,7 @@ def test_speed_is_constant_in_expression(curved, kind, limit):
     z_ptk = solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]]], kind)
     for z_tk in z_ptk:
         assert unevenness(geometry, z_tk) < limit
-    # The latent speed, in contrast, is not constant.
+    # The speed in latent space is not constant.
     assert unevenness(geometry, solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]]], "straight")[0]) > 0.1
 
 
@@ -152,7 +152,7 @@ def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
 
 
 def test_constant_speed_keeps_the_path():
-    """Along a polygon under a flat decoder, the answer is its arc length, whichever points describe the polygon."""
+    """Under a flat decoder, the steps along a polygon have equal arc lengths, whichever points describe the polygon."""
     corners = np.array([[0.0, 0], [0.01, 0], [1, 0], [1, 3]])
     z_tk = at_constant_speed(flat(), corners, 9)
     np.testing.assert_allclose(z_tk[:, 0], [0, 0.5, 1, 1, 1, 1, 1, 1, 1], atol=1e-6)
@@ -215,7 +215,7 @@ def test_geodesic_of_a_flat_decoder_in_a_flat_region_is_a_line():
 
 @torch.no_grad()
 def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
-    """Compute the length of the shortest path over the corners of a fine grid, by steps of a king and of a knight."""
+    """Compute the length of the shortest path over a fine grid, with the moves of a king and of a knight in chess."""
     n, reach = 121, 2.4
     axis = np.linspace(-reach, reach, n)
     corners = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -235,7 +235,7 @@ def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
 
 @pytest.mark.parametrize("ends", [[[-1.6, -1.6], [1.6, 1.6]], [[-1.6, 1.6], [1.6, -1.6]], [[-2.0, 0.0], [2.0, 0.0]]])
 def test_geodesic_is_the_shortest_path_over_a_fine_grid(curved, ends):
-    """Here, the path may go anywhere; the grid's own paths are up to 3% too long."""
+    """The cells fill the whole square, so the path may go anywhere. Paths on the grid are up to 3% too long."""
     model, graph, x_nk = curved
     geometry = Geometry(model.vae)
     passed = where(graph, x_nk, [ends])
@@ -258,7 +258,7 @@ def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
     assert not beside.off.any()
     assert np.abs(np.linalg.norm(bent, axis=1) - 2).max() < 0.4
     assert unevenness(flat(), bent) < 0.02
-    # The shorter path, above, has a length of 2.6; the path below has 3.6.
+    # The path above the hole is shorter (length 2.6) than the path below the hole (length 3.6).
     assert (bent[:, 1] > 0).all()
     assert beside.length > through.length
 
@@ -275,7 +275,7 @@ def test_paths_of_squared_steps_have_shorter_steps_and_are_longer(curved):
 
 
 def test_a_geodesic_takes_no_short_cut_over_lone_cells():
-    """Single cells in the hole of a ring are on the shortest path, but not where cells usually are."""
+    """Single cells lie in the hole of a ring, on the shortest path; the geodesic stays in the ring, with many cells."""
     x_nk = ring(1200)
     stones_nk = np.column_stack([np.linspace(-1.5, 1.5, 9), np.full(9, 0.1)])
     with_nk = np.concatenate([x_nk, stones_nk])
@@ -328,7 +328,7 @@ def test_a_geodesic_between_components_crosses_the_gap():
 
 
 def test_a_density_without_spread_is_no_obstacle():
-    """If all held-out cells are equally dense, the penalty has no scale."""
+    """If the density is equal at all held-out cells, the unit of −log density in the factor `cost` is zero."""
     x_nk = np.random.default_rng(0).normal(size=(100, 2))
     density = density_of(x_nk)
     same = type(density)(density.log_weight_c, density.mean_ck, density.whiten_ckk, torch.full((5,), 2.0))

@@ -86,7 +86,7 @@ def test_observed_batches_are_the_cells_own():
 
 
 def test_each_estimate_is_nearest_to_what_it_estimates():
-    """Withheld counts share the cell's own rate; the mean of the simulation is that of the state."""
+    """The estimate "cell" predicts withheld counts better; "state" is nearer to the true mean of the cell's state."""
     from scvae_cli.evaluation.thinning import thin
 
     adata = tree(n_cells=800, n_genes=150, zero_inflation=0.0, depth=3000)

@@ -146,7 +146,7 @@ def test_holes_between_clusters_and_in_a_ring():
 
 
 def test_a_point_is_off_though_cells_themselves_are_not():
-    """A mixture of all cells' posteriors would call any other point a hole; this density is tested on unseen cells."""
+    """The fitted density does not call unseen cells holes, as a mixture of the posteriors of all cells would."""
     x_nk = np.random.default_rng(0).normal(size=(1500, 10))
     density = density_of(x_nk)
     fresh_nk = np.random.default_rng(1).normal(size=(1000, 10))
@@ -171,7 +171,7 @@ def test_few_cells(k):
 def test_far_away_is_off_however_few_cells_were_held_out(n_heldout):
     x_nk = np.random.default_rng(0).normal(size=(94, 4))
     density = fit_density(sure(x_nk[n_heldout:]), sure(x_nk[:n_heldout]), seed=0)
-    # Ten or more held-out cells are used alone; fewer are combined with the other cells.
+    # Fewer than ten held-out cells are combined with the other cells.
     assert len(density.heldout_nll) == (n_heldout if n_heldout >= 10 else 94)
     assert float(density.off_manifold(torch.full((1, 4), 1000.0))) > 0.95
     assert density.nll_at(0.95) > density.nll_at(0.5)

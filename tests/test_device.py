@@ -16,7 +16,7 @@ from scvae_cli.device import Compute, _multiplies_bf16, seeded
         ("processor : 0\nflags\t\t: fpu sse2 avx512_bf16 avx512_vnni\n", True),
         ("processor : 0\nflags\t\t: fpu sse2 amx_bf16 amx_tile\n", True),
         ("processor : 0\nflags\t\t: fpu sse2 avx2 avx512f\n", False),
-        # This is not a flag of the processor, or only a part of a flag.
+        # The text stands outside the flags of the processor, or is only a part of a flag.
         ("model name : avx512_bf16\nflags : fpu avx512_bf16x\n", False),
         ("", False),
     ],

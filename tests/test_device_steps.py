@@ -86,7 +86,7 @@ def test_equal_steps_by_autograd_and_torchs_optimizer():
     torch.manual_seed(3)
     losses = steps_of(vae, cells).take(some := plans(AVERAGE_EVERY + 2)).read()
     torch.manual_seed(3)
-    torch.randint(2**31, (device_steps.SEGMENT_STEPS, 2))  # seeds of dropout; the model has none
+    torch.randint(2**31, (device_steps.SEGMENT_STEPS, 2))  # a step also draws seeds for dropout
     noise_snk = torch.randn(device_steps.SEGMENT_STEPS, BATCH, LATENT)
     decaying = {p for name, p in twin.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")}
     parameters = list(twin.parameters())
@@ -116,7 +116,7 @@ def test_equal_steps_by_autograd_and_torchs_optimizer():
 @pytest.mark.parametrize("config", [{}, {"likelihood": "poisson"}, {"likelihood": "nb", "decoder": "linear"}], ids=str)
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_step_depends_on_no_value(resident, config, precision):
-    """On a device without values, every operation that would wait for a value raises an error."""
+    """On torch's device "meta", tensors have no values, so an operation that waits for a value raises an error."""
     network = ModelConfig(n_hidden=12, n_latent=LATENT, encoder_dropout=0.1, decoder_dropout=0.1, **config)
     vae, cells = vae_of(network, META), table(META, resident=resident)
     steps = steps_of(vae, cells, precision)
@@ -163,7 +163,7 @@ def test_a_training_is_as_good_as_the_one_on_a_cpu(counts, on_device):
     assert all(torch.equal(a, b) for a, b in zip(ours.vae.parameters(), again.vae.parameters(), strict=True))
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles with a C++ compiler, and there is none")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch needs a C++ compiler to compile, and none is installed")
 def test_compiled_steps_equal_plain_ones():
     vae, cells = vae_of(), table()
     twin = copy.deepcopy(vae)
@@ -175,7 +175,7 @@ def test_compiled_steps_equal_plain_ones():
 
 
 def test_steps_are_prepared_anew_when_dropout_is_eased(counts, on_device, monkeypatch):
-    """A step that was recorded before would still apply the old dropout."""
+    """A step that was recorded before the dropout is lowered would still apply the old dropout."""
     prepared, usual = [], device_steps.DeviceSteps._prepared
 
     def prepare(steps):

@@ -153,11 +153,11 @@ def test_planted_holes_have_the_mass_the_prior_gives_them():
     mean_nk = np.stack([side_n, np.zeros(6000)], 1) + 0.4 * np.random.default_rng(1).standard_normal((6000, 2))
     posterior = Posterior(torch.as_tensor(mean_nk), torch.full((6000, 2), sd**2 - 0.4**2).double())
     clusters = mixture([0.5, 0.5], [[-centre, 0], [centre, 0]], [sd**2 * np.eye(2)] * 2)
-    # 99% of the samples of a cluster lie in a disc, except for the other's tail; the two discs hold this share of the
-    # prior.
+    # The holes are the region outside two discs, each of which contains 99% of the samples of one cluster. `inside` is
+    # the mass of the prior in the discs.
     inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, centre**2)
     found = aggregated_posterior(posterior, posterior, clusters)
-    # The discs overlap a little in the middle.
+    # The mass is not exact, because the two discs overlap a little.
     assert found.holes == pytest.approx(1 - inside, abs=0.03)
     assert prior_verdict(found).level != "good"
     assert "--from density" in prior_verdict(found).remedy
@@ -360,7 +360,7 @@ def test_the_picture_compares_the_embedding_where_there_are_labels_or_batches(di
 
 
 def test_the_embedding_is_judged_by_its_own_distances(diagnosed):
-    """Any embedding can be evaluated; if its distances are the latent ones, it has the latent correlation."""
+    """If an embedding has the distances of the latent space, its rank correlation is that of the latent space."""
     _, model, found = diagnosed
     assert found.distortion.embedding_rank_correlation > 0.9
     mean_nk = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -386,7 +386,7 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         gaps=no_gaps(0.0),
     )
     save_figure(diagnosis_figure(collapsed), tmp_path / "diagnosis.svg")
-    # Variances of small real numbers fill their axes, too.
+    # The axes also fit the variances of very small real numbers.
     small = dataclasses.replace(
         found.check.variances,
         observed_g=1e-20 * found.check.variances.observed_g,

@@ -40,7 +40,7 @@ ASKED = ("--groupby", "batch", "--group", "batch_1")
 
 
 def simulated(seed: int, *, changed: bool = True, batches: bool = False, n: int = 400) -> ad.AnnData:
-    """Two groups of a population with a gene program, the first of which has changed genes, and a third group."""
+    """Simulate groups A and B of one population with a gene program, and a third group; some genes change in A."""
     rng = np.random.default_rng(seed)
     group_n = np.resize(["A", "B", "other", "A", "B"], n)
     rate_ng = np.exp(rng.normal(0, 1, N_GENES) + rng.normal(size=(n, 1)) * rng.normal(0, 0.3, N_GENES))
@@ -94,7 +94,7 @@ def test_planted_changes_are_found():
     assert (found.change_g <= found.high_g)[right].all()
     inside = (found.low_g <= change_g) & (change_g <= found.high_g)
     assert inside.mean() > 0.85
-    # Shrinkage lowers the mean squared error below that of the raw ratio.
+    # Shrunken ratios have a smaller mean squared error than raw ratios.
     assert np.mean((found.change_g - change_g) ** 2) < 0.6 * np.mean((found.raw_g - change_g) ** 2)
     assert found.false_sign_g[right].max() < 0.05
     np.testing.assert_allclose(found.probability_g, -np.expm1(found.log_null_g))
@@ -115,7 +115,7 @@ def test_nothing_is_called_where_nothing_differs():
 
 
 def test_errors_are_those_of_the_estimate():
-    """The spread of estimates of unchanged genes equals their errors, in sparse and in dense genes."""
+    """For unchanged genes, estimates spread as much as their standard errors say, in sparse and in dense genes."""
     adata, model = learned()
     found = compared(adata, model)
     z_g = (found.estimate_g / found.error_g)[N_CHANGED:]
@@ -139,7 +139,7 @@ def test_unevenly_shared_batches_cause_no_calls():
     found = compared(adata, model)
     assert found.called.sum() <= 1
     assert found.n_left_out == 0
-    # Ignoring the batches would have caused many.
+    # Without the batches, many genes would have been called.
     raw_g = [np.asarray(adata[adata.obs["group"] == g].X.mean(0)).ravel() for g in "AB"]
     assert (np.abs(np.log2(raw_g[0] / raw_g[1])) > 0.4).mean() > 0.2
     assert (np.abs(found.raw_g) > 0.4).mean() < 0.1
@@ -156,7 +156,7 @@ def test_a_batch_with_one_group_is_left_out():
 
 
 def test_a_few_rising_genes_do_not_make_the_others_fall():
-    """Genes that take up a third of one group's counts lower all other shares; changes are relative to the others."""
+    """If some genes take up a third of a group's counts, the shares of all other genes fall, but not their changes."""
     adata, model = learned()
     cells = adata.copy()
     x_ng, in_a = cells.X.toarray(), (cells.obs["group"] == "A").to_numpy()
@@ -191,7 +191,7 @@ def test_without_a_common_change_nothing_is_subtracted():
 
 
 def test_the_group_mean_of_many_counts_is_that_of_the_counts():
-    """With many counts, the mean of a gene is that of counts over library size, whatever the decoder predicts."""
+    """The mean of a gene with many counts equals the mean of count/library size, whatever the decoder predicts."""
     adata, model = learned()
     counts = counts_of(adata)
     rows = np.flatnonzero(adata.obs["group"] == "A")
@@ -205,7 +205,7 @@ def test_the_group_mean_of_many_counts_is_that_of_the_counts():
     dense = x_ng.sum(0) > 200
     error_g = np.sqrt(found.variance_g)
     assert np.abs((found.log_mean_g - np.log(raw_g))[dense] / error_g[dense]).max() < 3
-    # The error is never less than that of as many Poisson counts.
+    # The error is never less than the error of the same number of Poisson counts.
     assert (error_g > 0.98 / np.sqrt(found.n_counts_g + 1.5)).all()
 
 
@@ -299,7 +299,7 @@ def test_scanpy_reads_and_draws_what_was_written(written):
 def test_contrasts_live_beside_each_other(written):
     asked = ["de", written, "--groupby", "group", "--group", "A"]
     run_well(*asked, "--reference", "B")
-    run_well(*asked, "--reference", "B", "--threshold", "0.5")  # the same contrast: scvae's own result is replaced
+    run_well(*asked, "--reference", "B", "--threshold", "0.5")  # replaces the result of the same contrast
     other = [*asked, "--reference", "other"]
     assert "--name" in refused(written.parent, other, DATA, "holds another result, of 'de'")
     run_well(*other, "--name", "A vs other")
@@ -308,7 +308,7 @@ def test_contrasts_live_beside_each_other(written):
     assert adata.uns[KEY]["params"]["threshold"] == 0.5
     assert adata.uns[f"{KEY}_A_vs_other"]["params"]["reference"] == "other"
     assert set(adata.uns["scvae"]["runs"]) == {"de", "de_A_vs_other"}
-    # The same holds in memory, and with --force.
+    # In memory, another contrast is refused, too, unless `force` is True.
     model = written.with_suffix(".scvae")
     with pytest.raises(DataError, match="holds another result"):
         scvae.de(adata, model, groupby="group", group="other")
@@ -356,7 +356,7 @@ def test_nothing_called_is_one_line(written):
 
 
 def test_all_genes_are_tested_though_few_are_modeled():
-    """Changes and errors of genes without a decoder are as good as those of modeled genes."""
+    """Changes and errors are as accurate for genes that the model lacks as for modeled genes."""
     adata = simulated(0)
     model = scvae.train(adata[:, ::2].copy(), **TINY, genes="all")
     found = compared(adata, model)
@@ -369,7 +369,7 @@ def test_all_genes_are_tested_though_few_are_modeled():
         assert found.called[kind & (change_g == 0)].sum() <= 2
         z_g = (found.estimate_g / found.error_g)[kind & (change_g == 0)]
         assert 0.75 < np.sqrt(np.mean(z_g**2)) < 1.25
-    # Means are counts at a library size over all genes.
+    # Means of both kinds of genes refer to library sizes over all genes of the data.
     library = np.asarray(adata.X.sum(1)).ravel()
     expected_g = np.asarray(adata[adata.obs["group"] == "A"].X.mean(0)).ravel() / library.mean()
     ratio_g = found.mean_g / pd.Series(expected_g, adata.var_names).loc[list(found.genes)].to_numpy()
@@ -444,7 +444,7 @@ def test_a_few_unpaired_donors_are_left_out():
 
 
 def test_small_and_unlabeled_replicates():
-    """A replicate may have one cell, or all of them; cells without a label are left out."""
+    """A replicate may consist of a single cell; cells without a replicate are left out."""
     adata, model = learned_donors(paired=False)
     some = adata.copy()
     first = np.flatnonzero(some.obs["donor"] == "A0")
@@ -552,7 +552,7 @@ def test_only_cells_within_are_compared(written):
 
 
 def test_labels_may_be_numbers():
-    """A reference of 0 is a group, and not all other cells."""
+    """If the reference is 0, cells are compared with the group labeled 0, and not with all other cells."""
     adata, model = learned()
     cells = adata.copy()
     cells.obs["cluster"] = (cells.obs["group"] == "A").astype(int)

@@ -93,7 +93,7 @@ def test_harmony_takes_any_number_of_cells(n):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_both_shapes_of_harmonys_result_are_understood(monkeypatch, transposed):
-    """Versions before 0.1.0 return components × cells."""
+    """harmonypy before version 0.1.0 returns a matrix of components × cells, and later versions cells × components."""
     x_nk, label_n = planted()
     asked = []
 

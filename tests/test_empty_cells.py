@@ -27,7 +27,7 @@ def test_empty_cells_are_refused_or_get_nan(bench, verb):
         "interpolate": lambda: adata.obs[["scvae_pseudotime_batch_1_to_batch_2"]].to_numpy(),
     }[verb]()
     assert np.isnan(result[:2]).all()
-    # A trajectory leaves out cells that are far from it, too.
+    # A trajectory also leaves out cells that are far from the trajectory.
     assert not np.isnan(result[2:]).all() if verb == "interpolate" else not np.isnan(result[2:]).any()
 
 

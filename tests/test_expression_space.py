@@ -41,7 +41,7 @@ def model():
 
 
 def plain(vae, x_ng: np.ndarray, z_nk: torch.Tensor, batch_n: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Compute y and r as in the docstring of the module, cell by cell, from the outputs of the decoder."""
+    """Compute the states y and residuals r by the formulas of `expression_space.py`, cell by cell."""
     theta_g, depth = theta_of(vae), float(vae.reference_library)
     theta_g = np.full(vae.n_genes, np.inf) if theta_g is None else theta_g.numpy()
     states, residuals = [], []
@@ -52,7 +52,7 @@ def plain(vae, x_ng: np.ndarray, z_nk: torch.Tensor, batch_n: np.ndarray | None)
                 for b in range(max(1, len(vae.batches)))
             ]
         share_b = vae.batch_share_b.numpy() if vae.batches else np.ones(1)
-        # Batch effects on the hidden layer are averaged before the nonlinearity; only gene effects average here.
+        # Averages of the decoder's outputs over batches are correct only without batch effects on the hidden layer.
         assert vae.decoder.batch is None or not vae.decoder.batch.hidden_bh.any()
         average_g = np.einsum("b,bg->g", share_b, np.stack(of_batch))
         own_g = average_g if batch is None or batch < 0 else of_batch[batch]
@@ -134,7 +134,7 @@ def test_components_are_those_of_a_principal_component_analysis(cells, model):
     np.testing.assert_allclose(position_nj[:, :j], expected_nj, rtol=1e-3, atol=5e-3)
     np.testing.assert_array_equal(Session.open(cells, model).expression, position_nj[:, :j])
     position_nj = position_nj[:, :j]
-    # New cells vary as much as those of the training, and so does the noise in their residuals.
+    # New cells vary as much as the training cells do.
     spread = [np.square(position_nj[part] - position_nj[part].mean(0)).sum(1).mean() for part in (~training, training)]
     assert spread[0] > 0.8 * spread[1]
     assert (np.mean(position_nj[training] ** 3, axis=0) > -1e-2).all()

@@ -18,7 +18,7 @@ from scvae_cli.latent.neighbor_graph import euclidean_graph
 
 
 def chain(m: int) -> sp.csr_matrix:
-    """Nodes in a row, each similar to the one before and the one after."""
+    """Make nodes in a row, each similar to the previous node and to the next node."""
     return sp.diags([np.ones(m - 1), np.ones(m - 1)], [-1, 1]).tocsr()
 
 
@@ -27,7 +27,7 @@ def graph(x_mk: np.ndarray, n_neighbors: int = 15):
 
 
 def test_probabilities_are_those_of_simulated_walks():
-    """A fork: 0-1-2, then 3-4 or 5-6."""
+    """The graph is a fork: nodes 0-1-2, then either 3-4 or 5-6."""
     pairs = [(0, 1), (1, 2), (2, 3), (3, 4), (2, 5), (5, 6)]
     similar = sp.lil_matrix((7, 7))
     for (a, b), weight in zip(pairs, (1, 1, 3, 1, 1, 1), strict=True):

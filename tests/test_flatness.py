@@ -50,7 +50,7 @@ def vae() -> VAE:
 
 
 def jacobian(vae: VAE, z_k: torch.Tensor) -> torch.Tensor:
-    """J_y at a point by torch's own differentiation, shape (g, k)."""
+    """Compute the Jacobian of the Fisher–Rao coordinates at a point by torch's autograd, shape (g, k)."""
 
     def y(z_k):
         library_n = torch.full((1,), LIBRARY, dtype=torch.float64)
@@ -79,7 +79,7 @@ def same_weights(a, b):
 
 
 def condition_numbers(model, counts) -> np.ndarray:
-    """The metric M at prior samples, because cells may lie anywhere there."""
+    """Compute condition numbers of the metric M at samples of the prior, where cells may lie."""
     z_nk = torch.randn(200, model.config.model.n_latent, generator=torch.Generator().manual_seed(0))
     value_nk = torch.linalg.eigvalsh(Geometry(model.vae).metric(z_nk).double())
     return (value_nk[:, -1] / value_nk[:, 0].clamp_min(1e-12)).numpy()
@@ -174,7 +174,7 @@ def test_cells_move_for_the_distances_between_them_and_not_to_where_the_decoder_
     mean_nk, z_nk = (torch.randn(10, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
     torch.manual_seed(0)
     together = torch.autograd.grad(flatness_penalty(vae, mean_nk, z_nk), mean_nk)[0]
-    # The tour is drawn after the points at which M is computed.
+    # The penalty draws the points at which M is computed, and then the order in which lines join the cells.
     torch.manual_seed(0)
     torch.randint(10, (flatness._SAMPLES,))
     of_stress = torch.autograd.grad(stress(*lengths_between(vae, mean_nk)), mean_nk)[0]

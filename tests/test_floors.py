@@ -110,7 +110,7 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_type_checking_imports_go_down_too(path):
-    """A type from a higher floor is knowledge about callers."""
+    """A module that imports a type from a higher floor would depend on its callers."""
     here = floor_of(name_of(path))
     if here is None:
         return
@@ -129,7 +129,7 @@ def test_nothing_imports_the_root():
             if isinstance(node, ast.Import):
                 assert "scvae_cli" not in [alias.name for alias in node.names], module
             if isinstance(node, ast.ImportFrom) and node.module == "scvae_cli":
-                # `from scvae_cli import data` names a package; the root itself has only what it exports.
+                # `from scvae_cli import data` is allowed, because it imports a package and not the exports of the root.
                 assert all((PACKAGE / alias.name).is_dir() for alias in node.names), module
 
 

@@ -52,7 +52,7 @@ def test_main_job_on_10x_data(sample):
     assert list(adata.obs_names) == list(cells().obs_names)
     assert adata.var_names.is_unique
     assert "obsm/X_scvae" in run_well("info", out).out
-    # From then on, the output can be used like any other .h5ad.
+    # The written .h5ad can be used like any other .h5ad.
     run_well("denoise", out, "-m", model)
     assert ad.read_h5ad(out).layers["scvae_denoised"].shape == (120, 40)
 
@@ -92,7 +92,7 @@ def test_a_folder_is_read_as_scanpy_reads_it(tmp_path):
     import scanpy as sc
 
     adata = cells()
-    adata.var_names = ["NA", *adata.var_names[1:]]  # a gene's name all the same
+    adata.var_names = ["NA", *adata.var_names[1:]]  # a gene may be called NA
     write_10x_mtx(tmp_path / "sample", adata)
     features = tmp_path / "sample" / "features.tsv.gz"
     rows = gzip.decompress(features.read_bytes()).decode().replace("Gene Expression", "Antibody Capture", 2)

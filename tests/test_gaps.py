@@ -25,7 +25,7 @@ from scvae_cli.tools.diagnose.options import DiagnoseOptions
 
 
 def truth(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """W over σ (g, k), and the precision Λ (k, k); the noise's σ (g,)."""
+    """Return W/σ, shape (g, k), the precision Λ of the posterior, shape (k, k), and the noise σ, shape (g,)."""
     head = model.vae.decoder.head
     sd_g = head.log_sd_g.detach().exp().numpy()
     w_gk = (head.scale_g[:, None] * head.outputs.weight).detach().numpy() / sd_g[:, None]
@@ -70,7 +70,7 @@ def test_gaps_are_those_of_the_closed_form(orthogonal):
     assert found.bound_n.mean() == pytest.approx(log_p_n.mean(), abs=0.02)
     assert found.amortization.mean == pytest.approx(amortization, rel=0.03, abs=0.03)
     assert found.variational.mean == pytest.approx(variational, abs=0.05)
-    # A density may be 1, so gaps are relative to the entropy of seven standard normals.
+    # The log of a density may be 0, so gaps are given in percent of the entropy of seven standard normals.
     assert found.variational.percent == pytest.approx(100 * found.variational.mean / (7 * norm.entropy()))
     assert (variational < 1e-6) == orthogonal
     assert (found.encoder_n <= log_p_n + 0.5).all()
@@ -89,7 +89,7 @@ def test_a_diagnosis_of_real_numbers_leaves_zeros_and_thinning_out():
     baselines = found.baselines.values()
     assert list(baselines["model"]) == ["VAE", "linear decoder", "mean model"]
     assert np.isnan(baselines["vae_advantage_thinned"]).all()
-    # The cells depend on two dimensions. Without this knowledge, the loss exceeds the noise of the estimate.
+    # The cells vary along two dimensions, so a VAE is significantly better than a mean model.
     advantage, error = (baselines[f"vae_advantage_heldout{end}"][2] for end in ("", "_error"))
     assert advantage > 3 * error > 0
     mean = multivariate_normal(adata.X.mean(0), np.diag(adata.X.var(0)))

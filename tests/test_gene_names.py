@@ -18,7 +18,7 @@ from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.gene_list import parse_genes
 from scvae_cli.session import Session
 
-# With few letters, symbols repeat and are ids of other genes.
+# Names with only two different letters repeat often, and a symbol may be the id of another gene.
 NAMES = st.text("ab", min_size=1, max_size=2)
 
 
@@ -123,7 +123,7 @@ def test_symbols_of_data(store):
 
 def test_only_some_genes_can_be_asked_for(store):
     genes = gene_names(store, "symbol", ids=("ENSG1", "ENSG9"))
-    # The model has one of the two genes with that symbol.
+    # The model has only one of the two genes with the symbol TBCE.
     assert genes.ids_of(["TBCE", "ENSG9"]) == ("ENSG1", "ENSG9")
     assert genes.shown(["ENSG1", "ENSG9"]) == ["TBCE", "ENSG9"]
     for name in ("GATA1", "ENSG0"):

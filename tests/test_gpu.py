@@ -24,7 +24,7 @@ ON_GPU = DEVICE.startswith("cuda")
 pytestmark = pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="there is no CUDA device")
 needs_triton = pytest.mark.skipif(
     ON_GPU and importlib.util.find_spec("triton") is None,
-    reason="torch compiles for a GPU with Triton, and it is not there",
+    reason="torch needs Triton to compile for a GPU, and Triton is not installed",
 )
 
 

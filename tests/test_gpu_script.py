@@ -42,7 +42,7 @@ def test_all_parts_together_take_at_most_nine_minutes():
     assert [part for part, _ in limits] == PARTS
     in_all = re.search(r"^in all at most (\d+) s", told, re.MULTILINE)
     assert in_all is not None
-    # The remaining time is what each part may take to end after it was told to stop.
+    # Besides the limits of the parts, the sum contains the time in which a stopped part may end.
     assert sum(int(limit) for _, limit in limits) < int(in_all[1]) <= NINE_MINUTES
 
 

@@ -21,7 +21,7 @@ from scvae_cli.tools.denoise.group_means import GroupSums
 
 
 def compared(raw_ng, denoised_ng, label_n, scale_n=None, *, of_counts=True, block=37):
-    """The means of groups, added in blocks."""
+    """Compute the means of groups, with the cells added in blocks."""
     sums = GroupSums("type", label_n, [f"g{g}" for g in range(raw_ng.shape[1])], of_counts=of_counts)
     scale_n = np.ones(len(raw_ng)) if scale_n is None else scale_n
     for start in range(0, len(raw_ng), block):
@@ -53,7 +53,7 @@ def test_true_means_agree_and_leaked_ones_do_not():
     raw_ng = random.poisson(mean_ng * random.gamma(1.0, 1.0, mean_ng.shape)).astype(float)
     label_n = np.asarray(["large"] * 400 + ["small"] * 200, dtype=object)
     assert compared(raw_ng, mean_ng, label_n).differs_pg.sum() <= 1
-    # As in sorted cells, 0.7 counts are expected where there are none, without any spread.
+    # Gene 7 has no counts in the small group, where 0.7 counts per cell are expected.
     raw_ng[400:, 7], mean_ng[400:, 7] = 0, 0.7
     leaked = compared(raw_ng, mean_ng, label_n)
     assert leaked.worst[0] == (1, 7)
@@ -62,7 +62,7 @@ def test_true_means_agree_and_leaked_ones_do_not():
 
 @functools.cache
 def sorted_types():
-    """Three types, one of them small, with markers that the other types lack entirely; and a model of them."""
+    """Cells of three types, each with markers that the other types lack entirely, and a model of the cells."""
     random = np.random.default_rng(0)
     rate_pg = np.tile(random.gamma(2, 1.0, 90), (3, 1))
     for p in range(3):

@@ -27,7 +27,7 @@ VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate":
 
 
 def rich(adata: ad.AnnData) -> ad.AnnData:
-    """The same cells with an element in every part of an AnnData."""
+    """Add an element to every part of an AnnData."""
     n, g = adata.shape
     rng = np.random.default_rng(0)
     adata.layers["counts"] = adata.X.astype(np.int32)
@@ -139,7 +139,7 @@ def test_commands_write_what_they_said_they_would(copied):
 
 
 def test_results_of_version_0_1_0_are_recognized(copied):
-    """Its records list the slots. Options have other names now, but they are not needed to recognize the slots."""
+    """Records of version 0.1.0 list the slots, so the slots are recognized although options had other names."""
     adata = ad.read_h5ad(copied.data)
     adata.obsm["X_scvae"] = np.zeros((adata.n_obs, 3), dtype=np.float32)
     record = {"command": "embed", "scvae_version": "0.1.0", "model_hash": "0123456789ab", "counts_source": "X"}
@@ -161,7 +161,7 @@ def test_reruns_take_the_place_of_the_results_before(copied):
         run_well("denoise", copied.data, "-m", copied.model, "--samples", "1")
         run_well("embed", copied.data, "-m", copied.model)
         sizes.append(copied.data.stat().st_size)
-    # HDF5 allocates a few KiB for each session; the results, about 400 KiB, reuse the space of the old ones.
+    # Every opening of the file adds a few KiB. The new results (about 400 KiB) reuse the space of the old results.
     assert sizes[3] - sizes[0] < 100_000, sizes
 
 
@@ -211,7 +211,7 @@ def test_links_and_permissions_are_kept(copied):
 
 
 def stored(adata: ad.AnnData, kind: str) -> ad.AnnData:
-    """The same counts, stored in another way."""
+    """Store the counts of the cells in another way, without changing the counts."""
     counts = adata.X
     if kind == "raw":
         # raw has other genes in another order, and X has no counts.

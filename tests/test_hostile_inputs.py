@@ -200,7 +200,7 @@ def test_a_heap_in_which_hdf5_never_ends_is_refused(bench):
     heap = content.find(b"GCOL")
     content[heap + 16 : heap + 2048] = bytes(2032)
     bench.data.write_bytes(content)
-    refused(bench.folder, bench.ask("embed"), DATA, "a heap of texts has an object without a size")
+    refused(bench.folder, bench.ask("embed"), DATA, "a text has no size")
 
 
 def test_links_that_double_forty_times_are_not_followed(bench):
@@ -243,7 +243,7 @@ def test_a_damaged_cache_of_numba_is_mended(size, tmp_path, monkeypatch):
 
 
 def test_a_saved_state_with_wrong_numbers_is_refused(bench, monkeypatch):
-    """The hash says that the state belongs to this training, as in a forged one."""
+    """The hash of the saved state is correct although the numbers are wrong, as in a forged state."""
     from scvae_cli.training import fit as fitting
 
     with monkeypatch.context() as patch:

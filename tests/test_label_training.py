@@ -1,4 +1,4 @@
-"""A training with labels separates the labels and hides some; `annotate` then needs no labeled cells."""
+"""A model that was trained with labels separates the labels, and `annotate` then needs no labeled cells."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_saved_classifiers_predict_like_those_of_the_labeled_cells(tmp_path):
     assert alone.labels == from_cells.labels
     np.testing.assert_array_equal(alone.labeled_c, from_cells.labeled_c)
     np.testing.assert_allclose(alone.probability_nc, from_cells.probability_nc, atol=2e-3)
-    # The held-out cells represent the labeled cells, so p-values of "unknown" differ a little.
+    # For stored classifiers, the held-out cells represent all labeled cells, so p-values of "unknown" differ a little.
     assert np.corrcoef(alone.p_n, from_cells.p_n)[0, 1] > 0.7
     assert alone.quality.labels.accuracy == pytest.approx(from_cells.quality.labels.accuracy, abs=1e-6)
 
@@ -128,7 +128,7 @@ def test_genes_that_the_cells_lack_count_as_average():
 
 
 def test_quality_is_that_of_cells_without_a_known_label():
-    """Cells with whose labels the model was trained would be predicted too well."""
+    """Accuracy is not measured on cells whose labels were used in the training, because it would be too high."""
     adata, model, known_n = trained()
     quality = scvae.annotate(adata, model, labels_key="known", inplace=False).quality
     unseen_n = known_n & (hidden_from_training(adata.obs_names, 0) | model.held_out(adata.obs_names))
@@ -179,7 +179,7 @@ def test_labels_that_cannot_be_learned_are_refused_before_the_training(column, f
 
 
 def test_few_labels_leave_the_latent_space_as_it_is():
-    """They train only the classifiers, which are then tested on all labeled cells."""
+    """With few labels, only the classifiers are trained with labels, and are then tested on all labeled cells."""
     adata = tree(n_cells=200, n_genes=60)
     adata.obs["known"] = adata.obs["cell_type"].astype(object).where(np.arange(200) % 10 == 0)
     model = scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 2})
@@ -209,7 +209,7 @@ def test_options_that_need_labels_say_so(tmp_path):
 
 
 def test_labels_of_empty_cells_do_not_count():
-    """Otherwise, a training of many hours could end without classifiers."""
+    """If labels of empty cells counted, a training of many hours could end without classifiers."""
     adata = tree(n_cells=60, n_genes=40)
     adata.obs["known"] = np.where(np.arange(60) < 3, "rare", "usual")
     adata.X = adata.X.multiply((np.arange(60) >= 3)[:, None]).tocsr()

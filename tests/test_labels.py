@@ -199,7 +199,7 @@ def test_a_file_and_memory_say_the_same(tmp_path, columns):
     assert memory.obs_column("bool").dtype == file.obs_column("bool").dtype == bool
     np.testing.assert_array_equal(memory.var_column("score"), file.var_column("score"))
     assert inspect(memory).obs == inspect(file).obs
-    # A nullable column of measurements stays one of numbers.
+    # A column of type Float64 is read as numbers.
     assert values_of(columns["Float64"]).dtype == np.float64
 
 
@@ -277,7 +277,7 @@ def test_storage_types_read_alike_in_memory_and_from_a_file(tmp_path, place, mak
 
 @pytest.fixture
 def labelled(trained):
-    """The cells with columns of numbers and booleans, which follow the number of the batch."""
+    """The cells with further columns of several types, which contain the number of the batch."""
     adata = ad.read_h5ad(trained.data)
     lane = adata.obs["batch"].astype(str).str[-1].astype(int)
     adata.obs["lane"] = lane
@@ -319,7 +319,7 @@ def test_time_points_are_in_order(trained, labelled):
 
 @pytest.fixture(scope="module")
 def lanes(trained_on_batches):
-    """Cells whose batches are numbers, with a column of every type, and a model of them."""
+    """Cells whose batches are numbers, and a model that was trained with the batches."""
     adata = ad.read_h5ad(trained_on_batches.data)
     lane = adata.obs["batch"].astype(str).str[-1].astype(int)
     adata.obs["lane"] = lane
@@ -340,7 +340,7 @@ def test_batches_are_known_whatever_their_type(lanes, dtype):
     adata = adata.copy()
     lane = adata.obs["lane"]
     adata.obs["lane"] = lane.astype(float).astype("category") if dtype == "category of floats" else lane.astype(dtype)
-    # A warning about new batches would be an error here.
+    # A warning about new batches would fail the test.
     session = Session.open(adata, model, device="cpu")
     counts = session.counts_and_batches()
     np.testing.assert_array_equal(known_batches(model, counts), lane - 1)

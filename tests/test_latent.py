@@ -107,7 +107,7 @@ def test_slots_in_memory(adata, model):
     for key in (names.path_genes("walk"), *names.path_band("walk")):
         assert cells.varm[key].shape == (cells.n_vars, 50)
     assert set(cells.uns["scvae"]["runs"]) == {"embed", "denoise", "score", "interpolate_walk"}
-    scvae.embed(cells, model)  # its own slots are replaced
+    scvae.embed(cells, model)  # slots of scvae are replaced
     cells.obsm["X_other"] = np.ones((cells.n_obs, 2))
     with pytest.raises(DataError, match="X_other"):
         scvae.embed(cells, model, key_added="other")
@@ -122,8 +122,7 @@ def test_denoised_counts_keep_the_library_and_repeat(adata, model):
     np.testing.assert_allclose(fixed.sum(1), 1234.0, rtol=1e-4)
     median = scvae.denoise(adata, model, library="median", inplace=False).rows.whole()
     np.testing.assert_allclose(median.sum(1), float(model.vae.reference_library), rtol=1e-4)
-    # Without zero inflation, expected counts also sum to the library size, so genes with fewer inflated zeros get less
-    # of it.
+    # Expected counts without zero inflation also sum to the library size.
     raised = scvae.denoise(adata, model, with_zero_inflation=False, inplace=False).rows.whole()
     np.testing.assert_allclose(raised.sum(1), np.asarray(adata.X.sum(1)).ravel(), rtol=1e-4)
     assert np.abs(raised / first - 1).max() > 0.01

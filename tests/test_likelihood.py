@@ -41,7 +41,7 @@ def test_nb_agrees_with_scipy_over_extreme_parameters():
 
 
 def scipy_tolerance(x, mu, theta, expected):
-    """The accuracy of scipy: it computes x·log(1 − p) from a p that is rounded to 2e-16, where 1 − p = μ/(θ+μ)."""
+    """Return the error of scipy, which computes x·log(1 − p) with 1 − p = μ/(θ+μ) from a p that is rounded to 2e-16."""
     return 1e-9 + 1e-9 * np.abs(expected) + 4e-16 * x.numpy() * (theta + mu) / mu
 
 
@@ -69,14 +69,14 @@ def test_probabilities_of_all_counts_sum_to_one(log_theta):
         nb_log_prob(x, torch.tensor(0.7).double(), torch.tensor(log_theta).double()),
         zinb_log_prob(x, torch.tensor(0.7).double(), torch.tensor(log_theta).double(), torch.tensor(-0.4).double()),
     ):
-        # At θ = e⁻⁹, a little probability lies beyond any bound.
+        # At θ = e⁻⁹, a little of the probability lies above the largest count of the sum.
         assert float(log_prob.exp().sum()) == pytest.approx(1.0, abs=2e-4)
 
 
 def test_nb_tends_to_poisson():
     x, log_mu = grid(COUNTS[:4], LOG_MU[:4])
     nb = nb_log_prob(x, log_mu, torch.full_like(x, np.log(1e12)))
-    # lgΓ(x + 1e12) − lgΓ(1e12) loses ten digits.
+    # The difference lgΓ(x + 1e12) − lgΓ(1e12) is accurate to few digits.
     np.testing.assert_allclose(nb, poisson_log_prob(x, log_mu), atol=5e-3)
 
 
@@ -112,7 +112,7 @@ def minibatch(x):
 
 
 def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
-    """Compute the NLL of each cell and gradients of its mean, by the compiled or the dense version."""
+    """Compute the NLL of each cell, and the gradients of the mean NLL, by the compiled or the dense version."""
     raw, bias, log_theta = outputs
     log_theta = None if kind == "poisson" else log_theta
     if kind != "zinb":
@@ -123,7 +123,7 @@ def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
 
 
 def reference(kind, x, library_n, outputs):
-    """Compute the same results by float64 autograd of the plain formula."""
+    """Compute the NLL of each cell, and the gradients of the mean NLL, by float64 autograd of the plain formula."""
     leaves = [t.double().clone().requires_grad_() for t in outputs]
     raw, bias, log_theta = leaves
     logits, zero_logit = (raw + bias).split(x.shape[1], dim=1)
@@ -156,7 +156,7 @@ def block_and_outputs(seed, dtype, spread=4.0):
 @given(seed=st.integers(0, 2**31), spread=st.sampled_from([0.5, 4.0, 20.0]))
 def test_dense_form_equals_autograd_of_the_plain_formula(kind, seed, spread):
     x, outputs = block_and_outputs(seed, torch.float64, spread)
-    library_n = x.sum(1) + 3  # not the row sums: otherwise, the sums of the gradients would be zero
+    library_n = x.sum(1) + 3  # with row sums, the gradients would sum to 0
     expected, expected_gradients = reference(kind, x, library_n, outputs)
     got, gradients = ours(kind, "dense", x, library_n, outputs)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-9)
@@ -180,8 +180,8 @@ def test_compiled_form_equals_autograd_of_the_plain_formula(kind, n_threads, see
         torch.set_num_threads(before)
     assert nothing is None
     assert torch.equal(without, got)
-    # The accuracy of logits in single precision: each count uses the logarithm of a mean, whose error is up to half a
-    # unit in the last place of its logit.
+    # Logits have single precision. The logarithm of a mean, which every count uses, therefore has an error of up to
+    # half a unit in the last place of the logit.
     a_count = 2e-6 + torch.finfo(torch.float32).eps / 2 * float(outputs[0].abs().max())
     assert ((got - expected).abs() <= 2e-6 * expected.abs() + a_count * x.sum(1) + 1e-4).all()
     compare_gradients(kind, gradients, expected_gradients, rtol=2e-5, atol=5e-4)

@@ -122,7 +122,7 @@ def test_training_saves_loads_and_resumes_to_the_bit(tmp_path):
 
 
 def test_it_learns_what_cells_share():
-    """The final bound is far above that of a decoder that cannot distinguish cells."""
+    """The final bound is far above the bound of a decoder that cannot distinguish cells."""
     counts = counts_of(tree(n_cells=400, depth=3000))
     config = tiny_config(decoder="linear", max_epochs=25)
     told, mute = (

@@ -47,7 +47,7 @@ def by_autograd(vae, cells, noise_nk):
     terms = vae.elbo_terms(cells, noise_nk.to(next(vae.parameters()).dtype))
     loss = terms.nll + KL_WEIGHT * terms.kl
     if cells.label_n is not None:
-        # torch ignores the cells without a label, and divides by the number of the others.
+        # The mean in torch would be over the labeled cells, but the loss is divided by the number of all cells.
         logits_nc = vae.label_classifier(terms.z_nk)
         labeled = torch.nn.functional.cross_entropy(logits_nc, cells.label_n, ignore_index=-1, reduction="sum")
         loss = loss + LABELING * labeled / cells.n_cells
@@ -57,7 +57,7 @@ def by_autograd(vae, cells, noise_nk):
 
 @torch.no_grad()
 def by_hand(vae, cells, noise_nk, form="compiled", *, narrow=False, n_filling=0):
-    """Compute the step's terms and gradients; the last cells may be padding."""
+    """Compute the terms of the loss and the gradients without autograd; the last cells may be padding."""
     if form == "compiled":
         operations = CompiledOperations(cells)
     else:

@@ -25,7 +25,7 @@ QUIET = pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
 
 @functools.cache
 def sides(n_batches: int = 3) -> tuple[ad.AnnData, ad.AnnData, scvae.Model]:
-    """Cells of all batches but one, a model of them, and the cells of the last batch; copy before changing them."""
+    """A reference with all batches except the last, a query with the last batch, and a model of the reference."""
     adata = tree(n_cells=900, n_genes=150, n_batches=n_batches, batch_sd=0.6, depth=3000)
     new = (adata.obs["batch"] == f"batch_{n_batches}").to_numpy()
     reference = adata[~new].copy()
@@ -127,7 +127,7 @@ def test_simulated_cells_stand_for_the_cells_of_the_training():
     reference, _, model = sides()
     simulated_sk = simulated_positions(model, seed=0)
     mean_nk = scvae.embed(reference, model, space="latent", inplace=False).mean_nk
-    # Canonical axes are turned against those of the networks, so only lengths can be compared.
+    # Canonical axes are rotated relative to the axes of the networks, so only lengths of positions can be compared.
     assert simulated_sk.norm(dim=1).mean() == pytest.approx(np.linalg.norm(mean_nk, axis=1).mean(), rel=0.15)
 
 
@@ -248,7 +248,7 @@ def test_both_shells_map_alike(copied):
     adata = ad.read_h5ad(copied.data)
     record = json.loads(adata.uns["scvae"]["runs"]["map"])
     assert record["model_hash"] == saved.hash
-    # Further commands work as with any model.
+    # Other commands work with the mapped model.
     for verb in ("embed", "denoise", "score", "info"):
         options = ("--samples", "2", "--simulated", "100") if verb == "score" else ()
         run_well(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)

@@ -49,7 +49,7 @@ def ordered():
 
 @pytest.fixture(scope="module")
 def converged():
-    """Cells of two branches whose mature cells are alike, with few cells on the way to the first one."""
+    """Cells of two branches whose mature cells are alike; few cells are on the way to the end of the first branch."""
     adata = converging_tree()
     options = {"n_hidden": 64, "max_epochs": 50, "precision": "fp32"}
     return adata, scvae.train(adata, **TINY | options, genes="all")
@@ -184,7 +184,7 @@ def test_a_trajectory_between_two_ends_goes_back_to_their_progenitor(ordered):
     time_n = cells.obs["true_pseudotime"].to_numpy()
     time_t = time_n[found.steps.nearest_tj].mean(1)
     assert time_t[step] < min(time_t[0], time_t[-1]) - 0.2
-    # Another model, or cells left out of the order, tell nothing.
+    # A trajectory is not compared with an order that was computed with another model.
     other = replace(model, hash="other")
     assert (
         scvae.interpolate(cells, other, groupby="cell_type", groups=["mature_1", "mature_2"], inplace=False).turning

@@ -54,7 +54,7 @@ def bytes_of(matrix: sp.csr_matrix) -> int:
 
 
 def with_zeros(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """The same counts, with some of the zeros stored."""
+    """Return a matrix in which some of the zeros are stored."""
     marked = matrix.toarray()
     marked[(marked == 0) & (np.arange(matrix.shape[1]) % 5 == 0)] = -1
     stored = sp.csr_matrix(marked)
@@ -64,14 +64,14 @@ def with_zeros(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def backwards(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """The same counts with the columns of every row from last to first."""
+    """Return a matrix in which the stored values of every row are ordered from the last to the first column."""
     order = np.concatenate(
         [np.arange(b - 1, a - 1, -1) for a, b in zip(matrix.indptr, matrix.indptr[1:], strict=False)]
     )
     return sp.csr_matrix((matrix.data[order], matrix.indices[order], matrix.indptr), shape=matrix.shape)
 
 
-# The same counts, stored in another format.
+# Functions that store counts in another format.
 FORMS: dict[str, Callable[[sp.csr_matrix], object]] = {
     "CSR": lambda m: m,
     "CSR of int64": lambda m: m.astype(np.int64),
@@ -117,8 +117,8 @@ def test_reading_takes_little_beyond_the_matrix(tmp_path, small_blocks, form):
     ad.AnnData(FORMS[form](truth)).write_h5ad(tmp_path / "cells.h5ad")
     store = open_store(tmp_path / "cells.h5ad")
     assert len(store.cell_names) == 1000  # names are read once and kept
-    # The final matrix is allocated at once, while half of its values are still in pieces. The system provides the
-    # memory page by page, so less is really used.
+    # The whole final matrix is allocated while half of the values are still in pieces. The resident memory is smaller,
+    # because the system provides memory page by page.
     assert peak_of(lambda: read_counts(store)) < 1.5 * bytes_of(truth) + 300_000
 
 
@@ -149,7 +149,7 @@ def test_a_fault_is_found_wherever_it_is(small_blocks):
     values[512] = -2
     assert what_is_wrong(values) == ("a negative value (-2)", 512)
     assert what_is_wrong(values.astype(np.int32)) == ("a negative value (-2)", 512)
-    # The most important fault is reported first, wherever it is.
+    # NaN is reported before negative values, even if it occurs later in the matrix.
     values[900] = np.nan
     assert what_is_wrong(values) == ("NaN", 900)
 
@@ -159,7 +159,7 @@ def test_a_fault_is_found_wherever_it_is(small_blocks):
 
 @pytest.fixture
 def counts() -> Counts:
-    """Cells and genes some of which are empty or rare."""
+    """Counts in which every ninth cell and every seventh gene is empty."""
     adata = tree(150, 60)
     keep_n = np.arange(150) % 9 != 0
     keep_g = np.arange(60) % 7 != 0

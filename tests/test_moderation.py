@@ -12,7 +12,7 @@ from scvae_cli.tools.de.moderation import moderated, normal_errors
 
 @pytest.mark.parametrize("df0", [3.0, 10.0])
 def test_moderated_variances_give_students_t(df0):
-    """With variances from a scaled inverse χ² distribution, moderated t statistics follow Student's t."""
+    """If variances follow a scaled inverse χ² distribution, moderated t statistics follow Student's t distribution."""
     rng, g, df = np.random.default_rng(0), 20_000, 3
     true_g = 0.4 * df0 / rng.chisquare(df0, g)
     variance_g = true_g * rng.chisquare(df, g) / df

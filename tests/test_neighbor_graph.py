@@ -32,7 +32,7 @@ def test_neighbors_are_the_nearest_in_latent_space():
 
 
 def test_edges_are_as_long_as_the_decoder_says():
-    """The second dimension does not change the counts."""
+    """The second latent dimension does not change the decoded counts, so only the first dimension counts."""
     x_nk = cloud(k=2)
     graph = graph_of(x_nk, FlatGeometry(torch.tensor([[3.0, 0.0]])))
     lengths = graph.lengths.tocoo()
@@ -117,7 +117,7 @@ def test_islands_are_joined_where_they_are_nearest():
 
 
 def test_islands_are_counted_though_two_of_them_have_two_bridges():
-    """The two small components are nearest to each other, and each searches for its own nearest cell: three bridges."""
+    """Each of the three components is joined by a bridge to the nearest cell of the other components."""
     graph = graph_of(clusters([[0.0, 0], [50, 0], [70, 0]], 40))
     assert graph.n_components == 3
     assert graph.bridges == 3
@@ -125,7 +125,7 @@ def test_islands_are_counted_though_two_of_them_have_two_bridges():
 
 
 def test_a_lone_cell_has_neighbors_of_its_own():
-    """A distant cell is connected to its nearest cells like any other, so there is no bridge."""
+    """A distant cell is connected to its nearest cells as any other cell is, so no bridge is needed."""
     graph = graph_of(np.vstack([cloud(50, 2), [[100.0, 0]]]))
     assert graph.bridges == 0
     assert np.isfinite(graph.distances([50])).all()

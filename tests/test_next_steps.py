@@ -22,7 +22,7 @@ def next_line(*arguments: object) -> list[str]:
 
 
 def test_what_is_said_to_run_next_runs_on_the_same(tmp_path, monkeypatch):
-    """Data in a folder with a space, in a layer, with an empty cell, and a model in another folder."""
+    """The names of data and model contain a space, the counts are in a layer, and one cell is empty."""
     monkeypatch.chdir(tmp_path)
     data, model, config = tmp_path / "my cells.h5ad", tmp_path / "my model.scvae", tmp_path / "its config.toml"
     adata = cells()
@@ -42,14 +42,14 @@ def test_what_is_said_to_run_next_runs_on_the_same(tmp_path, monkeypatch):
     assert embed == ["embed", str(data), "-m", str(model), "--drop-empty"]
     run_well(*embed)
     quick = ["--quick", "--samples", "4", "--refine", "2", *kept]
-    # The advised command depends on the model; each command uses the same cells.
+    # The recommended command depends on the model, but always uses the same cells.
     advised = next_line("diagnose", data, "-m", model, *quick, "--key-added", "mine")
     assert {str(data), *kept} < set(advised)
     run_well(*advised)
 
 
 def test_what_is_said_to_run_next_goes_on_with_the_output(tmp_path, trained):
-    """Results cannot be written into a 10x folder, and no model is beside the output."""
+    """Results cannot be written into a 10x folder, and the folder of the output contains no model."""
     sample, out = tmp_path / "sample", tmp_path / "out.h5ad"
     write_10x_mtx(sample, cells())
     quick = ["--quick", "--samples", "4", "--refine", "2"]
@@ -62,7 +62,7 @@ def test_what_is_said_to_run_next_goes_on_with_the_output(tmp_path, trained):
 
 @pytest.mark.parametrize("finding", [name for name, advice in ADVICE.items() if advice.command is not None])
 def test_whatever_a_diagnosis_says_to_run_next_runs(copied, monkeypatch, finding):
-    """Trainings keep the options of the diagnosed model and write another model."""
+    """A recommended training keeps the options of the diagnosed model, and writes another model."""
     poor = Verdict(topic="one", level="poor", sentence="found", finding=finding, values={"beta": 1, "lower": 0.1})
     monkeypatch.setattr(question, "next_command", lambda _verdicts, config: next_command([poor], config))
     following = next_line("diagnose", copied.data, "-m", copied.model, "--quick", "--samples", "4", "--refine", "2")

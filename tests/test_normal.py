@@ -168,7 +168,7 @@ def test_flatness_asks_nothing_of_the_noise():
     flatness_penalty(vae, some(10, 3).float(), some(10, 3, seed=1).float()).backward()
     assert vae.decoder.head.raw_log_sd_g.grad is None
     assert vae.decoder.head.outputs.weight.grad.any()
-    # The cost does not become a gain where the density is above 1.
+    # The typical loss, by which a penalty is scaled, is positive even where the density is above 1.
     assert vae.decoder.head.typical_loss(torch.tensor(-50.0)) > 0
 
 
@@ -189,7 +189,7 @@ def test_bounds_close_in_on_the_models_own_marginal():
 
 
 def test_trained_linear_model_is_nearly_probabilistic_pca():
-    """Unseen cells, compared with the maximum-likelihood solution in closed form (Tipping & Bishop 1999)."""
+    """Bounds on unseen cells are compared with the likelihood of probabilistic PCA (Tipping & Bishop 1999)."""
     random, g, k = np.random.default_rng(0), 10, 2
     w_gk, b_g = random.standard_normal((g, k)), 3 * random.standard_normal(g)
 
@@ -209,9 +209,9 @@ def test_trained_linear_model_is_nearly_probabilistic_pca():
     scores = scvae.score(ad_of(new_ng), model, n_samples=100, n_simulated=100, inplace=False)
     best, log_true_n = pca.logpdf(new_ng).mean(), truth.logpdf(new_ng)
     assert scores.iwae.mean() > best - 0.02 * abs(best)
-    # No model exceeds the truth by more than the noise of a mean over so many cells.
+    # No model has a higher likelihood than the true model, except for the noise of a mean over 1,000 cells.
     assert scores.iwae.mean() < log_true_n.mean() + 3 * (scores.iwae - log_true_n).std() / 1000**0.5
-    # It is a bound on the model's own marginal, up to the noise of its samples.
+    # The importance bound is below the marginal likelihood of the model, up to the noise of the posterior samples.
     above_n = scores.iwae - marginal(model).logpdf(new_ng.astype(np.float32))
     assert above_n.mean() <= 3 * above_n.std() / 1000**0.5
     assert float(model.vae.decoder.head.log_sd_g.exp().detach().median()) == pytest.approx(0.5, rel=0.1)

@@ -91,7 +91,7 @@ def test_without_a_region_the_path_is_straight_until_its_largest_length():
 
 
 def test_the_path_follows_a_curved_region():
-    """Cells along a half-moon whose far tip has the highest score; the straight path leaves the cells."""
+    """Cells lie along a half-moon, and one tip has the highest score; the straight line to the tip leaves the cells."""
     angle_n = np.linspace(0, np.pi, 1500)
     moon = 3 * np.stack([np.cos(angle_n), np.sin(angle_n)], axis=1)
     density = density_of(moon + 0.15 * np.random.default_rng(0).standard_normal(moon.shape))
@@ -146,7 +146,7 @@ def test_a_path_crosses_the_saddle_point(room, found):
     assert float((-two_normals(path_tk)).max()) <= limit + 2 * abs(room)
     assert (path_tk[1:] - path_tk[:-1]).norm(dim=1).max() < 0.15
     torch.testing.assert_close(path_tk[[0, -1]], torch.stack([start_k, end_k]))
-    # On the straight line between the two, the density is lower.
+    # The density on the straight line between the two positions falls below the limit.
     line_tk = torch.lerp(start_k, end_k, torch.linspace(0, 1, 50)[:, None])
     assert float((-two_normals(line_tk)).max()) > limit
 
@@ -188,7 +188,7 @@ def test_gradient_is_that_of_differences(adata, model):
 
 
 def optimized(adata, model, **options):
-    """An optimization whose result is not written."""
+    """Compute an optimization without writing the result."""
     result = scvae.optimize(
         adata, model, inplace=False, **{"groupby": "cell_type", "group": "stem", "n_steps": 12, "n_starts": 2} | options
     )
@@ -260,7 +260,7 @@ def test_scores_are_those_of_the_decoded_steps(adata, model):
 
 @pytest.fixture(scope="module")
 def ascent_only(adata, model, markers):
-    """Gradient ascent that ends at a lower maximum."""
+    """An optimization from a single start, whose gradient ascent ends at a lower maximum."""
     return optimized(adata, model, toward=markers["mature_1"], n_starts=1)
 
 

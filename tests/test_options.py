@@ -116,7 +116,7 @@ def test_several_values_become_a_tuple():
 def test_sections_are_flat_outside_and_nested_inside():
     assert build(Sample, {"size": 5, "share": 0.2}) == Sample(share=0.2, inner=Inner(size=5))
     assert {d.name for d in declarations(Sample)} == {f.name for f in dataclasses.fields(Sample)} - {"inner"} | {"size"}
-    assert build(Sample, {"shape": "flat"}).inner.shape == "round", "hidden names only count with their section"
+    assert build(Sample, {"shape": "flat"}).inner.shape == "round", "a hidden name needs the name of its section"
     assert build(Sample, {"inner/shape": "flat"}).inner.shape == "flat"
 
 
@@ -178,7 +178,7 @@ def test_a_file_states_options_of_several_verbs(tmp_path):
     assert (trained.model.n_latent, trained.train.beta) == (7, 3.0)
     assert resolve(verb_named("embed"), {}, file).refine == 5
     swept = resolve(verb_named("sweep"), {"n_latent": (2, 3)}, file)
-    assert swept.training.train.beta == 2, "the other of the two may stand in a file"
+    assert swept.training.train.beta == 2, "the option that is not varied may be in a config file"
     assert swept.values == (2, 3)
 
 

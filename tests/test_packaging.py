@@ -45,7 +45,7 @@ def test_the_lowest_versions_are_the_bounds(python):
     for name, requirement in requirements.items():
         assert lowest[name] in requirement.specifier, f"{requirement} does not allow {lowest[name]}"
         (bound,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
-        # Later versions of Python have no wheels of some of the lowest versions.
+        # Some of the lowest versions have no wheels for later versions of Python.
         assert lowest[name] == bound or python != PYTHONS[0], f"{requirement} is tested with {lowest[name]}"
 
 
@@ -56,7 +56,7 @@ def test_the_pinned_versions_are_allowed():
 
 
 def test_the_broken_pynndescent_is_neither_allowed_nor_pinned():
-    """With 0.7.0, `sc.pp.neighbors` fails above about 8,000 cells; `test_umap_leiden.py` runs it on more."""
+    """With pynndescent 0.7.0, `sc.pp.neighbors` fails above about 8,000 cells."""
     assert "0.7.0" not in promised()["pynndescent"].specifier
     for file in ("constraints.txt", "constraints-lowest.txt"):
         assert pinned(file, PYTHONS[0])["pynndescent"] != Version("0.7.0")

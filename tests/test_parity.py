@@ -74,7 +74,7 @@ def same(a: Any, b: Any, at: str) -> None:
     elif isinstance(a, pd.Series | pd.Categorical):
         assert list(a) == list(b) or np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True), at
     elif getattr(a, "dtype", None) is not None and a.dtype.names:
-        # Only in plain arrays is NaN equal to NaN.
+        # numpy can treat NaN as equal to NaN only in plain arrays.
         assert a.dtype.names == b.dtype.names, at
         for name in a.dtype.names:
             same(a[name], b[name], f"{at}/{name}")

@@ -43,7 +43,7 @@ N_GENES, EACH = 60, 40
 
 
 def world() -> anndata.AnnData:
-    """Five groups under four labels; B and C change the log expression of all groups alike, and add up."""
+    """Five groups with four labels; B and C change the log expression of all groups alike, and their effects add up."""
     rng = np.random.default_rng(0)
     base_sg = rng.normal(0, 1, N_GENES) + rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     effects = np.zeros((2, N_GENES))
@@ -62,7 +62,7 @@ def world() -> anndata.AnnData:
 
 
 def without(adata: anndata.AnnData, *pairs: tuple[str, str]) -> anndata.AnnData:
-    """All cells except those of some groups under some labels."""
+    """Leave out the cells of given pairs of a group and a label."""
     gone = np.zeros(len(adata), dtype=bool)
     for group, label in pairs:
         gone |= ((adata.obs["kind"] == group) & (adata.obs["label"] == label)).to_numpy()
@@ -76,7 +76,7 @@ def everything() -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def known(everything) -> anndata.AnnData:
-    """All cells except apes under B and under B+C, and cats under B+C."""
+    """All cells except those of group "ape" with the labels B and B+C, and of group "cat" with the label B+C."""
     return without(everything, ("ape", "B"), ("ape", "B+C"), ("cat", "B+C"))
 
 
@@ -87,7 +87,7 @@ def model(known):
 
 
 def question(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Perturb:
-    """The question, with the design that the cells have."""
+    """Prepare `scvae perturb` for a group and a perturbation, without computing the prediction."""
     asked = PerturbOptions(**ASKED, treated=treated, group=group, **({"method": "centroid"} | options))
     request = Request(verb=PERTURB, data=cells, model=model, options=asked)
     return Perturb(Session.open(cells, model, device="cpu"), request, PythonShell(request.verb))
@@ -101,7 +101,7 @@ def truth(everything: anndata.AnnData, model, group: str, treated: str):
 
 
 class Answered(NamedTuple):
-    """A result, with the predictor and design that gave it."""
+    """A predicted perturbation, and the predictor and the design from which it was computed."""
 
     result: Perturbation
     predictor: Predictor
@@ -124,7 +124,7 @@ def test_a_change_that_all_groups_share_is_recovered(everything, known, model, m
     for share in (0.0, result.recipe.mean_shift_share, 1.0):
         found = accuracy(asked.predictor.changes(asked.design, method, (share,))[0], true_g, top)
         assert found.correlation > 0.9
-        assert found.explained > 0.8  # "no change" explains nothing
+        assert found.explained > 0.8  # the prediction "no change" has the value 0
     nothing = accuracy(0 * true_g, true_g, top)
     assert nothing[:-1] == (0, 0, 0, 0)
     assert nothing.rmse == pytest.approx(np.sqrt((true_g**2).mean()))
@@ -167,7 +167,7 @@ def test_a_combination_observed_in_other_groups_adds_their_interaction_to_the_gr
     assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
     assert result.changes.additive_g is not None
     assert result.mean_accuracy("additive") is not None
-    # The apes have undergone one part only: the prediction is the others' change under both.
+    # The group "ape" has undergone C, but not B, so the prediction is the change of the other groups under B+C.
     assert answered(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
 
 
@@ -177,10 +177,10 @@ def test_a_combination_that_was_never_observed_is_predicted_from_its_parts(every
     true_g, top = truth(everything, model, "cat", "B+C")
     assert accuracy(asked.result.changes.change_g, true_g, top).correlation > 0.9
     assert asked.result.sources == {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
-    # All terms are the group's own: the model has nothing to transfer.
+    # The group "cat" has undergone B and C, so the model has no change to transfer from other groups.
     assert asked.result.recipe.mean_shift_share == 1
     assert asked.result.model_agreement is None
-    # The apes have not been under B, which the model transfers.
+    # The group "ape" has not undergone B, so the model transfers the change under B from other groups.
     assert answered(never, model, "ape", "B+C").result.model_agreement is not None
     assert not asked.result.tested
     assert {check.treated for check in asked.result.checks} == {"B", "C"}
@@ -432,7 +432,7 @@ def test_a_model_that_removes_the_perturbation_as_a_batch_is_refused(known):
     known.obs["chip"] = np.tile(["left", "right"], len(known))[: len(known)]
     mixed = scvae.train(known, **quick, batch_key="chip")
     assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
-    # Cells of unknown batches are decoded in the average of the known ones.
+    # Cells of unknown batches are decoded in the average of the model's batches.
     known.obs["chip"] = np.where(np.arange(len(known)) < 5, "new", known.obs["chip"])
     with pytest.warns(ScvaeWarning, match="batch"):
         assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
@@ -516,7 +516,7 @@ def test_the_scale_corrects_changes_predicted_too_small(known, model):
     trials = [Trial(predictor=asked.predictor, design=one, held_out=True) for one in asked.design.checks]
     recipe = Recipe(method="centroid", mean_shift_share=0.5)
     for trial in trials:
-        # The observed change is 1.5 times as large as the predicted one.
+        # The observed change is 1.5 times as large as the predicted change.
         trial.__dict__["true_g"] = 1.5 * trial.changes([recipe])[0]
     assert choose(trials, [recipe]).scale == pytest.approx((4 * 1.5 + 1) / 5)
     seen = [dataclasses.replace(trial, held_out=False) for trial in trials]

@@ -56,7 +56,7 @@ def test_near_groups_have_larger_weights():
 
 
 def test_all_groups_that_contribute_are_named():
-    """Groups b and c have undergone B+C, and only c its parts too; b contributes to half of the change."""
+    """Groups b and c have undergone B+C, but only c has also undergone B and C; b helps to learn the change of B+C."""
     cells = [("a", "0"), ("a", "B"), ("a", "C"), ("b", "0"), ("b", "B+C"), *(("c", x) for x in ("0", "B", "C", "B+C"))]
     group_n, label_n = toy(*((group, label, 5) for group, label in cells))
     asked = design("a", "0", "B+C", group_n=group_n, label_n=label_n, perturbation_key="what")
@@ -64,7 +64,7 @@ def test_all_groups_that_contribute_are_named():
 
 
 def test_a_pooled_change_is_the_posterior_mean():
-    """The result has a smaller error than any fixed mixture of the group's own change and the others' mean."""
+    """A pooled change has a smaller error than any fixed mixture of the group's own change and the groups' mean."""
     rng = np.random.default_rng(0)
     n_groups, n_genes = 12, 4000
     spread_g = np.repeat([0.0, 0.5], n_genes // 2)
@@ -78,7 +78,7 @@ def test_a_pooled_change_is_the_posterior_mean():
     fixed = [share * seen_sg[0] + (1 - share) * seen_sg[1:].mean(0) for share in np.linspace(0, 1, 21)]
     least = min(np.square(guess_g - true_sg[0]).mean() for guess_g in fixed)
     assert np.square(pooled(seen_sg, error_sg) - true_sg[0]).mean() < 0.9 * least
-    # With a known variance between groups, this is the textbook posterior mean.
+    # If the variance between groups is known, the pooled change is the posterior mean of a normal distribution.
     known = pooled(seen_sg[:, wide], error_sg[:, wide])
     prior_g = 0.25 + 1 / (1 / (error_sg[1:, wide] + 0.25)).sum(0)
     others_g = np.average(seen_sg[1:, wide], axis=0, weights=1 / (error_sg[1:, wide] + 0.25))
@@ -112,7 +112,7 @@ def test_errors_of_effects_are_those_of_repeated_samples():
     shown[:, 0] = 0
     change_g, error_g = effect(shown, 1e-4)
     assert change_g[0] == 0
-    # Both rates equal the pseudo-count; 60 cells of about 1150 counts have 1e-4 · 60 · 1150 = 6.9 molecules of it.
+    # Both rates equal the pseudo-count 1e-4, which is 1e-4 · 60 · 1150 = 6.9 molecules in 60 cells of 1150 counts.
     assert error_g[0] == pytest.approx(2 / 6.9, rel=0.3)
 
 

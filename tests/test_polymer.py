@@ -73,7 +73,7 @@ def test_shapes_between_keep_their_bonds(polymer, learned_shapes):
     lengths = polymer.bonds(trajectory.mean_tg)
     assert float(lengths.min()) > 0.8
     assert float(lengths.max()) < 1.1
-    # In the middle between two shapes themselves, beads are too close to each other.
+    # In the plain mean of two shapes, the bonds between beads are shorter than in the decoded shapes.
     two = adata[ends].X
     assert float(lengths.mean()) > float(polymer.bonds(two.mean(0, keepdims=True)).mean())
 

@@ -66,7 +66,7 @@ def ordered(adata, model, **options) -> Pseudotime:
 
 @pytest.fixture
 def planted(adata, model):
-    """Order given latent positions with the decoder of the model."""
+    """Return a function that orders given latent positions with the decoder of the model."""
 
     def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
         z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
@@ -154,7 +154,7 @@ def test_order_of_the_ends_does_not_matter(adata, model, branches):
 
 
 def test_a_planted_fork(model, planted):
-    """A stem that splits at 4 into two arms, in a plane where both directions change the decoded expression equally."""
+    """A stem splits into two arms, in a plane of latent space whose directions change the expression equally."""
     random = np.random.default_rng(0)
     along_n = np.linspace(0, 8, 600)
     arm_n = np.where(along_n > 4, along_n - 4, 0) * np.where(np.arange(600) % 2 == 0, 1, -1)
@@ -310,7 +310,7 @@ def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
     ("message", "options"),
     [
         ("the root was given twice", {"groupby": "cell_type", "root": "stem", "root_cell": "cell_001"}),
-        ("an order needs root", {"groupby": "cell_type"}),
+        ("pseudotime needs root", {"groupby": "cell_type"}),
         ("root names a group, so groupby is needed", {"groupby": None, "root": "stem"}),
         ("ends names groups, so groupby is needed", {"root_cell": "cell_001", "ends": ["mature_1"]}),
         ("'mature_1' was named twice", {"root": "stem", "ends": ["mature_1", "mature_1"]}),
@@ -397,7 +397,7 @@ def test_cells_left_out_have_no_position_and_no_branch(adata, model, tmp_path, f
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
 def test_branches_of_an_earlier_order_are_recorded_as_such(adata, model, tmp_path, file):
-    """They remain, but an order that did not write them does not list them."""
+    """Branches of an earlier order remain in the data, but the record of an order without ends does not list them."""
     cells, names, path = adata.copy(), SlotNames(), tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     options = {"root": "stem", "groupby": "cell_type"}

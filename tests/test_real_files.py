@@ -52,7 +52,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="/\x00."), min_s
 def test_columns_with_a_slash_are_those_that_anndata_reads(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("nested") / "cells.h5ad"
     joined = ["/".join(parts) for parts in names]
-    # No name may be a folder of another one.
+    # In an .h5ad file, no name of a column may be the parent folder of another name.
     joined = [one for one in joined if not any(other.startswith(f"{one}/") for other in joined) and one != "_index"]
     adata = cells(12, 10)
     adata.obs = pd.DataFrame(index=adata.obs_names)
@@ -168,8 +168,8 @@ def test_a_format_is_recognized_by_its_content(tmp_path, name):
     if isinstance(store, ForeignFile):
         with pytest.raises(ConfigError, match="-o OUT"):
             store.check_destination([], output=None, force=True)
-        if (tmp_path / name).suffix == ".h5ad":  # never into the input, which has more
-            with pytest.raises(ConfigError, match="another name"):
+        if (tmp_path / name).suffix == ".h5ad":  # results must not replace the input
+            with pytest.raises(ConfigError, match="another file"):
                 store.check_destination([], output=tmp_path / name, force=True)
 
 
@@ -195,7 +195,7 @@ def test_a_genome_must_be_chosen(tmp_path, genome):
     assert refused(tmp_path / "two.h5").hint == "use --genome hg19 or --genome mm10"
     read = read_counts(open_store(tmp_path / "two.h5", genome=genome))
     np.testing.assert_array_equal(read.matrix.toarray(), cells().X.toarray()[:, parts[genome]])
-    # In later versions, both are in one matrix.
+    # Files of later versions of Cell Ranger contain both genomes in one matrix.
     write_10x_h5(tmp_path / "both.h5", cells())
     with h5py.File(tmp_path / "both.h5", "r+") as file:
         file["matrix/features/genome"][...] = np.repeat([b"hg19", b"mm10"], [25, 15])[:40].astype("S6")
@@ -219,7 +219,7 @@ def test_several_samples_in_a_folder_are_named(tmp_path):
         (tmp_path / sample).rmdir()
     error = refused(tmp_path)
     assert "GSM1_, GSM2_" in error.message
-    assert "folder of its own" in error.hint
+    assert "a separate folder" in error.hint
 
 
 # Formats that are not read
@@ -261,7 +261,7 @@ def test_a_file_that_is_not_read_is_named_with_the_way_out(tmp_path, name):
 
 
 def test_a_missing_compression_filter_names_hdf5plugin(tmp_path, monkeypatch):
-    # The same holds if the package is installed.
+    # The test also works if hdf5plugin is installed.
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
     for place in ("X/data", "obs/cell_type/codes"):
         path = tmp_path / "cells.h5ad"
@@ -366,13 +366,13 @@ def _large_shape(group: h5py.Group) -> None:
 
 
 def _few_stored(group: h5py.Group) -> None:
-    """A few bytes that declare a size for which a reader would allocate 16 GiB."""
+    """Replace the counts by a dataset of a few bytes with a declared size of 16 GiB."""
     del group["data"]
     group.create_dataset("data", (1 << 32,), "<i4", chunks=(1 << 16,), compression="gzip")
 
 
 def _hidden_twin(group: h5py.Group) -> None:
-    """scanpy reads all datasets at any depth into one dictionary, so that the last of a name wins."""
+    """Hide a second "indices" in a subfolder; scanpy reads the last dataset of every name, in any folder."""
     group["z/indices"] = np.full(len(group["indices"]), -5)
 
 
@@ -384,11 +384,11 @@ TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
     "negative index": (_bad_index(-5), "an index of {} is out of range"),
     "index beyond the features": (_bad_index(983_040), "an index of {} is out of range"),
     "too few pointers": (_short_pointers, "{}/indptr has 120 values instead of 121"),
-    "pointers fall": (_falling_pointers, "the pointers of {} do not rise"),
+    "pointers fall": (_falling_pointers, "the pointers (indptr) of {} do not rise"),
     "shape": (_large_shape, "{} has shape 2,147,483,646 × 120, but there are 40 features"),
     "few bytes are stored": (_few_stored, "{}/data declares 17,179,869,184 bytes"),
     "a part twice": (_hidden_twin, "one is {}/z/indices"),
-    "a group within itself": (_group_within_itself, "{}/z has another name"),
+    "a group within itself": (_group_within_itself, "{}/z has two names"),
 }
 
 
@@ -446,7 +446,7 @@ def _gzipped(name: str, damage: Callable[[Path], None]) -> Callable[[Path], None
 
 
 def _bomb(name: str, text: bytes) -> Callable[[Path], None]:
-    """100 MiB more in a small gzipped file."""
+    """Return a function that makes a small gzipped file, which is 100 MiB larger when it is decompressed."""
 
     def damage(folder: Path) -> None:
         content = (folder / name).read_bytes() + text * ((100 << 20) // len(text))

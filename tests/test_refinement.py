@@ -89,7 +89,7 @@ def test_refined_posteriors_are_the_best_gaussians(likelihood, k, batches):
         origins += [np.concatenate([m * np.ones(k), np.zeros(k)]) for m in ([-1.0, 1.0] if k == 1 else [0.0])]
         best = exact.best_elbo(i, origins)
         assert before <= after + 1e-9
-        # There may be two maxima; the optimization reaches the one nearest to its start.
+        # If the ELBO has two maxima, the optimization reaches the maximum nearest to the start.
         climbed = exact.best_elbo(i, origins[:1])
         assert after == pytest.approx(climbed, abs=0.02)
         assert climbed == pytest.approx(best, abs=0.15)
@@ -132,7 +132,7 @@ def test_noise_is_normal_and_even(k):
     e_nk = torch.stack([next(noise) for _ in range(size * max(1, 4000 // size))])
     assert float(e_nk.square().mean()) == pytest.approx(1, abs=0.05)
     assert float(e_nk.pow(4).mean()) == pytest.approx(3, abs=0.4)
-    # In one set, the mean of a quadratic form is nearly its trace.
+    # Over one set of noise vectors, the mean of a quadratic form varies less than over independent normal vectors.
     form_kk = torch.randn(k, k, generator=torch.Generator().manual_seed(1)).double()
     form_kk = form_kk @ form_kk.T
     value_s = torch.einsum("sk,kj,sj->s", e_nk, form_kk, e_nk).reshape(-1, size).mean(1)

@@ -27,7 +27,7 @@ def _scaled(x, dtype):
     return ((x.astype(dtype) / total * 1e4).astype(dtype) * total / 1e4).astype(dtype)
 
 
-# Computations that users undo, and the errors that remain.
+# Transformations that users apply to counts and then undo, so that rounding errors remain.
 BACK_AND_FORTH = {
     "log1p": lambda x, dtype: np.expm1(np.log1p(x.astype(dtype))).astype(dtype),
     "log2": lambda x, dtype: (np.exp2(np.log2(x.astype(dtype) + 1)) - 1).astype(dtype),
@@ -182,7 +182,7 @@ def test_every_command_rounds_as_the_model_was_trained(tmp_path):
     model = json.loads((tmp_path / "fractions.scvae" / "config.json").read_text())
     assert model["facts"]["rounding"] == "stochastic"
     run_well("embed", data)
-    # The result is the same as with counts that were rounded before.
+    # The result is the same as for counts that are rounded before the training.
     other = adata.copy()
     other.X = read_counts(AnnDataStore(adata), rounding="stochastic").matrix
     other.write_h5ad(whole)

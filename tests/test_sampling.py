@@ -98,11 +98,11 @@ def test_without_heldout_cells_all_cells_are_asked(adata, model):
 
 
 def test_scores_of_posterior_samples_are_even(adata, model):
-    """Samples of the cells on which the scores were calibrated, drawn again."""
+    """If posterior samples are drawn again from the calibration cells, their off-manifold scores are uniform."""
     session = Session.open(adata, model)
     density = calibrated_for_samples(model.density, reference_draws(model, session.counts, seed=0)[0])
     again_nk, _ = reference_draws(model, session.counts, seed=1)
-    # Of two draws of this size, 1% of the pairs exceed this value.
+    # The Kolmogorov–Smirnov distance of two samples of this size exceeds this value with a probability of 1%.
     usual = 1.63 * (2 / len(again_nk)) ** 0.5
     assert stats.kstest(density.off_manifold(again_nk).numpy(), "uniform").statistic < usual
 
@@ -117,7 +117,7 @@ def test_sources_that_are_named_are_taken(adata, model, source):
     if source == "prior":
         assert stats.kstest(z_nk.numpy().ravel(), stats.norm.cdf).pvalue > 1e-3
     else:
-        # Under the density itself, its own samples are as likely as the cells'.
+        # Positions drawn from the density are as likely under the density as posterior samples of the cells.
         assert abs(float(model.density.log_prob(z_nk).mean()) - scores.density) < 1.0
     auto = sample(model, session.counts, SampleOptions(n=5))
     assert auto.source == scores.better
@@ -160,13 +160,13 @@ def test_groups_are_drawn_from_their_cells():
     library_n = np.asarray(adata.X.sum(1)).ravel()
     assert set(made.obs["scvae_library"]) <= set(library_n[of_it])
     assert set(made.obs["cell_type"]) == {"stem"}
-    # Means and variances of the group's aggregated posterior.
+    # The means and variances are those of the aggregated posterior of the group.
     mean_nk, var_nk = posteriors(model, Session.open(adata[of_it].copy(), model).counts)
     expected_k = model.axes.position(mean_nk.mean(0, keepdim=True)).numpy()[0]
     total_k = model.axes.position(mean_nk).var(0).numpy() + model.axes.variance(var_nk).mean(0).numpy()
     got = made.obsm["scvae_latent"]
     np.testing.assert_allclose((got.mean(0) - expected_k) / np.sqrt(total_k), 0, atol=0.25)
-    # This holds only approximately: variances along the rotated axes lack their covariances with other axes.
+    # The variances agree only approximately, because posterior variances along rotated axes ignore covariances.
     np.testing.assert_allclose(got.var(0).sum(), total_k.sum(), rtol=0.15)
 
 
@@ -367,7 +367,7 @@ def test_refusals_in_python(adata, model, tmp_path):
         scvae.sample(adata, model, 5, batch_as="average")
     with pytest.raises(DataError, match=r"does not end in \.h5ad"):
         scvae.sample(adata, model, 5, output=tmp_path / "new.txt")
-    with pytest.raises(ConfigError, match="plot compares drawn counts"):
+    with pytest.raises(ConfigError, match="plot needs drawn counts"):
         scvae.sample(adata, model, 5, mean=True, plot=tmp_path / "new.png")
     with pytest.raises(ConfigError, match="groupby was given without group"):
         scvae.sample(adata, model, 5, groupby="cell_type")

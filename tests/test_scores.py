@@ -48,7 +48,7 @@ def scored():
 
 @pytest.fixture(scope="module")
 def made_up(scored):
-    """Cells simulated from the model, with the library sizes of real ones, and their scores."""
+    """Cells simulated from the model with the library sizes of real cells, and the scores of the simulated cells."""
     _, model, scores = scored
     rng = np.random.default_rng(5)
     batch_n = rng.integers(2, size=500)
@@ -178,7 +178,7 @@ def test_planted_noise_has_the_smallest_p_values(scored):
     found = scvae.score(planted, model, **FEW)
     assert set(np.argsort(found.anomaly_p)[: len(rows)]) == set(rows)
     assert found.anomalies(0.05)[rows].all()
-    # The scores of the other cells hardly depend on the cells with which they are scored.
+    # The scores of the unchanged cells hardly differ, although changed cells are scored together with them.
     others = np.delete(np.arange(adata.n_obs), rows)
     assert np.abs(found.anomaly_p - scores.anomaly_p)[others].mean() < 0.03
 

@@ -13,7 +13,7 @@ from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_f
 
 @functools.cache
 def mixture(g: int = 4000, null: float = 0.8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Effects of which most are zero, their estimates, and errors of all sizes."""
+    """Draw effects (most are zero), estimates of the effects, and standard errors of all sizes."""
     rng = np.random.default_rng(3)
     effect_g = np.where(rng.random(g) < null, 0.0, rng.normal(0, 1, g))
     error_g = np.exp(rng.uniform(np.log(0.05), np.log(1.0), g))
@@ -22,7 +22,7 @@ def mixture(g: int = 4000, null: float = 0.8) -> tuple[np.ndarray, np.ndarray, n
 
 @functools.cache
 def fitted() -> ShrunkEffects:
-    """Return their posterior."""
+    """Shrink the estimates of `mixture`."""
     return shrink(*mixture()[1:])
 
 

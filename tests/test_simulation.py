@@ -216,7 +216,7 @@ def test_lineages_share_the_trunk_and_part_after_it():
 def test_gene_curves_do_what_their_pattern_says():
     simulation = small(n_genes=500)
     log_gs = np.log(simulation.varm["true_rho_branch_1"])
-    # Proportions also move with the sum of all genes, which the constant genes show.
+    # The proportion of every gene also changes when other genes change. Constant genes show this common shift.
     constant = (simulation.var["true_pattern"] == "constant").to_numpy()
     shift_s = log_gs[constant].mean(0)
     np.testing.assert_allclose(np.diff(log_gs[constant] - shift_s, axis=1), 0, atol=1e-4)
@@ -343,8 +343,8 @@ def test_blocks_must_cover_every_cell(tmp_path):
 
 @pytest.mark.parametrize("room", [1_000, 60_000, 180_000])
 def test_no_room_is_one_line_and_leaves_nothing(tmp_path, room):
-    # A limit on the size of files, enforced by the system. It is tested in a separate process, because HDF5 may crash
-    # on failed writes, and because the limit would also hold for the test runner.
+    # The system limits the size of files in a separate process, because HDF5 may crash on failed writes, and because
+    # the limit would otherwise hold for the test runner, too.
     script = f"""
 import resource, sys
 from pathlib import Path

@@ -77,7 +77,7 @@ def test_rows_say_what_the_models_say(swept, kept_models, counts):
         assert run.n_latent == model.config.model.n_latent == TINY["n_latent"]
         assert run.epochs == model.facts["epochs"]
         assert model.facts["kept_molecules"] == 0.9
-        # One sample per cell there and 25 samples here, of the same cells.
+        # The training estimates the distortion of the same cells from one sample per cell, the sweep from 25 samples.
         assert run.rate == pytest.approx(model.facts["heldout_kl"], rel=1e-3, abs=1e-4)
         assert run.distortion == pytest.approx(model.facts["heldout_nll"], rel=0.02)
         assert model.config.data.genes is None
@@ -105,7 +105,7 @@ def test_numbers_of_latent_dimensions():
     assert all(run.beta == 1 and run.active_units <= run.n_latent for run in found.runs)
     assert found.suggested >= 3
     assert found.runs[0].excess > 4 * found.runs[0].excess_se
-    # Five dimensions too many cost less than half as much as two dimensions too few.
+    # The loss increases much less with five dimensions too many than with two dimensions too few.
     one, three, eight = found.column("loss")
     assert three - eight < 0.5 * (one - three)
 
@@ -120,7 +120,7 @@ def test_held_out_cells_decide_where_nothing_can_be_withheld(counts):
 
 
 def test_batches_and_few_counts():
-    """Cells that lose all their molecules are removed; the others are predicted in their own batch."""
+    """Cells that lose all their molecules are removed; each remaining cell is predicted in its batch."""
     adata = tree(n_cells=200, n_genes=60, n_batches=2, depth=40)
     some = counts_of(adata, "batch")
     some = some.cells(some.library_n > 0)
@@ -134,7 +134,7 @@ def test_batches_and_few_counts():
 
 def test_the_one_standard_error_rule():
     random = np.random.default_rng(0)
-    cells_n = 100 * random.standard_normal(400)  # a difference that all runs share must not matter
+    cells_n = 100 * random.standard_normal(400)  # differences between cells that all runs share
     more_r = np.array([1.0, 0.0, 0.0, 0.5])
     own_rn = random.standard_normal((4, 400))
     # The losses are equal up to half a standard error of their difference.
@@ -146,7 +146,7 @@ def test_the_one_standard_error_rule():
     assert last == 2
     assert compare(loss_rn, prefer_last=False)[3] == 1
     assert excess_r[best] == error_r[best] == 0
-    # The error is that of the paired difference, not of the losses themselves.
+    # The standard error is computed from paired differences, and not from the losses of the single runs.
     assert (error_r[[0, 3]] < 0.1).all()
     assert error_r[0] == pytest.approx(np.std(loss_rn[0] - loss_rn[best], ddof=1) / 20)
 
@@ -207,7 +207,7 @@ def test_a_training_starts_where_another_ended(counts):
     reached = model.facts["heldout_nll"] + model.facts["heldout_kl"]
     assert abs(warm[0] - reached) < 0.1 * (cold[0] - reached)
     assert min(warm) < reached + 0.02 * (cold[0] - reached)
-    # The model from which the training started has not changed.
+    # The model whose weights started the training has not changed.
     assert all(torch.equal(before[name], tensor) for name, tensor in model.vae.state_dict().items())
 
 
@@ -270,7 +270,7 @@ def test_text_tells_the_suggestion_and_what_to_run_next(bench):
 @pytest.mark.parametrize(
     ("code", "fragment", "options"),
     [
-        (USAGE, "nothing to sweep", []),
+        (USAGE, "no values to sweep", []),
         (USAGE, "both given", ["--beta", "1,2", "--n-latent", "2,3"]),
         (USAGE, "--beta is '0.1,x'", ["--beta", "0.1,x"]),
         (USAGE, "--beta is ''", ["--beta", ""]),

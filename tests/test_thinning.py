@@ -55,7 +55,7 @@ def test_each_molecule_is_kept_with_the_same_probability(counts, share):
     thinned = thin(counts, share=share, seed=3)
     kept, total = int(thinned.kept.matrix.sum()), int(counts.matrix.sum())
     assert binomtest(kept, total, share).pvalue > 1e-3
-    # This holds for each count: of counts of three, 0 to 3 molecules are kept as often as a binomial predicts.
+    # Of counts of three, 0 to 3 molecules are kept as often as a binomial distribution predicts.
     of_three = np.asarray(counts.matrix.todense()) == 3
     kept_of_three = np.asarray(thinned.kept.matrix.todense())[of_three].astype(int)
     expected = binom.pmf(np.arange(4), 3, share) * of_three.sum()
@@ -114,7 +114,7 @@ def test_cells_that_lose_everything_leave_both_parts():
     assert 150 < thinned.kept.n_cells < 300
     assert thinned.kept.filled.all()
     assert thinned.withheld.shape == thinned.kept.matrix.shape
-    # The rows of the two parts are still those of the same cells.
+    # Rows with the same index in the two parts belong to the same cell.
     position = [int(name.removeprefix("cell_")) for name in thinned.kept.cell_names]
     assert np.array_equal(np.asarray((thinned.kept.matrix + thinned.withheld).todense()), matrix[position])
     assert [f"batch_{i % 2}" for i in position] == list(thinned.kept.batch)

@@ -63,7 +63,7 @@ def test_training_leaves_the_callers_random_state_alone(counts):
 
 
 def test_a_new_training_keeps_the_saved_state_of_an_interrupted_one_at_first(counts, tmp_path):
-    """Whoever forgets --resume can still stop the command and use it."""
+    """A user who forgets --resume can still stop the new training and resume the interrupted training."""
     folder = tmp_path / "m.scvae"
     list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: True))
     saved_state = tmp_path / ".m.scvae.partial"
@@ -101,7 +101,7 @@ def test_a_training_interrupted_when_dropout_is_eased_or_after_it_is_resumed_to_
 
 
 def eased_after(events):
-    """The last epoch before the rate falls to less than half at once."""
+    """Return the number of epochs after which the learning rate falls to less than half within one epoch."""
     rates = [event.learning_rate for event in events if isinstance(event, EpochReport)]
     (place,) = (i for i in range(1, len(rates)) if rates[i] < rates[i - 1] / 2)
     return place
@@ -122,7 +122,7 @@ def test_dropout_is_eased_on_the_best_weights(counts, monkeypatch):
     assert on_best_weights
     assert [norm.dropout for _, norm in encoder.hidden.pairs()] == [TINY["encoder_dropout"] / 2]
     assert decoder.first_norm.dropout == TINY["decoder_dropout"] / 2
-    # The recorded options are the requested ones.
+    # The recorded options equal the requested options.
     assert model.config.model.encoder_dropout == TINY["encoder_dropout"]
     seen.clear()
     run(counts, tiny_config(max_epochs=200, patience=1, eased_dropout=1.0))
@@ -204,7 +204,7 @@ def test_dropout_is_eased_once_and_waited_for_as_long():
 
 
 def test_training_for_a_flat_space_is_waited_for_longer():
-    """The recipe does not decide this if the user gives the length."""
+    """A patience that the user gives is not changed by --flat."""
 
     def patience(**options):
         return planned(20, **options).patience

@@ -240,7 +240,7 @@ def test_no_group_hides_another():
     colors = [tuple(np.round(color[:3], 4)) for color in cells.get_facecolors()]
     gray = tuple(np.round(to_rgb(NO_GROUP), 4))
     n_gray = colors.count(gray)
-    # Cells without a group are at the back; the others are mixed: each half of the drawing order has as many of "a".
+    # Cells without a group are drawn first. All other cells are drawn in random order: each half contains as many "a".
     assert set(colors[:n_gray]) == {gray}
     front = colors[n_gray:]
     first = front[: len(front) // 2].count(front[0]) / (len(front) / 2)

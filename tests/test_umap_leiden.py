@@ -63,7 +63,7 @@ def test_a_larger_resolution_gives_more_clusters():
 
 @pytest.mark.slow
 def test_many_neighbors_are_found_with_the_pinned_packages():
-    """pynndescent 0.7.0 fails here, above the number of cells up to which scanpy compares all pairs."""
+    """With pynndescent 0.7.0, the search fails if there are more cells than scanpy compares pair by pair."""
     x, group = blobs(12_000, 5, seed=1)
     found = umap_leiden(x, umap=False, leiden=True, resolution=0.01)
     assert adjusted_rand_score(group, found.cluster_n) == 1

@@ -44,7 +44,7 @@ def test_a_small_population_stands_among_its_own(border):
     assert chosen in core(graph, small)
     shares = np.asarray([share(cell) for cell in small])
     np.testing.assert_array_equal(core(graph, small), small[shares >= 0.9 * shares.max()])
-    # The position is the densest one of the core.
+    # The position is that of the cell of the core with the highest density.
     inner = core(graph, small)
     assert chosen == inner[int(density.log_prob(points(x_nk[inner])).argmax())]
 
@@ -55,7 +55,7 @@ def test_the_position_of_a_large_population_is_its_densest_one(border):
 
 
 def test_outliers_do_not_stand_for_a_population():
-    """The purest cells of a small population are scattered far from everything; others of it border on a large one."""
+    """Most cells of a small population lie next to a large population, and the others are scattered far away."""
     near_nk = np.vstack([clusters([[0.0, 0]], 600, 0.6), clusters([[0.9, 0]], 40, 0.35, seed=1)])
     x_nk = np.vstack([near_nk, clusters([[8.0, 0]], 20, 2.0, seed=2)])
     graph, density, small = graph_of(x_nk), density_of(x_nk), np.arange(600, 660)
@@ -63,7 +63,7 @@ def test_outliers_do_not_stand_for_a_population():
     chosen = densest(graph, density, small)
     assert chosen < 640
     assert float(density.off_manifold(points(x_nk[[chosen]]))) <= 0.9
-    # This population consists of outliers only.
+    # A population may consist of outliers only.
     assert densest(graph, density, np.arange(640, 660)) >= 640
 
 
@@ -100,7 +100,7 @@ def test_candidates_of_a_large_population_are_spread_over_it():
 
 
 def pairs_of(n_start: int, n_end: int, *, n_paths: int, seed: int = 0):
-    """Populations on two noisy lines; pairs of them, and all squared distances."""
+    """Draw pairs of cells from two populations; return all cells, the pairs, the waypoints and squared distances."""
     x_nk = np.vstack([clusters([[0.0, 0]], n_start, 1.0), clusters([[6.0, 1]], n_end, 1.0, seed=1)])
     graph, density = graph_of(x_nk), density_of(x_nk)
     start, end = group("a", np.arange(n_start)), group("b", np.arange(n_start, n_start + n_end))

@@ -82,7 +82,7 @@ def test_signals_wait_for_the_end_of_a_block_and_nest():
         with deferred():
             with deferred():
                 signal.raise_signal(signal.SIGTERM)
-                stop_if_asked()  # a handler that does not end the process is no reason to stop
+                stop_if_asked()  # does not stop, because the handler does not end the process
                 seen.append("inner")
             seen.append("outer")
         assert seen == ["inner", "outer", "handled"]
@@ -157,7 +157,7 @@ def test_a_second_writer_waits_and_then_refuses(tmp_path, monkeypatch):
 
 
 def test_a_second_training_of_one_model_is_refused_before_it_reads_the_counts(copied):
-    """Otherwise both trainings would save their state in one file, and neither could be resumed reliably."""
+    """Two trainings of one model at once would save their states in one file, and could not be resumed reliably."""
     saved_state = copied.model.with_name(f".{copied.model.name}.partial")
     saved_state.write_text("of the first training")
     with only_training(copied.model):
@@ -407,7 +407,7 @@ def test_a_virtual_dataset_needs_its_source(copied, tmp_path):
     arguments = ["embed", copied.data, "-m", copied.model]
     run_well(*arguments)
     source.rename(tmp_path / "elsewhere.h5")
-    refused(copied.data.parent, arguments, DATA, "its source 'source.h5' is missing")
+    refused(copied.data.parent, arguments, DATA, "takes its values from 'source.h5', which is missing")
 
 
 @pytest.mark.parametrize("path", ["X/data", "obs/cell_type/codes"])

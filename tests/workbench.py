@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conftest import Trained
 
 USAGE, DATA, MODEL, DEVICE = 2, 3, 4, 5
-# Arguments that compare one batch of the cells with the other.
+# Arguments of an interpolation from the first batch to the second batch.
 WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
 
 
@@ -30,7 +30,7 @@ class Bench:
         self.data, self.model = copied.data, copied.model
 
     def changed(self, change: Callable[[ad.AnnData], ad.AnnData | None]) -> Path:
-        """Rewrite the data after a change."""
+        """Change the data with a function, and write the data again."""
         adata = ad.read_h5ad(self.data)
         result = change(adata)
         (adata if result is None else result).write_h5ad(self.data)
@@ -49,24 +49,24 @@ class Bench:
         return path
 
     def train(self, *options: object) -> list[object]:
-        """Return arguments that train a model with another name."""
+        """Return arguments of a training whose model gets another name."""
         return ["train", self.data, "-m", self.folder / "other.scvae", *TINY, *options]
 
     def ask(self, verb: str, *options: object) -> list[object]:
-        """Return arguments that ask the model."""
+        """Return arguments of a command with the data and the model."""
         return [verb, self.data, "-m", self.model, *options]
 
     def walk(self, start: str, end: str, *options: object) -> list[object]:
-        """Return arguments that interpolate between groups."""
+        """Return arguments of an interpolation between two groups."""
         return self.ask("interpolate", "--groupby", "cell_type", "--from", start, "--to", end, *options)
 
     def hop(self, start: str, end: str, *options: object) -> list[object]:
-        """Return arguments that interpolate between cells."""
+        """Return arguments of an interpolation between two cells."""
         return self.ask("interpolate", "--from-cell", start, "--to-cell", end, *options)
 
 
 def dropped_rows(adata: ad.AnnData) -> ad.AnnData:
-    """The same data without counts in the first two cells."""
+    """Remove all counts of the first two cells."""
     adata.X = sp.csr_matrix(adata.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
     return adata
 
@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def refused(folder: Path, arguments: list[object], code: int, fragment: str) -> str:
-    """Assert that a command refuses as it should; return the hint."""
+    """Assert that a command refuses its input correctly, and return the hint of the error."""
     before = contents(folder)
     outcome = run_cli(*arguments)
     assert outcome.code == code, outcome

@@ -53,11 +53,11 @@ class Tally:
 
 
 class _Done(BaseException):
-    """All cases were tried; the command of this process does not continue."""
+    """Raised when all cases were tried, so that the parent process does not continue the command."""
 
 
 class _GoOn(BaseException):
-    """This is the fork of a case; it continues the command."""
+    """Raised in the forked process of a case, which continues the command."""
 
 
 def _owner(place: str) -> tuple[Any, str]:
@@ -100,7 +100,7 @@ class Writing:
                     _take_as_read(this)
             return original(this, *args, **kwargs)
 
-        # The forks then have all imported and compiled code that writing needs.
+        # The first run imports and compiles all code, so that the forks need not do so.
         run(self.arguments)
         self.put_back()
         setattr(owner, name, stopped)
@@ -118,14 +118,14 @@ class Writing:
 
 
 def _handle_signals() -> None:
-    """Handle all signals as a command in a terminal does; in the background, some are ignored."""
+    """Handle all signals as a command in a terminal does; a process in the background ignores some signals."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     end_on_signals()
 
 
 def _take_as_read(this: Any) -> None:
-    """The data were restored, so they are another file than the one that was read."""
+    """Accept the restored data file in place of the file that the command has read."""
     store = getattr(getattr(this, "session", None), "store", None)
     if store is not None:
         store._read_as = fingerprint(store.path)
@@ -230,7 +230,7 @@ def killed_trainings(folder: Path, data: Path, kills: int, options: Sequence[str
             if resumed.code != 0 or not model.exists() or _weights(model) != expected:
                 fault = f"killed at {until} of {whole.stops} ({ended.code}): {resumed}"
             elif litter := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
-                # Only the complete model needs no further run; leftover files are removed by the next one.
+                # A complete model may have leftover files beside it, which the next training removes.
                 again = trained("--force")
                 litter = [path.name for path in folder.iterdir() if path.name.startswith(".")]
                 fault = f"litter after {again}: {litter}" if again.code != 0 or litter else None
@@ -247,11 +247,11 @@ def rivals(folder: Path, data: Path, model: Path, rounds: int, writers: int, see
     """Let several processes write one file; each is process 1 of a namespace, and all have the same host name."""
     tally, random_delays = Tally(), random.Random(seed)
     writing = Writing(folder, [])
-    run(["embed", str(data), "-m", str(model)])  # the forks then import nothing
+    run(["embed", str(data), "-m", str(model)])  # imports all modules before the forks
     for number in range(rounds):
         writing.put_back()
         keys = [f"writer{k}" for k in range(writers)]
-        # In every second round, all processes begin at once; in the others, some begin when others have ended.
+        # In every second round, all processes begin at once. In the other rounds, some begin when others have ended.
         delays = [random_delays.random() * 0.5 * (number % 2) for _ in keys]
         running = [_start(data, model, key, delay, folder.parent) for key, delay in zip(keys, delays, strict=True)]
         ended = [_wait(process, errors) for process, errors in running]

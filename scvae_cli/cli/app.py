@@ -22,10 +22,10 @@ from scvae_cli.path_names import name_too_long
 from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
-# Number of new objects after which Python runs a garbage collection, instead of some hundreds or thousands.
+# Number of new objects after which Python runs a garbage collection. Python's default is some hundreds or thousands.
 _GARBAGE = 10_000
-# The class of Typer's usage errors, which older versions of typer take from click, and of which later versions contain
-# a copy.
+# The class of Typer's usage errors. Older versions of Typer take the class from the package click, and later versions
+# contain a copy of the class.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -73,10 +73,7 @@ def _options(
 
 @functools.cache
 def _parser() -> Any:
-    """Build the parsers of all subcommands.
-
-    The parsers are built only once, even if a process runs several commands.
-    """
+    """Build the parsers of all subcommands; later calls in the same process return the same parsers."""
     return typer.main.get_command(app)
 
 
@@ -113,7 +110,8 @@ def main() -> None:
     end_on_signals()
     streams = replace_streams()
     bound_spinning()
-    # Most objects of a command, such as compiled functions, are needed until the command ends, so garbage is rare.
+    # Most objects of a command, such as compiled functions, are needed until the command ends, so garbage collections
+    # find little to free.
     gc.set_threshold(_GARBAGE)
     code = run()
     try:

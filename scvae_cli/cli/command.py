@@ -67,13 +67,13 @@ def _parameters(verb: Verb) -> Iterator[inspect.Parameter]:
         yield from _of(declared)
     if verb.takes_model:
         help = "Model folder to write." if verb.trains else "Folder of the trained model."
-        default = "DATA.scvae beside the data"
+        default = "DATA.scvae next to the data"
         flag = typer.Option("--model", "-m", help=f"{help} \\[default: {default}]", rich_help_panel=INPUT)
         yield _keyword("model", Path | None, flag, None)
     for declared in shown:
         if declared.panel:
             yield from _of(declared)
-    help = "TOML file with options. Options on the command line override those in the file."
+    help = "TOML file with options. Options on the command line override the options in the file."
     yield _keyword("config", Path | None, typer.Option(help=help, metavar="FILE", rich_help_panel=INPUT), None)
     help = "Print the result as one JSON object."
     yield _keyword("json", bool, typer.Option("--json", metavar="", help=help, rich_help_panel=OUTPUT), False)
@@ -87,7 +87,10 @@ def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Paramet
 
 
 def _of(declared: Declared) -> Iterator[inspect.Parameter]:
-    """Yield the Typer parameters of one option: one for each of its `Flag`s, or a single one if it has no `Flag`s."""
+    """Yield the Typer parameters of one option.
+
+    An option that joins several flags, such as --from and --to, has one parameter for each flag.
+    """
     panel = declared.panel or None
     for flag in declared.joined:
         kind = list[str] | None if flag.repeated else str | None

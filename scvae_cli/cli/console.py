@@ -45,7 +45,7 @@ class Console:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Treat the first Ctrl-C, SIGTERM or SIGHUP as a request to stop; a second signal ends the command at once."""
+        """Treat the first signal (Ctrl-C, SIGTERM or SIGHUP) as a request to stop; a second signal ends the command."""
         asked = False
         before: dict[int, Any] = {}
 
@@ -83,7 +83,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, title: str, total: float | None) -> Iterator[Advance]:
-        """Show a progress bar on stderr and remove it when the block ends."""
+        """Show a progress bar on stderr, and remove the bar when the `with` block ends."""
         if self.quiet or not sys.stderr.isatty():
             with silent(title, total) as advance:
                 yield advance

@@ -1,9 +1,9 @@
-"""Standard output and standard error that accept any text and never interrupt a command.
+"""Replacements for standard output and standard error that accept any text and never interrupt a command.
 
-A terminal or pipe may lack characters such as "→", may be closed, or may be full. A command that has finished its work
-must not fail because its last line cannot be printed. Standard output and standard error are therefore replaced by
-streams that store the first error of writing. At the end of the command, `Streams.finish` raises an error if the result
-could not be printed.
+A terminal or pipe may not support characters such as "→", may be closed, or may be full. A command that has finished
+its work must not fail because its last line cannot be printed. Standard output and standard error are therefore
+replaced by streams that store the first error that occurs while text is printed. At the end of the command,
+`Streams.finish` raises an error if the result could not be printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ERRORS = "scvae_plain"
 
 
 class PatientStream(io.RawIOBase):
-    """A stream that stores its first error of writing, instead of raising the error, and discards all later data."""
+    """A stream that stores the first error of a write instead of raising the error, and then discards all data."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class PatientStream(io.RawIOBase):
         return os.isatty(self.descriptor)
 
     def write(self, data: Any) -> int:
-        """Write all data; if this fails, store the error."""
+        """Write all data, and store the error if writing fails."""
         view = memoryview(data).cast("B")
         done = 0
         while self.error is None and done < len(view):
@@ -62,20 +62,20 @@ class PatientStream(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """The replaced standard output of this process.
+    """The stream that replaces the standard output of this process.
 
     Parameters
     ----------
     out
-        The stream that replaces standard output and stores the first error of writing.
+        The stream, which stores the first error of a write.
     """
 
     out: PatientStream
 
     def finish(self) -> None:
-        """Write the buffered output to standard output.
+        """Write the text that is still in the buffer to standard output.
 
-        A pipe whose reader has ended, as in `scvae ... | head`, is not an error.
+        If the program that reads the output has ended, as in `scvae ... | head`, no error is raised.
 
         Raises
         ------
@@ -93,8 +93,9 @@ class Streams:
 def replace_streams() -> Streams:
     """Replace standard output and standard error of this process.
 
-    A stream that is closed is first opened on the null device. If a stream stayed closed, the next file that the
-    command opens would get the number of the stream, and messages would be written into the file.
+    A closed stream is first connected to the null device, which discards all data. Without the null device, the
+    operating system would give the number of the closed stream to a data file, and messages would be written into the
+    data file.
     """
     register_plain_characters()
     for descriptor in range(3):

@@ -4,9 +4,9 @@ A temporary file next to the target is written, flushed to the disk, and renamed
 moment, the target is therefore either the old or the new file. If a killed process leaves its temporary file behind,
 the next write to the same target removes the temporary file.
 
-Temporary files have random names, are created exclusively, and can only be read by their owner until they are complete.
-During a write, signals are delayed (`scvae_cli.interruption`), and other writers of the same target wait
-(`scvae_cli.data.writers_lock`).
+Temporary files have random names, never replace an existing file, and can only be read by their owner until they are
+complete. During a write, signals such as Ctrl-C are delayed (`scvae_cli.interruption`), and other writers of the same
+target wait (`scvae_cli.data.writers_lock`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from scvae_cli.data.writers_lock import locked_by_another, only_writer, stem
 from scvae_cli.errors import DataError, ScvaeError, ScvaeWarning
 from scvae_cli.interruption import deferred, note_written, stop_if_asked
 
-# Device, inode, size, and times of the last modification and status change. A program that edits a file can keep the
-# size and set the modification time back, but not the time of the status change.
+# Five numbers of a file: device, inode, size, time of the last modification and time of the last status change. A
+# program that edits a file can keep the size and set the modification time back, but not the time of the status change.
 Fingerprint = tuple[int, int, int, int, int]
 
 # Request code from linux/fs.h: a copy shares the disk blocks of the source, if the file system supports this.
@@ -47,10 +47,10 @@ def replacing(
 ) -> Iterator[Path]:
     """Context manager that yields a temporary path and renames it to `target` if the `with` block raises no error.
 
-    The `with` block must write to the existing file at the temporary path, and must not replace this file by another
-    one. The new file gets the owner, group, permissions, ACLs and extended attributes of the old file. A warning names
-    the attributes that could not be kept. During the `with` block, signals are deferred, and another process of scvae
-    that writes the same target waits.
+    The `with` block must write to the existing file at the temporary path, and must not replace the file by another
+    one. The new file gets the owner, group, permissions (with access control lists) and extended attributes of the old
+    file. A warning names the attributes that could not be kept. During the `with` block, signals are delayed, and
+    another process of scvae that writes the same target waits.
 
     Parameters
     ----------
@@ -167,8 +167,7 @@ def resolved(path: Path) -> Path:
 
 
 def may_write(path: Path) -> bool:
-    """Whether a file or folder may be changed. The answer is False for a
-    read-only file, even if the superuser runs scvae."""
+    """Whether a file or folder may be changed: False for a read-only file, even if the superuser runs scvae."""
     return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK)
 
 
@@ -184,12 +183,15 @@ def temporary_name(target: Path) -> Path:
 
 
 def orphans(target: Path) -> list[Path]:
-    """Return the temporary files and folders that exist for `target`. The caller must hold `only_writer(target)`."""
+    """Return the temporary files and folders that earlier writes of `target` left behind.
+
+    The caller must hold `only_writer(target)`.
+    """
     return sorted(target.parent.glob(f"{glob.escape(f'.{stem(target)}.scvae-')}*.tmp"))
 
 
 def discard(target: Path) -> None:
-    """Remove a file that was written with `replacing`, and temporary files that killed processes left, if possible."""
+    """Remove a file that was written with `replacing`, and temporary files that killed processes left behind."""
     with contextlib.suppress(OSError, DataError), deferred(), only_writer(target) as locked:
         target.unlink(missing_ok=True)
         if locked:
@@ -206,7 +208,7 @@ def remove_folder(folder: Path, names: Collection[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names of the files in a folder to the disk, if the file system can do this for a folder."""
+    """Wait until the names of the files in a folder are stored on the disk, if the file system supports such a wait."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -225,7 +227,7 @@ def warn_of_lost(target: Path, lost: Collection[str]) -> None:
 
 
 def _temporary(target: Path) -> tuple[Path, int]:
-    """Create a temporary file that only this user can read, and lock it as long as its descriptor is open."""
+    """Create a temporary file that only this user can read; the file is locked until its descriptor is closed."""
     sibling = temporary_name(target)
     descriptor = os.open(sibling, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     locked_by_another(descriptor)
@@ -251,7 +253,7 @@ def _remove_orphans(target: Path) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path, seen: Fingerprint) -> Iterator[int]:
-    """Open a file if it is still in the state `seen`, and lock it against other programs that use HDF5."""
+    """Open a file that still has the fingerprint `seen`, and lock the file so that no HDF5 program writes to it."""
     _check_unchanged(path, seen)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -278,7 +280,7 @@ def _check_unchanged(path: Path, seen: Fingerprint) -> None:
 
 
 def _check_target(target: Path, there: Fingerprint | None, *, force: bool) -> None:
-    """Check that nobody has written the target since the write began."""
+    """Raise a DataError if another program has written the target since this write began."""
     if there is not None:
         _check_unchanged(target, there)
     elif target.exists():
@@ -287,11 +289,11 @@ def _check_target(target: Path, there: Fingerprint | None, *, force: bool) -> No
 
 def _appeared(target: Path, *, force: bool) -> DataError:
     hint = "run the command again" if force else "use --force to replace it, or choose another name"
-    return DataError(f"{target} was created by another program in the meantime; nothing was written", hint)
+    return DataError(f"{target} was created by another program while scvae was working; nothing was written", hint)
 
 
 def _clone(source: int, copy: int) -> None:
-    """Copy an open file into another one. A signal ends the copying."""
+    """Copy the content of an open file into another open file. A signal such as Ctrl-C ends the copying."""
     try:
         fcntl.ioctl(copy, _FICLONE, source)
     except OSError:
@@ -302,7 +304,7 @@ def _clone(source: int, copy: int) -> None:
 
 
 def _finish(descriptor: int, sibling: Path, target: Path, copy_of: Path | None) -> list[str]:
-    """Prepare the temporary file for renaming, and return the properties of the old file that it could not keep."""
+    """Give the temporary file the permissions and attributes of the target; return those that could not be kept."""
     here, there = os.fstat(descriptor), os.stat(sibling, follow_symlinks=False)
     if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
         raise OSError(errno.ESTALE, "another program replaced the temporary file")
@@ -334,5 +336,6 @@ def _put(sibling: Path, target: Path, *, force: bool) -> None:
 
 def _unsynced(target: Path, error: OSError) -> DataError:
     return DataError(
-        f"{target} was written, but the disk reports: {error.strerror}", "check the disk, and the file with scvae info"
+        f"{target} was written, but the disk reports: {error.strerror}",
+        "check the disk, and check the file with scvae info",
     )

@@ -1,7 +1,7 @@
-"""Warnings that covariates are confounded: with other columns of obs, or with each other.
+"""Warnings about covariates that are confounded with other columns of obs, or with each other.
 
-The effects of several covariates are added. If a category of one key occurs only together with one category of another
-key, the data determine only the sum of the two effects.
+The decoder adds the effects of several covariates. If the cells of one category of a batch key (lane 1) all have the
+same category of another batch key (donor A), the data determine only the sum of the effects of the two categories.
 
 Letters in array shapes: n cells, q batch keys, v continuous keys.
 """
@@ -47,7 +47,7 @@ def warn_of_confounding(store: CellStore, counts: Counts, data: DataConfig, warn
 def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
     """Find covariates that have no effect, or whose effects cannot be distinguished.
 
-    Returns a message and a hint for each problem.
+    The result contains a message and a hint for each problem that was found.
     """
     keys, numbers = covariates.batch_keys, covariates.continuous_keys
     code_nq = np.empty(covariates.category_nq.shape, dtype=np.int64)
@@ -68,7 +68,7 @@ def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
                     (
                         f"{int(100 * one.share)}% of the variance of continuous key {number!r} is between the "
                         f"categories of batch key {key!r}",
-                        "the two effects can hardly be distinguished; name only one of the two keys, to remove both",
+                        "the two effects can hardly be distinguished; one of the two keys is enough to correct both",
                     )
                 )
     for i, j in combinations(range(len(numbers)), 2):

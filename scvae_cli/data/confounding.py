@@ -2,16 +2,18 @@
 
 Correcting for the batch also removes differences in a column that is confounded with the batch.
 
-Three relations between the batch B and a column C are found. In the first relation, the batch determines the value of
-C: H(C|B) / H(C) is near 0, where H is the entropy. In the second relation, most of the variance of a numeric column C
-lies between batches: η² is near 1. In the third relation, the value of C determines the batch: H(B|C) / H(B) is near 0.
+The module finds three relations between the batch B and a column C of obs. In the first relation, the batch determines
+the value of C: H(C|B) / H(C) is near 0, where H is the entropy. In the second relation, most of the variance of a
+numeric column C lies between batches: η² is near 1. In the third relation, the value of C determines the batch:
+H(B|C) / H(B) is near 0, where H is the entropy.
 
-If many batches have few cells each, all three relations occur by chance. A column is therefore reported only if its
-values differ much less within batches than after a random assignment of the values to the cells. Formulas give the mean
-and the variance over all random assignments (N. Mantel, Cancer Research 27:209, 1967), so no values need to be
-shuffled.
+If batches have few cells each, a column can be confounded with the batch by chance. A column is therefore reported
+only if its values differ much less within batches than after a random assignment of the values to the cells. The mean
+and the variance over all random assignments are computed with formulas (Mantel, Cancer Research 27:209, 1967), so no
+values are shuffled.
 
-Letters in array shapes: n cells, b batches, c values of a column. The computing time is linear in n.
+Letters in array shapes: n cells, b batches, c values of a column. The computing time is proportional to the number of
+cells.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ _MAX_VALUES, _CELLS_PER_VALUE = 100, 5
 # By Cantelli's inequality, a random column lies seven standard deviations below the mean with a probability of at most
 # 1/50, for any sizes of the batches. In most data, the probability is below one in a million.
 _DEVIATIONS = 7.0
-# A column that has nearly the same order of cells in each batch as the library size is a measure of the library size.
+# If the absolute rank correlation of a column with the library size within batches is above this value, the column is
+# treated as a measure of the library size.
 _REPEATS_LIBRARY = 0.9
 _SHOWN = 5
 
@@ -77,8 +80,8 @@ def confounded_columns(
 ) -> list[Confounded]:
     """Find the columns of obs that are confounded with the batch, the most confounded first.
 
-    Missing values are left out. A column is not reported if it cannot be read, has only one value, or repeats the
-    library size.
+    Missing values are left out. A column is not reported if it cannot be read, has only one value, or is a measure of
+    the library size.
 
     Parameters
     ----------
@@ -87,7 +90,7 @@ def confounded_columns(
     batch, batch_key
         Batch of each cell, shape (n,), and name of the column with the batches.
     library_n
-        Library sizes, shape (n,), to recognize columns that repeat the library size, and to leave out cells without
+        Library sizes, shape (n,), to recognize columns that measure the library size, and to leave out cells without
         counts; None for real numbers.
     without
         Columns that are left out, such as other batch keys.
@@ -270,7 +273,7 @@ def _without_batch_means(x_n: np.ndarray, of_batch_n: np.ndarray, size_b: np.nda
 
 
 def _repeats(number_n: np.ndarray, library_n: np.ndarray, of_batch_n: np.ndarray, size_b: np.ndarray) -> bool:
-    """Whether the numbers have nearly the same order as the library sizes within batches."""
+    """Whether the rank correlation of a column with the library size, within batches, is above 0.9 or below −0.9."""
     from scipy.stats import rankdata
 
     rank_n, library_rank_n = (
@@ -281,7 +284,7 @@ def _repeats(number_n: np.ndarray, library_n: np.ndarray, of_batch_n: np.ndarray
 
 
 def _entropy_left(joint: sp.csr_matrix) -> float:
-    """Return H(column | row) / H(column), where H is the entropy, for a table of cell numbers without empty rows."""
+    """Return H(column | row) / H(column), where H is the entropy, for a contingency table without empty rows."""
     n = joint.data.sum()
     size_row = np.asarray(joint.sum(axis=1)).ravel()
     share_column = np.asarray(joint.sum(axis=0)).ravel() / n
@@ -291,10 +294,9 @@ def _entropy_left(joint: sp.csr_matrix) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _PairSums:
-    """Sums of a symmetric measure over all ordered pairs of different cells.
+    """Sums of f(i, j), a symmetric function of two cells, over all ordered pairs of different cells i and j.
 
-    `total` is the sum of the measure, `squares` is the sum of the squared measure, and `rows` is the sum over cells of
-    (the cell's sum)².
+    `total` is the sum Σ_ij f(i, j), `squares` is the sum Σ_ij f(i, j)², and `rows` is the sum Σ_i (Σ_j f(i, j))².
     """
 
     total: float
@@ -303,7 +305,7 @@ class _PairSums:
 
 
 def _same_group(size: np.ndarray) -> _PairSums:
-    """Sums of the measure that is 1 / (size of the group) for two cells of one group, and 0 for other pairs."""
+    """Return the sums of the function that is 1 / (size of the group) for two cells of one group, and 0 otherwise."""
     return _PairSums(
         total=float((size - 1).sum()),
         squares=float(((size - 1) / size).sum()),
@@ -312,7 +314,7 @@ def _same_group(size: np.ndarray) -> _PairSums:
 
 
 def _is_no_chance(joint: sp.csr_matrix) -> bool:
-    """Whether the cells of one row are in the same column far more often than by chance."""
+    """Whether cells of the same row of a contingency table share a column far more often than by chance."""
     size_row, size_column = (np.asarray(joint.sum(axis=axis)).ravel() for axis in (1, 0))
     n = float(size_row.sum())
     different = n * n - float(np.square(size_column).sum())
@@ -324,14 +326,17 @@ def _is_no_chance(joint: sp.csr_matrix) -> bool:
 
 
 def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums, n: float) -> float:
-    """Return how many standard deviations Σ groups·differences lies below its mean over random assignments of cells.
+    """Return how many standard deviations `observed` lies below its mean over all random assignments of the cells.
 
-    `n` is the number of cells. The result is 0 if all random assignments of the cells give the same sum.
+    For each pair of cells, two functions of the pair are multiplied; `observed` is the sum of the products over all
+    pairs. `groups` and `differences` are the sums of the two functions, and `n` is the number of cells. The result is 0
+    if all random assignments of the cells give the same sum.
     """
     if n < 4:
         return 0.0
     pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
-    # Both measures are centered, so that their totals are 0 and differences of large numbers do not lose precision.
+    # The two functions of a pair are centered, so that their totals are 0. Otherwise, differences of large numbers
+    # would lose precision.
     (squares, rows), (squares_of_differences, rows_of_differences) = (
         (sums.squares - sums.total**2 / pairs, sums.rows - sums.total**2 / n) for sums in (groups, differences)
     )

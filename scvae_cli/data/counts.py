@@ -55,7 +55,7 @@ class Counts:
     Parameters
     ----------
     matrix
-        CSR, float32, without explicit zeros. Raw counts are non-negative integers; real numbers are finite.
+        CSR matrix of float32 without stored zeros. Raw counts are non-negative integers; real numbers are finite.
     cell_names, gene_names, batch
         Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
         With several batch keys, a batch is a combination of their categories.
@@ -63,7 +63,7 @@ class Counts:
         The categories of each cell, and its values of the continuous keys. `covariates` is None if there is at most one
         batch key and no continuous key.
     labels
-        Labels of the cells, for a training with labels; None otherwise.
+        Labels of the cells for a training with labels. `labels` is None for a training without labels.
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
@@ -98,7 +98,10 @@ class Counts:
 
     @property
     def library_n(self) -> np.ndarray:
-        """Library size of each cell: the sum of its counts over all genes, shape (n,), float64; 1 for real numbers."""
+        """Library size of each cell: the sum of its counts over all genes, shape (n,), float64.
+
+        For real numbers, the library size of every cell is set to 1.
+        """
         if self.real:
             return np.ones(self.n_cells)
         return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
@@ -114,7 +117,7 @@ class Counts:
     def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
         """Return the number of cells that express each gene, shape (g,).
 
-        Only the cells whose indices are in `cells` are counted; with None, all cells are counted.
+        Only the cells whose indices are in `cells` are counted. If `cells` is None, all cells are counted.
         """
         seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
         for block in cell_blocks(self.matrix, np.arange(self.n_cells) if cells is None else cells):
@@ -139,13 +142,13 @@ class Counts:
         return replace(self, matrix=matrix, cell_names=names, batch=batch, covariates=covariates, labels=labels)
 
     def with_covariates(self, covariates: CellCovariates) -> Counts:
-        """Return the counts with the batches and the values of the continuous keys of the same cells."""
+        """Return the counts together with the batches and the continuous covariates of the cells."""
         return replace(self, batch=covariates.batch_n, covariates=None if covariates.is_one_batch else covariates)
 
     def genes(self, columns: np.ndarray) -> Counts:
         """Return the counts of some genes, in the order of the given indices.
 
-        If the indices select all genes in their current order, the object itself is returned.
+        If the indices select all genes in their current order, the same `Counts` object is returned.
         """
         if np.array_equal(columns, np.arange(self.n_genes)):
             return self
@@ -161,12 +164,13 @@ def read_counts(
     real: bool = False,
     rounding: Rounding | None = None,
 ) -> Counts:
-    """Read the raw counts or the real numbers of a store.
+    """Read the raw counts or the real numbers of a store (a file or an AnnData).
 
     If `layer` is given, the values are read from this layer. Without `layer`, real numbers are read from X, and raw
     counts are read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. With
-    `rounding`, a matrix with fractions of counts is read if no matrix contains only integers. From raw, only the genes
-    in var_names are read. Features that are not genes according to var["feature_types"] are left out of raw counts.
+    `rounding`, a matrix with fractions of counts is read and rounded if no matrix contains only integers. If the counts
+    are read from raw, only the genes in var_names are read. Features that are not genes according to
+    var["feature_types"] are left out of raw counts.
 
     Raises a DataError if there are no cells or genes, if gene or cell names are not unique or have line breaks, or if
     no matrix contains only raw counts. With `real`, a matrix may contain any finite numbers.
@@ -228,7 +232,7 @@ def types_of_features(store: CellStore) -> FeatureTypes | None:
 def read_rows(
     store: CellStore, source: str, rows: np.ndarray, columns: np.ndarray, *, rounding: Rounding | None = None
 ) -> sp.csr_matrix:
-    """Read some cells and columns of a matrix, which `read_counts` has checked, as CSR.
+    """Read some rows and columns of a matrix as CSR; `read_counts` must have checked the matrix before.
 
     Only the values of the requested columns are held in memory.
 
@@ -283,7 +287,7 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:
-    """Find a value that is not a raw count; return the reason and the index of this value, or None if there is none.
+    """Find a value that is not a raw count; return the reason and the value's index, or None if all are raw counts.
 
     With `real`, the values must be finite and not too large for float32. With `fractions`, the values must be finite
     and not negative. Values very close to a whole number, and negative values very close to 0, are always accepted. The
@@ -367,7 +371,7 @@ def _load(
 
 
 def _tidy(block: sp.csr_matrix) -> sp.csr_matrix:
-    """Convert a block to float32 in canonical format without zeros; the block is copied only if necessary.
+    """Convert a CSR block to float32, with sorted indices and without stored zeros; copy the block only if necessary.
 
     Values that a file stores twice for the same position are added, as scipy and anndata do.
     """

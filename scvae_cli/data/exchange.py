@@ -18,7 +18,7 @@ def exchange(one: Path, other: Path) -> bool:
 
     Returns False, and does nothing, if the system cannot exchange two names in one step.
 
-    Raises an OSError for other failures, for example if permission is denied.
+    Raises an OSError if the exchange fails for another reason, for example because permission is denied.
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

@@ -44,12 +44,12 @@ class FeatureTypes:
 
     @property
     def about(self) -> str | None:
-        """The features that are left out, as text; None if all features are genes."""
+        """Text that lists the types of the features that are left out, or None if all features are genes."""
         return ", ".join(f"{number:,} {kind}" for kind, number in self.left_out.items()) or None
 
 
 def feature_types(types: Sequence[Any] | np.ndarray, title: str) -> FeatureTypes:
-    """Find the genes among features, by the type of each feature. A feature without a type counts as a gene.
+    """Find the genes among features, by the type of each feature. A feature without a type is treated as a gene.
 
     Raises
     ------

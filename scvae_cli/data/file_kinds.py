@@ -1,7 +1,7 @@
 """Recognition of the format of a file by its content, with advice for formats that scvae does not read.
 
-Many files have a misleading name. For example, an AnnData may be called .h5, and a MuData may be called .h5ad. Other
-files are tables, R objects or compressed files.
+Many files have a misleading name. For example, the file of an AnnData may end in .h5, and the file of a MuData may end
+in .h5ad. Text tables, R objects and compressed files are recognized, but scvae does not read them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owner, group, permissions, ACLs and extended attributes of a file that is replaced by a new one."""
+"""Copying of the owner, group, permissions and extended attributes of a file to the new file that replaces it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from scvae_cli.amounts import amount
 
-# The access rights of single users and groups; Linux keeps them as an extended attribute.
+# Extended attribute in which Linux stores the access rights of single users and groups (access control list, ACL).
 _ACL = "system.posix_acl_access"
 
 
 def keep_metadata(descriptor: int, of: Path) -> list[str]:
-    """Copy the owner, permissions and attributes of `of` to an open new file; return those that could not be copied."""
+    """Copy the owner, permissions and attributes of the file `of` to an open file; return what could not be copied."""
     old = of.stat()
     lost = _keep_owner(descriptor, old)
     mode = stat.S_IMODE(old.st_mode)
@@ -34,8 +34,8 @@ def keep_metadata(descriptor: int, of: Path) -> list[str]:
 
 
 def new_file_mode() -> int:
-    """Return the permissions of a new file: reading and writing, as far as the umask of the process allows."""
-    # A process can read its umask only by setting another umask, for which the strictest umask is used.
+    """Return the permissions of a new file: reading and writing, unless a setting of the user (umask) forbids them."""
+    # A process can read its umask only by setting another umask. The strictest umask is therefore set for a moment.
     umask = os.umask(0o777)
     os.umask(umask)
     return 0o666 & ~umask

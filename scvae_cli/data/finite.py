@@ -15,14 +15,14 @@ _GROUPS = ("obs", "var", "obsm", "varm", "layers")
 
 
 def finite_slots(slots: Sequence[Slot]) -> list[Slot]:
-    """Return slots after checking their values; blocks of rows are checked when they are read.
+    """Check the values of slots (elements of an AnnData); blocks of rows are checked when they are read.
 
     Tables of results in uns are not checked, because they may have missing values.
 
     Raises
     ------
     ModelError
-        If a value is infinite, or if it is NaN in a slot that cannot have missing values.
+        If a value is infinite, or if a value is NaN in a slot that cannot have missing values.
     """
     checked = []
     for slot in slots:

@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 
 class ForeignFile(AnnDataStore):
-    """Cells in a format other than .h5ad, which cannot store results.
+    """Cells from a file or folder that is not an .h5ad file, such as a 10x .h5 file.
 
-    Cells and results are written to a new .h5ad file.
+    The cells and their results are written to a new .h5ad file.
 
     Parameters
     ----------
@@ -50,16 +50,17 @@ class ForeignFile(AnnDataStore):
         self.kind = kind
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # an argument of every `CellStore`
-        """Check before a computation that `write` will be possible."""
+        """Check before a computation that `write` will be able to write the results."""
         if output is None:
             raise ConfigError(f"{self.path} is {self.kind}, so results cannot be written into it", "use -o OUT.h5ad")
         if output.resolve() == self.path.resolve():
-            raise ConfigError(f"{output} is the data, and {self.kind}", "choose another name with -o OUT.h5ad")
+            message = f"{output} is the input file, and results cannot be written into {self.kind}"
+            raise ConfigError(message, "choose another file with -o OUT.h5ad")
         check_new_file(output, force=force)
         check_writable(output)
 
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
-        """Write cells and results to `output`, completely or not at all."""
+        """Write cells and results to the new file `output`, completely or not at all."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
         assert output is not None, "the output was checked before"
         self.put(slots)
@@ -76,7 +77,8 @@ def open_store(data: AnnData | Path | str, *, genome: str | None = None, modalit
         An AnnData, or the path of an .h5ad, .h5mu, .zarr or 10x .h5, or of a 10x mtx folder. The format is recognized
         by the content, not by the name.
     genome, modality
-        Genome to read from a 10x .h5, and modality to read from an .h5mu; None if the file has only one.
+        Genome to read from a 10x .h5, and modality to read from an .h5mu; None if the file has only one genome or
+        modality.
 
     Raises
     ------
@@ -162,7 +164,7 @@ def _open_zarr(path: Path, modality: str | None) -> CellStore:
 
 
 def _read(path: Path, what: str, reader: Callable[[], T], hint: str) -> T:
-    """Call a reader and return its result. An exception that is not an error of scvae becomes a DataError."""
+    """Call a function that reads data, and convert every exception that is not an error of scvae to a DataError."""
     try:
         if path.is_file():
             check_all_stored(path)

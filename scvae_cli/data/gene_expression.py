@@ -1,7 +1,7 @@
 """Expression of a few genes, for figures: log1p of normalized counts, as scanpy computes it.
 
-The counts are read in blocks of cells, and only the columns of the requested genes are kept in memory. Genes that the
-model lacks can therefore be shown, too.
+The counts are read from the data, so that figures can also show genes that the model lacks. The counts are read in
+blocks of cells, and only the columns of the requested genes are kept in memory.
 
 Letters in array shapes: n cells of the data, c chosen genes.
 """

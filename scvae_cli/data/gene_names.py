@@ -118,7 +118,7 @@ class GeneNames:
 
 
 def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str] | None = None) -> GeneNames:
-    """Return the names of the genes in the data or in a model.
+    """Return the ids and symbols of the genes in the data or in a model.
 
     Parameters
     ----------

@@ -82,7 +82,7 @@ def select_genes(
 def match_genes(
     counts: Counts, genes: Sequence[str], *, max_missing: float, absent_g: np.ndarray | None = None
 ) -> tuple[Counts, list[str]]:
-    """Select the genes of a model from counts, by name. Genes that are missing in the data are filled in.
+    """Select the genes of a model from counts, by name. Genes that are missing in the data get the values `absent_g`.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[n
 
     If many features vary, only the most variable features are chosen.
 
-    Returns the column indices, and a description of how the features were chosen.
+    Returns the column indices of the chosen features, and a text that says how the features were chosen.
     """
     _, variance_g = moments(counts.matrix, training)
     columns = np.flatnonzero(variance_g > 0)

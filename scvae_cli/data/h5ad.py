@@ -126,7 +126,7 @@ class H5adFile:
                 return None
             refuse_outside(element, self.title)
             if check_stored(element).dtype.kind not in "fiub" or element.shape[:1] != self.cell_names.shape:
-                raise ValueError(f"it has type {element.dtype} and shape {element.shape}")
+                raise ValueError(f"the element has type {element.dtype} and shape {element.shape}")
             return np.asarray(element)
 
     def matrix_genes(self, name: str) -> np.ndarray:
@@ -170,7 +170,7 @@ class H5adFile:
             return value
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
-        """Check before a computation that the file can be written, and that its format is not too old for additions."""
+        """Check before a computation that the file can be written, and that anndata 0.7 or later wrote the file."""
         target = output or self.path
         if resolved(target) != resolved(self.path):
             check_new_file(target, force=force)
@@ -187,7 +187,7 @@ class H5adFile:
             refuse_relative_links(file, resolved(target).parent, self.title)
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
-        """Write results to the file (or to a copy of it at `output`), either all or none."""
+        """Write results to the file, or to a copy of the file at `output`; either all results are written, or none."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
         target = output or self.path
         same = resolved(target) == resolved(self.path)
@@ -211,7 +211,7 @@ class H5adFile:
                 key = text_attribute(frame, "_index") or ("index" if "index" in frame else "_index")
                 names = self._strings(frame[key])
             if np.ndim(names) != 1:
-                raise ValueError(f"it has {amount(np.ndim(names), 'dimension')}")
+                raise ValueError(f"the index has {amount(np.ndim(names), 'dimension')} instead of one")
             return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
@@ -237,10 +237,10 @@ class H5adFile:
         return read_elem(item)
 
     def _categorical(self, codes: h5py.Dataset, categories: h5py.Dataset) -> Any:
-        """Read a categorical column in the format of anndata before 0.8, which stored codes and categories in
-        different places.
+        """Read a categorical column in the format of anndata before 0.8.
 
-        anndata itself can read a data frame in the format before 0.8 only as a whole.
+        The old format stores codes and categories in different places. anndata can read data frames in the old format
+        only as a whole, and not column by column.
         """
         import pandas as pd
 
@@ -313,9 +313,10 @@ def _location(name: str, file: h5py.File) -> str:
 
 
 def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
-    """Read a column of a data frame that anndata before 0.7 wrote as a compound array.
+    """Read a column of a data frame from a file of anndata before 0.7.
 
-    The categories of a categorical column that anndata before 0.7 wrote are in uns.
+    The old format stores a data frame as one array with named fields, and the categories of a categorical column in
+    uns.
     """
     values: np.ndarray = frame[key]
     if categories is not None:

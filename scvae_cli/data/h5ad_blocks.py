@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-# Every HDF5 build supports gzip, but not lzf. Level 1 is fast after the byte shuffle, since most counts need one byte.
+# Every HDF5 build supports gzip, but not lzf. Level 1 is fast: most counts need one byte, and `shuffle` puts the other
+# bytes, which are zero, next to each other.
 FILTERS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 # Number of values in a chunk of a sparse matrix. A chunk contains a few hundred cells, so that reading single cells
 # remains fast.

@@ -1,7 +1,7 @@
 """Writing a new .h5ad file, either from an AnnData or from blocks of rows.
 
-If blocks of rows are written, the whole matrix need not fit in memory.
-The layout of the file is that of anndata, so anndata, scanpy and R can read the file.
+If blocks of rows are written, the whole matrix need not fit in memory. The new file has the format of anndata, so
+anndata, scanpy and R packages can read the file.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def create_h5ad(
 ) -> None:
     """Write a new .h5ad from blocks of rows.
 
-    The file appears only when it is complete. If an error occurs, an existing file of that name is not changed and no
-    other file remains.
+    The file appears only when it is complete. If an error occurs, an existing file of the same name is not changed, and
+    no temporary file remains.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def create_h5ad(
 def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
     """Context manager that writes an AnnData to a new file, which appears if the `with` block raises no error.
 
-    The complete file is written to a temporary path before the block starts, and is renamed after the block. Raises a
-    DataError in the same cases as `create_h5ad`.
+    The complete file is written to a temporary path before the `with` block starts, and is renamed after the block.
+    Raises a DataError in the same cases as `create_h5ad`.
     """
     from anndata.io import write_elem
 

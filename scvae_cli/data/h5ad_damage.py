@@ -1,7 +1,7 @@
 """Detection of damage in an .h5ad file: checks before memory is allocated, and messages for errors of libraries.
 
-A few bytes of a file can declare an array of any size. The checks of this module compare the declared size of an
-element with the number of bytes that are stored.
+A few damaged bytes of a file can declare an array of any size. The checks of this module compare the declared size of
+an element with the number of bytes that are stored.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def reason_of(error: Exception) -> str:
 
 
 def check_stored(item: h5py.Dataset) -> h5py.Dataset:
-    """Return a dataset, or raise a ValueError if its stored bytes are too few for its declared size."""
+    """Return an HDF5 dataset, or raise a ValueError if its stored bytes are too few for its declared size."""
     if not isinstance(item, h5py.Dataset):
         raise ValueError(f"{item.name} is a group, not an array")
     if item.dtype.itemsize > _LONGEST_VALUE:
-        raise ValueError(f"{item.name} declares values of {item.dtype.itemsize:,} bytes each")
+        raise ValueError(f"{item.name} declares values of {item.dtype.itemsize:,} bytes, which is too long")
     declared = item.dtype.itemsize
     for length in item.shape or ():
         declared *= int(length)
@@ -55,9 +55,9 @@ def _factor(item: h5py.Dataset) -> int:
 
 
 def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
-    """Return a dataset after checking that it has one dimension and, if `length` is given, this length.
+    """Return an HDF5 dataset, or raise a ValueError if the dataset is not a vector of `length` values.
 
-    Raises a ValueError for any other dataset.
+    If `length` is None, a vector of any length is accepted.
     """
     shape = check_stored(item).shape
     if shape is None or len(shape) != 1:
@@ -71,8 +71,8 @@ def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
 def check_column(item: Any, length: int) -> None:
     """Check a column of a data frame before anndata reads it.
 
-    The column must be a vector, a categorical or a nullable array. It must hold `length` values, and all values must be
-    numbers or text. Otherwise, a ValueError is raised.
+    Raises a ValueError if the column is not a vector, a categorical or a nullable array, if the column does not have
+    `length` values, or if its values are neither numbers nor text.
     """
     if not isinstance(item, h5py.Group):
         values = check_vector(item, length)
@@ -87,7 +87,10 @@ def check_column(item: Any, length: int) -> None:
 
 
 def text_attribute(item: h5py.Group | h5py.Dataset, name: str) -> str | None:
-    """Return an attribute that must be a text, or None if it does not exist. Raises a ValueError for any other type."""
+    """Return a text attribute of an HDF5 element, or None if the attribute does not exist.
+
+    Raises a ValueError if the attribute is not a text.
+    """
     value = item.attrs.get(name)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"the attribute {name} of {item.name} is not a text")
@@ -95,7 +98,10 @@ def text_attribute(item: h5py.Group | h5py.Dataset, name: str) -> str | None:
 
 
 def keys_of(group: Any) -> list[str]:
-    """Return the names of the elements in a group; raises a ValueError if it is no group, or a name is not UTF-8."""
+    """Return the names of the elements in an HDF5 group.
+
+    Raises a ValueError if `group` is not a group, or if a name is not UTF-8.
+    """
     if not isinstance(group, h5py.Group):
         raise ValueError(f"{group.name} is not a group")
     keys = list(group)
@@ -106,9 +112,9 @@ def keys_of(group: Any) -> list[str]:
 
 
 def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
-    """Return indices or pointers as integers; raises a ValueError if they are not whole numbers.
+    """Return the indices or pointers (indptr) of a sparse matrix as integers.
 
-    Some programs store indices and pointers as floats.
+    Some programs store indices and pointers as floats. Raises a ValueError if the floats are not whole numbers.
     """
     if values.dtype.kind == "i" or (values.dtype.kind == "u" and values.dtype.itemsize < 8):
         return values
@@ -122,6 +128,6 @@ def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # h5py returns bytes that are not UTF-8 as lone surrogates
+    except UnicodeEncodeError:  # h5py returns bytes that are not UTF-8 as invalid characters
         return False
     return True

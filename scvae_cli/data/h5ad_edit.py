@@ -20,12 +20,13 @@ from scvae_cli.data.slots import RowBlocks, Slot
 
 
 def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fingerprint, force: bool = True) -> None:
-    """Write slots to a copy of `source` and save it as `target`, which may be the same file.
+    """Write slots (elements of an AnnData) to a copy of the file `source`, and save the copy as `target`.
 
-    Existing elements with the same names are replaced. The caller must have checked that existing elements and `target`
-    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. `force` says whether
-    an existing file other than `source` may be replaced. If the target cannot be written, the disk is full, or `source`
-    has changed, a DataError is raised and the target is not changed.
+    `source` and `target` may be the same file. Existing elements with the names of the slots are replaced. The caller
+    must have checked that existing elements and `target` may be replaced. `read_as` is the fingerprint (size, times and
+    other numbers) that `source` had when the results were computed. `force` says whether an existing file other than
+    `source` may be replaced. If the target cannot be written, the disk is full, or `source` has changed, a DataError is
+    raised and the target is not changed.
     """
     with (
         replacing(target, copy_of=source, read_as=read_as, force=force) as sibling,
@@ -65,7 +66,7 @@ def _write_column(frame: h5py.Group, slot: Slot) -> None:
 
 
 def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
-    """Return the subgroup `key`, which anndata reads as a dict. The subgroup is created if it does not exist.
+    """Return the HDF5 subgroup `key`, which anndata reads as a dict. The subgroup is created if it does not exist.
 
     An element called `key` that is not a dict is replaced.
     """
@@ -81,8 +82,8 @@ def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
 
 
 def _is_mapping(group: h5py.Group) -> Any:
-    """Whether a group is a dict, and not a data frame or a sparse matrix.
+    """Whether anndata reads an HDF5 group as a dict, and not as a data frame or a sparse matrix.
 
-    Before anndata 0.8, dicts had no encoding-type.
+    In files of anndata before 0.8, dicts have no attribute encoding-type.
     """
     return group.attrs.get("encoding-type", "dict") == "dict"

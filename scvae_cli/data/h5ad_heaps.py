@@ -1,8 +1,8 @@
-"""A check for a kind of damage that makes HDF5 run forever: an object without a size in a heap of texts.
+"""A check for damaged texts in an .h5ad file that would make HDF5 run forever.
 
-HDF5 stores texts of variable length in "global heaps", and goes through a heap from object to object. If the header of
-an object was overwritten by zeros, HDF5 stays at this object forever. This module therefore checks all heaps before
-HDF5 reads them. Large files are not checked, because that would take too long.
+HDF5 stores texts in parts of the file that are called global heaps, and reads the texts of a heap one after the other.
+If the stored size of a text was overwritten by zeros, HDF5 never reaches the next text. The module therefore checks all
+texts of a file before HDF5 reads the texts. Large files are not checked, because the check would take too long.
 
 The layout of a heap is described in the HDF5 File Format Specification, section III.E.
 """
@@ -20,7 +20,7 @@ _OBJECT = struct.Struct("<HH4xQ")
 
 
 def check_heaps(path: Path) -> None:
-    """Raise a ValueError if HDF5 would read a heap of a file without end; files above 32 MiB are not checked."""
+    """Raise a ValueError if damaged texts in a file would make HDF5 run forever; files above 32 MiB are not checked."""
     size = path.stat().st_size
     if not 0 < size <= _MOST_BYTES:
         return
@@ -36,12 +36,12 @@ def _check_heap(content: mmap.mmap, start: int) -> None:
     _, version, length = _HEADER.unpack_from(content, start)
     end = start + length
     if version != _VERSION or end > len(content):
-        return  # HDF5 refuses such a heap, or the bytes are not a heap
+        return  # HDF5 refuses the heap, or the bytes are not a heap
     at = start + _HEADER.size
     while at + _OBJECT.size <= end:
         index, _, size = _OBJECT.unpack_from(content, at)
         # Free space in a heap has the index 0, and its size includes its header.
         step = size if index == 0 else _OBJECT.size + (size + 7) // 8 * 8
         if step == 0:
-            raise ValueError("a heap of texts has an object without a size")
+            raise ValueError("the texts of the file are damaged: a text has no size")
         at += step

@@ -1,8 +1,8 @@
 """Parts of an .h5ad file that lie in other files: external links, virtual datasets and external storage.
 
 When data are read, links to other HDF5 files are followed. Results are never written through a link to another file,
-because only one file can be replaced at once. A link is never replaced by a result. Data in a missing file, and data
-stored as raw bytes outside HDF5, are refused.
+because only one file can be replaced at once. A result never replaces a link. Data in a missing file, and data stored
+as raw bytes outside HDF5, are refused.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _DEEPEST = 6
 
 
 def refuse_outside(item: h5py.Group | h5py.Dataset, title: str) -> None:
-    """Refuse an element, or a group of datasets, whose values are not all in HDF5 files that exist.
+    """Raise a DataError if some values of an element are stored outside HDF5 or in a file that is missing.
 
-    Raises a DataError if a dataset is stored in a raw file, or if a virtual dataset has a missing source, which HDF5
-    reads as fill values.
+    A virtual dataset shows values of other HDF5 files. If one of the other files is missing, HDF5 would silently return
+    fill values.
     """
     for dataset in _datasets(item, _DEEPEST):
         if dataset.external is not None:
@@ -36,15 +36,15 @@ def refuse_outside(item: h5py.Group | h5py.Dataset, title: str) -> None:
             for source in dataset.virtual_sources():
                 if not _has_source(dataset, source.file_name, source.dset_name):
                     raise DataError(
-                        f"{title}: {dataset.name} is a virtual dataset, and its source {source.file_name!r} is missing",
-                        "put the source where the file expects it, or write the file again with anndata",
+                        f"{title}: {dataset.name} takes its values from {source.file_name!r}, which is missing",
+                        "put the missing file into the same folder, or write the data again with anndata",
                     )
 
 
 def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
-    """Refuse to write slots into linked groups, or in place of links.
+    """Raise a DataError if slots would be written into another file through a link, or would replace a link.
 
-    Soft links to groups of the same file are followed.
+    Links to groups of the same file are followed.
     """
     for path in paths:
         parts = path.split("/")
@@ -65,7 +65,7 @@ def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
 
 
 def refuse_relative_links(file: h5py.File, folder: Path, title: str) -> None:
-    """Refuse to copy a file to another folder if relative links in the copy would point to missing files."""
+    """Raise a DataError if relative links in a copy of the file, in another folder, would point to missing files."""
     here = Path(os.fsdecode(file.filename)).resolve().parent
     if folder.resolve() == here:
         return
@@ -119,7 +119,7 @@ def _outside(dataset: h5py.Dataset) -> list[str]:
 
 
 def _has_source(dataset: h5py.Dataset, file_name: str, name: str) -> bool:
-    """Whether the source of a virtual dataset exists, where HDF5 searches for it."""
+    """Whether HDF5 finds the file and the dataset from which a virtual dataset takes its values."""
     if file_name == ".":
         return name in dataset.file
     beside = Path(os.fsdecode(dataset.file.filename)).resolve().parent / file_name

@@ -1,7 +1,7 @@
 """Reading a matrix of an .h5ad file in blocks of rows, whether it is stored as CSR, CSC or dense.
 
-The size of a block does not grow with the size of the matrix. Only the blocks of a very large CSC matrix are larger,
-because the whole matrix is read again for every block.
+The size of a block does not grow with the size of the matrix. Only a very large CSC matrix is read in larger blocks,
+because a CSC matrix must be read completely for every block of rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_PASSES = 16
 
 
 def is_matrix(item: Any) -> bool:
-    """Whether an element is a matrix. The element X of a file without a matrix may be null."""
+    """Whether an element is a matrix. In a file without a matrix, the element X may exist and be null (empty)."""
     if isinstance(item, h5py.Group):
         return "indptr" in item
     return item.shape is not None and len(item.shape) == 2
@@ -67,17 +67,17 @@ def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_m
 
 
 def _pointers(item: h5py.Group, n: int) -> np.ndarray:
-    """Read and check the pointers of a sparse matrix with n rows (CSR) or columns (CSC), shape (n + 1,), int64."""
+    """Read and check the pointers (indptr) of a sparse matrix with n rows (CSR) or n columns (CSC); shape (n + 1,)."""
     stored = len(item["data"])
     check_vector(item["indices"], stored)
     indptr = whole_numbers(check_vector(item["indptr"], n + 1)[:], "indptr").astype(np.int64)
     if indptr[0] != 0 or indptr[-1] > stored or (np.diff(indptr) < 0).any():
-        raise ValueError(f"the pointers of {item.name} do not rise from 0 to the number of its values")
+        raise ValueError(f"the pointers (indptr) of {item.name} do not rise from 0 to the number of its values")
     return indptr
 
 
 def _indices(item: h5py.Group, values: slice, n: int) -> np.ndarray:
-    """Read indices of columns (CSR) or rows (CSC), and raise a ValueError if one of them is not in [0, n)."""
+    """Read indices of columns (CSR) or rows (CSC), and raise a ValueError if an index is not in [0, n)."""
     indices = whole_numbers(item["indices"][values], "indices")
     # scipy's C code does not check indices, and scipy's check_format would read each index twice.
     if len(indices) and not (indices.min() >= 0 and indices.max() < n):
@@ -86,7 +86,7 @@ def _indices(item: h5py.Group, values: slice, n: int) -> np.ndarray:
 
 
 def check_compressed(item: h5py.Group, n_lines: int, n_across: int) -> None:
-    """Check the arrays of a sparse matrix (values, indices, pointers) before anndata loads it without checks.
+    """Check the arrays of a sparse matrix (values, indices, pointers), because anndata loads them without checks.
 
     Parameters
     ----------
@@ -157,14 +157,15 @@ def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored
 
 
 def _segments(indptr: np.ndarray) -> Iterator[slice]:
-    """Split the stored values into consecutive segments."""
+    """Split the stored values of a sparse matrix into consecutive slices of at most `BLOCK_VALUES` values."""
     stored = int(indptr[-1])
     return (slice(start, min(start + BLOCK_VALUES, stored)) for start in range(0, stored, BLOCK_VALUES))
 
 
 def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:
-    """Split the rows into consecutive ranges of at most `n_values` stored values; a longer row gets its own
-    range.
+    """Split the rows into consecutive ranges of at most `n_values` stored values.
+
+    A row with more than `n_values` stored values is a range by itself.
     """
     start = 0
     while start < n_rows:

@@ -1,4 +1,4 @@
-"""Compression filters of HDF5, such as Blosc, that h5py lacks and that the package hdf5plugin adds."""
+"""Compression methods (filters) of HDF5, such as Blosc, that h5py lacks and that the package hdf5plugin adds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES = {
 
 
 def load_filters() -> None:
-    """Load the filters of the package hdf5plugin if it is installed."""
+    """Load the compression filters of the package hdf5plugin, if the package is installed."""
     with contextlib.suppress(ImportError):
         importlib.import_module("hdf5plugin")
 

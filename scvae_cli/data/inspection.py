@@ -1,4 +1,4 @@
-"""Inspection of data before training: their content, and the errors and warnings that training would give."""
+"""Inspection of data before training: what the data contain, and which errors and warnings training would give."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CELLS_AT_MOST = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A problem of the data. A problem of level "refuse" prevents training; one of level "warn" does not."""
+    """A problem of the data. A problem of level "refuse" prevents training; a problem of level "warn" does not."""
 
     level: str
     message: str
@@ -52,7 +52,7 @@ class Inspection:
         Names of all matrices that may contain counts, and the name of the matrix that was read. `counts_source` is None
         if no matrix could be read.
     rounding, notes
-        How fractions of counts were rounded, or None; remarks on what was rounded or left out.
+        How fractions of counts were rounded, or None; and remarks on what was rounded or left out.
     zero_share, median_library
         Fraction of zeros in the matrix, and median library size of the cells. `median_library` is None for real
         numbers.
@@ -103,7 +103,7 @@ def inspect(
 ) -> Inspection:
     """Check data as a training does, but without stopping at the first problem.
 
-    The options have the same meaning as in `read_counts`. Raises a DataError if the file cannot be read.
+    The parameters have the same meaning as in `read_counts`. Raises a DataError if the file cannot be read.
     """
     findings: list[Finding] = []
     seen: dict[str, Any] = {
@@ -192,7 +192,7 @@ def _cell_findings(counts: Counts) -> list[Finding]:
     n_left = counts.n_cells - len(empty)
     if n_left < MIN_TRAINING_CELLS:
         message = f"{amount(n_left, 'cell')} with counts {noun(n_left, 'is', 'are')} too few for training"
-        findings.append(_refuse(message, f"training needs at least {MIN_TRAINING_CELLS} such cells"))
+        findings.append(_refuse(message, f"training needs at least {MIN_TRAINING_CELLS} cells with counts"))
     elif counts.n_cells < FEW_CELLS:
         message = f"{amount(counts.n_cells, 'cell')} are few, so rare populations may be missed"
         findings.append(_warn(message, "training uses a small network, unless --n-latent and --n-hidden are given"))
@@ -208,7 +208,7 @@ def _gene_findings(counts: Counts) -> list[Finding]:
     rare = int((counts.seen_in_g() < MIN_CELLS).sum())
     if counts.n_genes - rare < 2:
         message = f"only {amount(counts.n_genes - rare, 'gene is', 'genes are')} seen in at least {MIN_CELLS} cells"
-        return [_refuse(message, "a model needs at least two such genes")]
+        return [_refuse(message, f"a model needs at least two genes that are seen in {MIN_CELLS} cells")]
     if rare:
         message = f"{amount(rare, 'gene is', 'genes are')} seen in fewer than {MIN_CELLS} cells and will not be modeled"
         return [_warn(message, "use --genes all to model these genes too")]
@@ -222,7 +222,7 @@ def _feature_findings(counts: Counts) -> list[Finding]:
         findings.append(
             _refuse(
                 f"only {amount(varying, 'feature varies', 'features vary')} between cells",
-                "a model needs at least two such features",
+                "a model needs at least two features that vary",
             )
         )
     elif varying < counts.n_genes:
@@ -242,7 +242,7 @@ def _varying(counts: Counts) -> int:
 
 
 def _covariate_findings(covariates: CellCovariates) -> list[Finding]:
-    """Find covariates whose effects cannot be learned, or cannot be distinguished."""
+    """Find covariates whose effects cannot be learned, or cannot be distinguished from each other."""
     findings = []
     for key, value_n in zip(covariates.continuous_keys, covariates.value_nv.T, strict=True):
         if value_n.min() == value_n.max():
@@ -266,5 +266,5 @@ def _batch_findings(batch: np.ndarray, batch_key: str) -> list[Finding]:
         )
     if len(small):
         message = f"{amount(len(small), 'batch has', 'batches have')} fewer than 3 cells, for example {str(small[0])!r}"
-        findings.append(_warn(message, "the effect of such a batch cannot be learned; merge or drop these batches"))
+        findings.append(_warn(message, "a batch effect cannot be learned from so few cells; merge or drop the batches"))
     return findings

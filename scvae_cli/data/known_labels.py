@@ -34,9 +34,11 @@ _USUALLY_NONE = frozenset(
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """The sorted names of the labels, and the index of each cell's label, shape (n,); −1 for cells without a label.
+    """The labels of the cells in a column of obs.
 
-    `values` holds the value of each label if the labels are numbers or booleans; otherwise, `values` is None.
+    `names` are the sorted names of the labels. `code_n` is the index of each cell's label in `names`, shape (n,), or −1
+    for a cell without a label. `values` holds the value of each label if the labels are numbers or booleans; otherwise,
+    `values` is None.
     """
 
     names: tuple[str, ...]
@@ -53,7 +55,7 @@ class KnownLabels:
         return replace(self, code_n=self.code_n[rows])
 
     def ranks(self) -> np.ndarray:
-        """Return the rank of each label when the labels are sorted by their first cell, shape (c,).
+        """Return the rank of each label when the labels are sorted by the position of their first cell, shape (c,).
 
         The ranks do not change if labels are renamed or listed in another order.
         """
@@ -64,7 +66,7 @@ class KnownLabels:
 
 
 def hidden_from_training(cell_names: np.ndarray, seed: int) -> np.ndarray:
-    """Return a mask of the cells whose labels a training with this seed does not use, shape (n,).
+    """Return a mask of the cells whose labels are hidden from a training with the random seed `seed`, shape (n,).
 
     Whether a label is hidden depends only on the name of the cell and on the seed, so later commands can find out which
     labels were hidden.
@@ -83,7 +85,7 @@ def known_labels(
     kept: np.ndarray | None = None,
     key_added: str = DEFAULT_KEY,
 ) -> KnownLabels:
-    """Read the known labels of the cells of a store.
+    """Read the known labels of the cells of a file or AnnData.
 
     Parameters
     ----------
@@ -140,13 +142,16 @@ def known_labels(
 
 
 def annotated_columns(store: CellStore, key_added: str) -> set[str]:
-    """Return the columns of obs that an earlier `annotate` wrote; messages do not suggest them as known labels."""
+    """Return the columns of obs that an earlier `scvae annotate` wrote; messages do not suggest these columns."""
     record = read_runs(store, key_added).get("annotate", {})
     return {path.removeprefix("obs/") for path in record.get("slots", []) if path.startswith("obs/")}
 
 
 def in_order(store: CellStore, key: str, present: list[str]) -> tuple[str, ...]:
-    """Sort labels like the categories of the column; without categories, by their numbers or alphabetically."""
+    """Sort labels in the order of the categories of their column.
+
+    If the column has no categories, the labels are sorted by their numbers or alphabetically.
+    """
     categories = store.obs_categories(key)
     if categories is not None:
         known = set(present)
@@ -205,7 +210,7 @@ def values_by_label(column: np.ndarray, names: Sequence[str]) -> np.ndarray | No
     >>> values_by_label(np.array(["2", "1"], dtype=object), ["1", "2"]) is None
     True
     """
-    import pandas as pd  # only here: it takes time to import
+    import pandas as pd  # pandas is imported only here, because the import takes time
 
     found: dict[str | None, Any] = {}
     for value in pd.unique(column):

@@ -41,9 +41,11 @@ def labels_of(values: Any) -> np.ndarray:
 
 
 def values_of(column: Any) -> np.ndarray:
-    """Return a column of a data frame as an array; a missing value is NaN in a column of floats, and None in others.
+    """Return a column of a data frame as an array.
 
-    Integers and booleans keep their type even if some values are missing.
+    Missing values become NaN in a column of floats, and None in any other column.
+
+    Integers and booleans keep their type, even if other values of the column are missing.
     """
     if isinstance(column, np.ndarray):
         return column
@@ -112,9 +114,10 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 
 
 def in_natural_order(labels: Collection[str]) -> list[str] | None:
-    """Sort labels that are numbers, or that differ only in one number or range of numbers; return None for others.
+    """Sort labels that are numbers, or that differ only in one number or range of numbers; otherwise return None.
 
-    A number in a label has no sign, because a hyphen may mean "to". Dates have three numbers and are not sorted.
+    A hyphen between two numbers, as in "80-100", is not read as a minus sign. Dates have three numbers and are not
+    sorted.
 
     >>> in_natural_order(["10", "9", "-1"]), in_natural_order(["E10", "E9.5"]), in_natural_order(["day 3", "day 12"])
     (['-1', '9', '10'], ['E9.5', 'E10'], ['day 3', 'day 12'])
@@ -158,7 +161,10 @@ def _number_given(label: str) -> float | None:
 
 
 def _number_of_label(label: str) -> float | None:
-    """Return the number of a label that is written as Python prints it ("1", "1.0", "True"); None for "1E2" or "01"."""
+    """Return the number of a label that is written as Python prints a number or boolean ("1", "1.0", "True").
+
+    The result is None for other labels, such as "1E2" or "01".
+    """
     if label in ("True", "False"):
         return int(label == "True")
     number = _parsed(label)

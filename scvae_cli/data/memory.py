@@ -103,7 +103,7 @@ class AnnDataStore:
         else:
             matrix = self.adata.X
         if sp.issparse(matrix):
-            # Only float16 is converted. scipy can compute with sparse booleans, and converting them would need a copy.
+            # Only float16 is converted. scipy can compute with sparse booleans, and a conversion would need a copy.
             yield sp.csr_matrix(matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix)
             return
         matrix = np.asarray(matrix)

@@ -14,7 +14,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-# Number of cells gathered at once for a shuffled pass: large enough that the overhead of gathering is negligible.
+# Number of cells that are collected at once in a pass over shuffled cells. With this number, the overhead of collecting
+# the cells is negligible.
 GATHERED_CELLS = 4096
 
 
@@ -82,9 +83,9 @@ class Minibatch:
 class CellTable:
     """Counts from which minibatches are taken.
 
-    If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are gathered there. If the
-    matrix does not fit, several thousand rows at a time are gathered on the CPU, and minibatches are consecutive parts
-    of these rows.
+    If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are taken from the copy. If the
+    matrix does not fit, several thousand rows at a time are collected on the CPU, copied to the GPU and split into
+    minibatches.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ class CellTable:
     real
         Whether the values are real numbers; the library size of every cell is then 1.
     label_n
-        Index of the label of each row, −1 for rows without one; None if no labels are known.
+        Index of the label of each row, −1 for rows without a label; None if no labels are known.
 
     Attributes
     ----------
@@ -128,11 +129,11 @@ class CellTable:
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
-        # Pinning the whole matrix would need a second copy of the matrix in the memory of the CPU.
+        # Pinned memory, from which copies to a GPU are faster, would need a second copy of the matrix on the CPU.
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
-        """Return a table of other rows of the same matrix; both tables share the copy of the matrix on the device."""
+        """Return a table of other cells of the same matrix; the two tables share one copy of the matrix on the GPU."""
         other = copy.copy(self)
         other._choose(cells)
         return other
@@ -144,7 +145,7 @@ class CellTable:
         self.label_n = None if self._label_of_rows is None else self._label_of_rows[cells]
 
     def rows_of(self, cells: np.ndarray) -> np.ndarray:
-        """Return the row indices, in the matrix, of some cells of the table; the array `cells` may have any shape."""
+        """Convert indices of cells in the table to row indices in the matrix; `cells` may have any shape."""
         rows: np.ndarray = self._cells[cells]
         return rows
 
@@ -162,13 +163,13 @@ class CellTable:
         return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over all cells in order. Each item has the indices of at most `size` cells and their minibatch."""
+        """Iterate over all cells in order. Each item is a pair: indices of at most `size` cells, and a minibatch."""
         for start in range(0, self.n_cells, size):
             rows = np.arange(start, min(start + size, self.n_cells))
             yield rows, self.take(rows)
 
     def in_batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over cells in a given order. Each item has the indices of at most `size` cells and their minibatch.
+        """Iterate over cells in the given order. Each item is a pair: indices of at most `size` cells, and a minibatch.
 
         All minibatches have nearly the same size.
         """
@@ -222,7 +223,7 @@ class CellTable:
     def _to_device(self, values: np.ndarray, *, pinned: bool = True) -> Tensor:
         tensor = torch.from_numpy(values)
         if pinned and self.device.type == "cuda":
-            # Copies from pinned memory run in parallel with the computations of the device.
+            # Copies from pinned memory, which a GPU can read directly, run in parallel with computations of the GPU.
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
@@ -251,7 +252,7 @@ def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
 def even_batches(order: np.ndarray, size: int) -> list[np.ndarray]:
     """Split a sequence of cells, in order, into minibatches of nearly equal size, with at most `size` cells each.
 
-    The last minibatch is therefore never much smaller than the others.
+    The last minibatch is never much smaller than the other minibatches.
 
     >>> [len(batch) for batch in even_batches(np.arange(129), 64)]
     [43, 43, 43]

@@ -1,4 +1,4 @@
-"""Reading one modality of a MuData, which holds an AnnData for each modality of the same cells (.h5mu)."""
+"""Reading one modality of a MuData file (.h5mu), which contains an AnnData for each modality of the same cells."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 
 def read_modality(path: Path, modality: str | None) -> tuple[AnnData, str]:
-    """Read a modality of a file, and return it with its name. Columns of obs that all modalities share are added.
+    """Read a modality of a MuData file; return the modality as an AnnData, and the name of the modality.
+
+    Columns in the obs of the MuData that belong to no single modality are added to the obs of the AnnData.
 
     Raises
     ------
     DataError
-        If the modality does not exist. If a modality must be chosen, the error is a ChoiceError.
+        If the modality does not exist. If the file has several modalities and `modality` is None, the error is a
+        ChoiceError.
     """
     from anndata.io import read_elem
 
@@ -39,7 +42,8 @@ def read_modality(path: Path, modality: str | None) -> tuple[AnnData, str]:
 def choose_modality(path: Path, names: Sequence[str], modality: str | None) -> str:
     """Return the name of the modality to read, among the modalities of a file.
 
-    Raises a DataError if the modality does not exist, and a ChoiceError if there are several and none was chosen.
+    Raises a DataError if the modality does not exist. Raises a ChoiceError if the file has several modalities and
+    `modality` is None.
     """
     if modality is None and len(names) == 1:
         return names[0]

@@ -42,7 +42,7 @@ def obs_values(
 ) -> np.ndarray:
     """Read a column of obs.
 
-    If the column does not exist, raises a DataError, whose hint lists the columns that the option `purpose` can take.
+    Raises a DataError if the column does not exist. The hint lists the columns that the option `purpose` accepts.
     Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True, and columns
     in `without` are never listed.
     """

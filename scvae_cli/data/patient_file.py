@@ -1,4 +1,4 @@
-"""Opening an HDF5 file for writing so that a full disk, or any other exception, causes an error and not a crash."""
+"""Writing an HDF5 file so that a full disk, or any other problem, raises a Python error and does not crash HDF5."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Block = TypeVar("Block")
 class PatientFile(io.FileIO):
     """A file that stores the errors of its operations and raises them after HDF5 has closed the file.
 
-    HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
-    segmentation fault. HDF5 calls the functions of this class. If a function of this class raised an exception, HDF5
-    would ignore the exception and leave a wrong file. Data that cannot be written are therefore kept in memory, HDF5
-    closes the file normally, and `check` then raises the error. The data in memory are at most the rest of one block
-    and the caches of HDF5. If `new` is True, an empty file is created; otherwise an existing file is opened.
+    HDF5 cannot handle a failed write: closing the file then also fails, with a page of messages and sometimes a crash.
+    HDF5 calls the functions of this class. If a function of this class raised an exception, HDF5 would ignore the
+    exception and leave a wrong file. Data that cannot be written are therefore kept in memory, HDF5 closes the file
+    normally, and `check` then raises the error. At most the rest of one block and the caches of HDF5 are kept in
+    memory. If `new` is True, an empty file is created; otherwise an existing file is opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -32,7 +32,7 @@ class PatientFile(io.FileIO):
         self._late: list[tuple[int, bytes]] = []
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position; an error is stored and raised later."""
+        """Move to a position in the file; an error is stored and raised later."""
         try:
             return super().seek(position, whence)
         except BaseException as error:
@@ -40,7 +40,7 @@ class PatientFile(io.FileIO):
             return position
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, or keep it in memory if that is not possible."""
+        """Write `data` to the file, or keep `data` in memory if writing fails."""
         view = memoryview(data).cast("B")
         start, done = self.tell(), 0
         while self._error is None and done < len(view):
@@ -54,7 +54,7 @@ class PatientFile(io.FileIO):
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with data that were written to the file or kept in memory; an error is raised later."""
+        """Fill the buffer with data from the file or from memory; an error is stored and raised later."""
         view = memoryview(buffer).cast("B")
         start, done = self.tell(), 0
         try:
@@ -78,7 +78,7 @@ class PatientFile(io.FileIO):
             return self.tell() if size is None else size
 
     def flush(self) -> None:
-        """Do nothing, because the file has no buffer, and because HDF5 must not see an error."""
+        """Do nothing, because the file has no buffer, and because an error must not reach HDF5."""
 
     def check(self) -> None:
         """Raise the stored error, if there is one."""
@@ -86,7 +86,7 @@ class PatientFile(io.FileIO):
             raise self._error
 
     def watch(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Yield the given blocks; before each block, raise the stored error, or stop if a signal has arrived."""
+        """Yield the given blocks; before each block, raise a stored error, or stop if Ctrl-C was pressed."""
         for block in blocks:
             self.check()
             stop_if_asked()
@@ -95,7 +95,7 @@ class PatientFile(io.FileIO):
 
 @contextmanager
 def open_to_write(path: Path, *, new: bool) -> Iterator[tuple[h5py.File, PatientFile]]:
-    """Context manager that opens an HDF5 file for writing, and raises stored errors after closing the file.
+    """Context manager that opens an HDF5 file for writing, and raises errors of writing after closing the file.
 
     Raises an OSError if the file could not be written, for example because the disk is full.
     """

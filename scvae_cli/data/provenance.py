@@ -23,9 +23,10 @@ def provenance(
 ) -> Slot:
     """Create the record of one run of a command. The record lists all slots that the run writes.
 
-    Slots that an earlier run of the same name wrote, and that this run does not replace, are listed separately, each
-    with the hash of the model that gave the old result. A warning names the slots with old results, because users could
-    mistake old results for results of this run. `store` is None if the slots are written to a new file.
+    An earlier run of the same name may have written slots that this run does not replace. The record lists the slots
+    with old results separately, each with the hash of the model that gave the old result. A warning names the slots
+    with old results, because users could mistake old results for results of this run. `store` is None if the slots are
+    written to a new file.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}
@@ -46,15 +47,15 @@ def _plain(value: object) -> object:
     """Convert numpy's numbers, which a Python caller may pass as options, to Python's numbers."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"a record cannot contain a {type(value).__name__}")
+    raise TypeError(f"the record of a result cannot contain a {type(value).__name__}")
 
 
-# Entries that every record of scvae has. A value that lacks one of these entries was written by the user.
+# Entries that every record of scvae has. If a value in uns lacks one of these entries, the user wrote the value.
 _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": str, "device": str}
 
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
-    """Return the records of all runs that the data contain under `key_added`, by the name of the run."""
+    """Return the records of all runs in uns[key_added] of the data, as a dict from the name of a run to its record."""
     folder = f"{key_added}/runs"
     runs = {}
     for name in store.existing(f"uns/{folder}"):
@@ -77,7 +78,7 @@ def _is_record(value: Any) -> bool:
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
-    """Raise a DataError if an element that scvae did not write would be overwritten; the error names this element.
+    """Raise a DataError if an element that scvae did not write would be overwritten; the error names the element.
 
     An element counts as written by scvae if the record of a run under the same `key_added` lists the element. `paths`
     are the paths (`Slot.path`) of the slots that will be written.
@@ -98,7 +99,7 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
 def refuse_another(
     store: CellStore, paths: Sequence[str], names: SlotNames, *, run: str, made_of: dict[str, Any] | None = None
 ) -> None:
-    """Raise a DataError if the new run would replace another trajectory, optimization or ordering in the same slots.
+    """Raise a DataError if a new run would replace a different result, such as a trajectory between other groups.
 
     The error is raised if earlier runs wrote some of the slots, and none of these runs has the same command, name and
     options as the new run.

@@ -96,7 +96,7 @@ class Rounder:
 
     @property
     def about(self) -> str | None:
-        """Description of what was rounded, as text; None if all values were whole numbers."""
+        """Text that says how values were rounded, or None if all values were whole numbers."""
         if self.farthest == 0:
             return None
         if self.how is None:
@@ -120,7 +120,7 @@ class Rounder:
 def sign_of_normalization(block: sp.csr_matrix) -> str | None:
     """Look for signs that values are normalized counts and not fractions of counts.
 
-    Returns a description of the sign that was found, or None.
+    Returns a text that describes the sign, or None if no sign was found.
 
     One sign of a normalization is that all cells have the same total, before or after a logarithm is undone. Another
     sign of a normalization is that all values of a cell are multiples of one number (the value of a single molecule),
@@ -153,7 +153,7 @@ def sign_of_normalization(block: sp.csr_matrix) -> str | None:
 
 
 def _rows_of(block: sp.csr_matrix) -> Iterator[np.ndarray]:
-    """Yield the positive values of some cells."""
+    """Yield the positive values of each of the first 200 cells that have at least five values."""
     lengths = np.diff(block.indptr)
     for row in np.flatnonzero(lengths >= _FEWEST_VALUES)[:_EXAMINED_CELLS]:
         values = block.data[block.indptr[row] : block.indptr[row + 1]]
@@ -163,7 +163,10 @@ def _rows_of(block: sp.csr_matrix) -> Iterator[np.ndarray]:
 
 
 def _unit(values: np.ndarray) -> float:
-    """Return the smallest value or difference of values, which is the value of a molecule in a normalized cell."""
+    """Return the smallest of all values and differences between values of a cell.
+
+    In a normalized cell, the smallest value or difference is the value of a single molecule.
+    """
     ordered = np.sort(values)
     steps = np.diff(ordered)
     # Differences below 1e-5 of a value are rounding errors of float32.
@@ -191,7 +194,7 @@ def _hashes(names: np.ndarray) -> np.ndarray:
 
 
 def _uniform(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return a number from 0 to below 1 for each pair of hashes (finalizer of SplitMix64, Steele et al. 2014)."""
+    """Return a pseudorandom number from 0 to below 1 for each pair of hashes (SplitMix64, Steele et al. 2014)."""
     mixed = left + np.uint64(0x9E3779B97F4A7C15) * right
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

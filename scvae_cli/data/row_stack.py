@@ -17,8 +17,8 @@ class RowStack:
     """A CSR matrix of float32 that is assembled from blocks of rows.
 
     scipy's vstack needs memory for all blocks and for the result. With vstack, the process may also keep the memory of
-    small blocks that were freed. This class stores the values in large arrays, and each array is freed as soon as it
-    has been copied.
+    small blocks that were freed. `RowStack` stores the values in large arrays, and each array is freed as soon as it
+    has been copied into the result.
     """
 
     def __init__(self, n_columns: int) -> None:

@@ -1,8 +1,8 @@
 """The cells of many minibatches (a segment), stored on a device so that training steps need no data from the CPU.
 
-A training step may be recorded (as a CUDA graph) and replayed, which requires that all minibatches have the same memory
-addresses and shapes. The memory is therefore allocated once, and reused for every segment. Short minibatches are padded
-with cells of weight zero.
+A training step may be recorded on a GPU (as a CUDA graph) and repeated for every minibatch. Repeating a recorded step
+requires that all minibatches have the same memory addresses and shapes. The memory of a segment is therefore allocated
+once, and reused for every segment. Short minibatches are padded with cells of weight zero.
 
 Letters in array shapes: s minibatches of a segment, n cells of a minibatch, g genes, j positions for the nonzero counts
 of a cell.
@@ -36,10 +36,10 @@ class DenseCells(NamedTuple):
 
 
 class Segment:
-    """Device memory for `size` minibatches, each with `n_cells` cells of a table.
+    """Memory on a device, such as a GPU, for `size` minibatches with `n_cells` cells each.
 
     If the matrix of the table is on the device, cells are read from this matrix. If the matrix is not on the device,
-    the rows of a segment are copied from pinned memory while the device processes the previous segment.
+    the rows of a segment are copied to the device while the device processes the previous segment.
     """
 
     def __init__(self, table: CellTable, size: int, n_cells: int) -> None:
@@ -68,7 +68,7 @@ class Segment:
             self._nonzeros = table.resident
 
     def fill(self, batches: Sequence[np.ndarray]) -> None:
-        """Store at most `size` minibatches of at most `n_cells` cells; `batches` has the indices of their cells."""
+        """Store at most `size` minibatches of at most `n_cells` cells; `batches` contains the indices of the cells."""
         n = self._row_sn.shape[1]
         # Each minibatch is padded with its first cell.
         cell_sn = np.stack([np.concatenate([cells, np.repeat(cells[:1], n - len(cells))]) for cells in batches])
@@ -92,16 +92,16 @@ class Segment:
     def send_in_turn(self) -> None:
         """From now on, copy data between training steps, and not in parallel with the steps.
 
-        Call this method after the recording of a step has failed. After a failed recording, torch may assume that the
-        recording is still active, and does not free memory that two streams have used.
+        Call this method after the recording of a step has failed. After a failed recording, torch may fail to free
+        memory that two streams (queues of GPU operations) have used.
         """
         self._side = None
 
     def send(self, room: Tensor, values: np.ndarray) -> None:
-        """Copy values to the first rows of a tensor on the device, after all operations that were queued before."""
+        """Copy values to the first rows of a tensor on the device, after all earlier operations of the device."""
         arriving = torch.from_numpy(np.ascontiguousarray(values))
         if self._side is not None:
-            # In a separate stream, the copy runs in parallel with the current steps.
+            # In a separate stream (queue of GPU operations), the copy runs in parallel with the current steps.
             with torch.cuda.stream(self._side):
                 arriving = arriving.pin_memory().to(room.device, non_blocking=True)
             now = torch.cuda.current_stream(room.device)
@@ -119,15 +119,15 @@ class Segment:
 
 
 def _room(batch_n: np.ndarray, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Return memory for the batches or labels of all cells of a segment: indices, or rows of a design matrix."""
+    """Allocate a tensor for the batches or labels of all cells of a segment: indices, or rows of a design matrix."""
     return torch.zeros((*shape, *batch_n.shape[1:]), dtype=torch.as_tensor(batch_n[:0]).dtype, device=device)
 
 
 def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) -> Tensor:
     """Return the rows `row_n` of sparse counts as a dense matrix, n × g.
 
-    The shapes of all arrays depend only on the length of `row_n`, so that the operations can be recorded and replayed.
-    `longest` is the largest number of nonzero counts in a row.
+    The shapes of all arrays depend only on the length of `row_n`, so that a GPU can record the operations and repeat
+    them for other rows. `longest` is the largest number of nonzero counts in a row.
     """
     start_n1 = nonzeros.row_start[row_n].unsqueeze(1)
     length_n1 = nonzeros.row_start[row_n + 1].unsqueeze(1) - start_n1

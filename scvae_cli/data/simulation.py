@@ -1,19 +1,20 @@
 """Simulated counts of a branching differentiation with known ground truth.
 
 Cells differentiate along a trunk that splits into branches. The expression of every gene follows a curve over
-pseudotime, every batch shifts the genes, every cell has a library size, and the counts are zero-inflated negative
-binomial:
+pseudotime. Every batch shifts the expression of the genes, and every cell has a library size. The counts x_ng follow a
+zero-inflated negative binomial (NB) distribution:
 
-    μ_ng = ℓ_n · ρ_g(t_n, lineage_n) · exp(e_{g, batch_n})
-    x_ng = 0 with probability π_g, otherwise NB(mean μ_ng, inverse dispersion θ_g)
+    μ_ng = ℓ_n · ρ_g(t_n, lineage_n) · exp(e_{g, batch_n}),
+    x_ng = 0 with probability π_g, otherwise NB(mean μ_ng, inverse dispersion θ_g).
 
-Here t_n, lineage_n, batch_n and ℓ_n are the pseudotime, the lineage, the batch and the library size of cell n. ρ_g is
-the proportion of gene g at a pseudotime along a lineage, e is the batch effect, and π_g is the probability of zero
-inflation. The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear between
-grid points. The piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is the
-expected library size before batch effects and zero inflation.
+In the formulas, t_n, lineage_n, batch_n and ℓ_n are the pseudotime, the lineage, the batch and the library size of cell
+n. The proportion of gene g at a pseudotime along a lineage is ρ_g, the batch effect is e, and the probability of zero
+inflation is π_g. The expected count of gene g in cell n is (1 − π_g) μ_ng. The proportions ρ_g are defined on a grid of
+pseudotimes and are linear between grid points. The piecewise linear ρ_g is the exact ground truth, not an
+approximation. The proportions of all genes sum to 1, so ℓ_n is the expected library size before batch effects and zero
+inflation.
 
-Array names carry their shape: n cells, g genes, b batches, s grid steps.
+Letters in array shapes: n cells, g genes, b batches, s grid steps.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ class Simulation:
     uns: dict[str, Any]
 
     def blocks(self, rows: int = 4096) -> Iterator[sp.csr_matrix]:
-        """Draw the counts, in order, as float32 CSR blocks of `rows` cells; the last block may be smaller.
+        """Draw the counts in the order of the cells, as CSR blocks of `rows` cells; the last block may be smaller.
 
-        The counts do not depend on `rows` and are the same in each call. Indices are sorted and no zeros are stored.
+        The counts (float32) do not depend on `rows` and are the same in each call. The column indices of each block are
+        sorted, and no zeros are stored.
         """
         waiting: list[sp.csr_matrix] = []
         n_waiting = 0
@@ -103,7 +105,7 @@ class Simulation:
             yield sp.vstack(waiting, format="csr")
 
     def true_mean_blocks(self, rows: int = 4096) -> Iterator[FloatArray]:
-        """Compute μ as dense float32 blocks of shape (rows, g); the cells are in the same order as in `blocks`."""
+        """Compute the true means μ as dense float32 blocks of shape (rows, g), in the same order as `blocks`."""
         curves = _Curves(self.varm)
         for start in range(0, self.config.n_cells, rows):
             yield curves.mean(self.obs.iloc[start : start + rows])
@@ -117,8 +119,8 @@ class Simulation:
 def simulate(config: SimulationConfig) -> Simulation:
     """Create the cells, the genes and their ground truth.
 
-    The counts are drawn later, by `Simulation.blocks`. The memory therefore grows with the number of cells plus the
-    number of genes, not with the product of the two numbers.
+    The counts are drawn later, by `Simulation.blocks`. The memory needed therefore grows with the number of cells plus
+    the number of genes, not with the product of the two numbers.
 
     >>> simulation = simulate(SimulationConfig(n_cells=5, n_genes=20, seed=1))
     >>> next(simulation.blocks()).shape
@@ -158,7 +160,7 @@ def _refuse_too_large(config: SimulationConfig) -> None:
 
 
 def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
-    """Compute the true means μ of cells of a simulation; the same code computes the means from which counts are drawn.
+    """Compute the true means μ from which the counts of simulated cells are drawn.
 
     Parameters
     ----------
@@ -180,16 +182,16 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
 def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
     """Convert names such as "batch_3" to numbers from 0, such as 2.
 
-    Categorical codes are not used, because they change if a subset of the cells lacks some categories.
+    The codes of a pandas Categorical are not used, because the codes change if a subset of the cells lacks categories.
     """
     values = pd.Categorical(labels)
-    # On the trunk all lineages are equal, so the first one is used.
+    # On the trunk all lineages are equal, so the first lineage is used.
     numbers = [0 if name == "trunk" else int(str(name).rsplit("_", 1)[1]) - 1 for name in values.categories]
     return np.take(np.asarray(numbers, np.int64), np.asarray(values.codes))
 
 
 class _Curves:
-    """A table of ρ · exp(batch effect), with a row for each lineage, batch and grid step, and a column per gene."""
+    """A table of the proportion ρ times exp(batch effect) for each lineage, batch and grid step (rows) and gene."""
 
     def __init__(self, varm: Mapping[str, Any]) -> None:
         factor_bg = np.exp(np.asarray(varm["true_batch_log_effect"])).T
@@ -200,7 +202,7 @@ class _Curves:
         self.table = np.ascontiguousarray(table.reshape(-1, rho.shape[2]), np.float32)
 
     def mean(self, obs: pd.DataFrame) -> FloatArray:
-        """Compute μ, n × g: ℓ times the linear interpolation of the table between the two adjacent grid points."""
+        """Compute the true means μ, n × g: the library size times a linear interpolation between rows of the table."""
         position_n = obs["true_pseudotime"].to_numpy(np.float64) * (self.n_steps - 1)
         library_n = obs["true_library"].to_numpy(np.float64)
         step_n = np.clip(position_n.astype(np.int64), 0, self.n_steps - 2)
@@ -216,12 +218,12 @@ class _Curves:
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
-    """Return the random stream of one part of the simulation; SFC64 is the fastest generator of numpy."""
+    """Return the random generator of one part of the simulation (SFC64, the fastest generator of numpy)."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def _cells(config: SimulationConfig) -> pd.DataFrame:
-    """Draw the cells: uniform in pseudotime, branches and batches, with log-normal library sizes."""
+    """Draw cells with uniform pseudotimes, branches and batches, and with log-normal library sizes."""
     rng, n = _stream(config.seed, _CELLS), config.n_cells
     time_n = rng.random(n)
     branch_n, batch_n = rng.integers(config.n_branches, size=n), rng.integers(config.n_batches, size=n)
@@ -247,7 +249,7 @@ def _categorical(code: IntArray, names: list[str]) -> pd.Categorical:
 
 
 def _genes(config: SimulationConfig) -> tuple[pd.DataFrame, dict[str, FloatArray]]:
-    """Draw the genes: an expression level, θ, π, and a curve per lineage (g × s proportions)."""
+    """Draw for each gene an expression level, θ, π, and a curve of proportions along each lineage (g × s)."""
     rng, g = _stream(config.seed, _GENES), config.n_genes
     level_g = rng.standard_normal(g)
     mixed_g = THETA_MEAN_CORRELATION * level_g + math.sqrt(1 - THETA_MEAN_CORRELATION**2) * rng.standard_normal(g)
@@ -278,9 +280,9 @@ def _genes(config: SimulationConfig) -> tuple[pd.DataFrame, dict[str, FloatArray
 
 
 def _shapes(rng: np.random.Generator, pattern_g: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Draw the change in log expression of each gene along the grid, as two arrays of shape (g, s).
+    """Draw the change in log expression of each gene over pseudotime, as two arrays of shape (g, s).
 
-    The first array has the changes in all lineages; the second has the changes that occur in only one branch.
+    The first array has the changes in all lineages; the second array has the changes that occur in only one branch.
     """
     g = pattern_g.size
     grid_s = np.linspace(0, 1, GRID_STEPS)[None, :]

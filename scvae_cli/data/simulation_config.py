@@ -25,7 +25,7 @@ class SimulationConfig(Options):
     n_branches: int = option(
         2,
         flags=("--branches",),
-        help="Number of branches after the trunk; with 1, the tree is a single line.",
+        help="Number of branches after the trunk. With 1 branch, the tree is a single line.",
         least=1,
         most=20,
     )
@@ -37,13 +37,13 @@ class SimulationConfig(Options):
     )
     zero_inflation: float = option(
         DEFAULT_ZERO_INFLATION,
-        help="Probability that a count is replaced by zero, averaged over genes; 0 gives a negative binomial.",
+        help="Probability that a count is replaced by zero, averaged over genes. With 0, counts are negative binomial.",
         least=0,
         most=0.9,
     )
     batch_sd: float = option(
         0.3,
-        help="Standard deviation of a batch's effect on a gene, in natural-log units.",
+        help="Standard deviation of the effects of a batch on the natural logarithm of gene expression.",
         least=0,
         most=3,
         on_command_line=False,

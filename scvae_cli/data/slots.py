@@ -1,7 +1,7 @@
-"""Names of all elements (slots) of an AnnData to which scvae writes.
+"""Names of all elements (slots) that scvae writes to an AnnData.
 
-Each result lists its slots with the names in this module. One writer writes slots to an AnnData in memory, another to a
-file. `key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
+Each result lists its slots with the names in this module. Slots are written to an AnnData in memory or to a file.
+`key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Slot:
         The AnnData mapping ("obs", "var", "obsm", "varm", "layers" or "uns"), and the name of the element in this
         mapping. In "uns", the name may be a path with "/" between the keys of nested dicts.
     value
-        A numeric array, a `pandas.Categorical`, a string, an array of strings (uns only), a number, a dict of these, or
-        (layers and obsm only) a `RowBlocks`.
+        A numeric array, a `pandas.Categorical`, a string, an array of strings (uns only), a number, a dict of such
+        values, or (layers and obsm only) a `RowBlocks`.
     may_lack
         Whether the value may contain NaN for missing values. Results for cells that were left out are always NaN.
     """
@@ -66,7 +66,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class _Key:
-    """A key of `SlotNames`. The value of the key is the template, in which {} is replaced by `key_added`."""
+    """The name of a slot in `SlotNames`, made from a template in which {} is replaced by `key_added`."""
 
     template: str
 
@@ -76,9 +76,9 @@ class _Key:
 
 @dataclass(frozen=True)
 class _NamedKey:
-    """A key of `SlotNames` that also contains the name of a result.
+    """The name of a slot that also contains the name of a result, such as the name of a trajectory.
 
-    The value of the key is a function that takes the name of the result.
+    The attribute of `SlotNames` is a function that takes the name of the result and returns the name of the slot.
     """
 
     template: str
@@ -133,8 +133,8 @@ class SlotNames:
     anomaly_score = _Key("{}_anomaly_score")
     anomaly_p = _Key("{}_anomaly_p")
     anomaly_p_adjusted = _Key("{}_anomaly_p_adjusted")
-    # obs: share of the held-out cells whose states are at least as rare as the state of the cell. obs:
-    # whether the share is so small that the training has no cells with a state like that of the cell.
+    # obs: share of the held-out cells whose states are at least as rare as the state of the cell. obs: whether the
+    # share is so small that the training has no cells with a state like that of the cell.
     counterpart_p = _Key("{}_counterpart_p")
     no_counterpart = _Key("{}_no_counterpart")
     # obs: off-manifold score of sampled cells, 0 to 1, and the library size at which the sampled cells were decoded.
@@ -181,7 +181,7 @@ class SlotNames:
         return f"{self.path_genes(name)}_low", f"{self.path_genes(name)}_high"
 
     def comparison(self, name: str | None) -> str:
-        """Return the name in `uns` for a comparison of two groups, which may have a name of its own."""
+        """Return the key in `uns` of a comparison of two groups; `name` is the name that the user gave, or None."""
         return self.rank_genes_groups if name is None else self.rank_genes_groups_named(name)
 
     def perturbation_gene(self, column: str) -> str:
@@ -190,10 +190,10 @@ class SlotNames:
 
 
 def slug(name: str) -> str:
-    """Convert a name to a key for HDF5, in which a "/", for example, would create a group.
+    """Convert a name to a key for an HDF5 file, where a character such as "/" has a special meaning.
 
     Letters of all scripts are kept, and special characters are replaced by "_". Different names may give the same key.
-    `provenance.refuse_another` keeps one result from overwriting another.
+    `provenance.refuse_another` then refuses to overwrite the result of another name.
 
     >>> slug("CD4+ T/naive"), slug("γδ T")
     ('CD4_T_naive', 'γδ_T')
@@ -203,9 +203,10 @@ def slug(name: str) -> str:
 
 
 def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
-    """Extend results for some cells to all cells, with NaN for the other cells.
+    """Extend results for some cells to all cells, with NaN for cells without a result.
 
-    `kept` is a mask over all cells. In obs, obsm and layers, the given results have one row for each True in the mask.
+    `kept` is a mask over all cells. The given results in obs, obsm and layers have one row for each cell whose mask is
+    True.
     """
     if kept.all():
         return list(slots)

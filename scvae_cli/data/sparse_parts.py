@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def check_sparse(adata: AnnData) -> AnnData:
-    """Return an AnnData after checking its sparse matrices.
+    """Check the sparse matrices of an AnnData, and return the AnnData.
 
-    Raises a ValueError that names the matrix if its pointers do not rise, or an index is out of range.
+    Raises a ValueError if the pointers (indptr) of a matrix decrease, or if an index is out of range. The error names
+    the matrix.
     """
     matrices: dict[str, Any] = {f'layers["{key}"]': matrix for key, matrix in adata.layers.items() if key is not None}
     matrices["X"] = adata.X

@@ -23,7 +23,7 @@ class CellStore(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on what was read and what was left out, for the user."""
+        """Remarks for the user on what was read and what was left out."""
 
     @property
     def cell_names(self) -> np.ndarray:
@@ -39,7 +39,7 @@ class CellStore(Protocol):
 
     @property
     def layer_keys(self) -> list[str]:
-        """Names of the layers (X is not one of them)."""
+        """Names of the layers, without X."""
 
     @property
     def matrix_names(self) -> list[str]:
@@ -64,7 +64,7 @@ class CellStore(Protocol):
         """Return the labels of the categories of a categorical column of obs, in order; None for any other column."""
 
     def obsm(self, key: str) -> np.ndarray | None:
-        """Read a dense element of obsm; None if it does not exist."""
+        """Return a dense element of obsm, or None if the element does not exist."""
 
     def matrix_genes(self, name: str) -> np.ndarray:
         """Return the gene names of the columns of a matrix; only the genes of raw may differ from `gene_names`."""
@@ -79,10 +79,10 @@ class CellStore(Protocol):
         """
 
     def uns_text(self, key: str) -> str | None:
-        """Read the string at the path `key` in uns, such as "a/b"; None if there is no string."""
+        """Return the string at the path `key` in uns, such as "a/b", or None if there is no string."""
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
-        """Check before a computation that `write` will be possible; `paths` are the paths of the slots."""
+        """Check before a computation that `write` will be able to write slots to the given paths."""
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Write results to the file or AnnData, either all or none."""
@@ -103,9 +103,9 @@ def category_order(column: Any) -> list[str] | None:
 
 
 def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:
-    """Raise a DataError unless exactly one column is called `key`.
+    """Raise a DataError if no column is called `key`, or if several columns are called `key`.
 
-    `group` is "obs" or "var", and `keys` are the names of all columns of this data frame.
+    `group` is "obs" or "var", and `keys` are the names of all columns of the data frame `group`.
     """
     if key not in keys:
         known = ", ".join(dict.fromkeys(keys)) or "none"

@@ -28,7 +28,7 @@ def subset_mask(store: CellStore, conditions: Sequence[str]) -> np.ndarray:
     ConfigError
         If a condition has no key or no value.
     DataError
-        If there is no such column, if no cell has one of the values, or if no cell fulfills all conditions.
+        If the column KEY does not exist, if no cell has a given value, or if no cell fulfills all conditions.
     """
     chosen_n = np.ones(len(store.cell_names), dtype=bool)
     for condition in conditions:

@@ -1,7 +1,8 @@
 """Reading a folder of three text files (counts, features, barcodes) written by Cell Ranger, STARsolo and other tools.
 
 scanpy's reader is not used, because it accepts fewer folders. scanpy's reader requires a type for every feature. In the
-format of Cell Ranger 2, scanpy accepts only files that are not gzipped. In later formats, scanpy expects gzipped files.
+format of Cell Ranger 2, scanpy accepts only files that are not gzipped. In later formats of Cell Ranger, scanpy accepts
+only gzipped files.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ _LINE_BYTES = 2
 
 
 def has_matrix(folder: Path) -> bool:
-    """Whether a folder contains a matrix.mtx, perhaps with a prefix."""
+    """Whether a folder contains a file matrix.mtx, perhaps with a prefix in its name."""
     return bool(_prefixes(folder))
 
 
 def read_tenx_folder(folder: Path) -> AnnData:
     """Read a folder as an AnnData, cells × features; each file may be gzipped or not.
 
-    The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. The names may have a
-    prefix, as in GSM123_S1_matrix.mtx.gz. Each line of features.tsv or genes.tsv has an id, a symbol and a type; symbol
-    and type may be missing.
+    The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. The names of the files
+    may have a prefix, as in GSM123_S1_matrix.mtx.gz. Each line of features.tsv or genes.tsv has an id, a symbol and a
+    type; symbol and type may be missing.
 
     Raises
     ------
     ValueError
         If a file is missing or damaged, the numbers of features or cells differ between files, lines of the features
-        have different numbers of fields, or a coordinate of the matrix is given twice.
+        have different numbers of fields, or the matrix has two values for the same feature and cell.
     DataError
         If the folder contains several matrices.
     """
@@ -60,7 +61,7 @@ def read_tenx_folder(folder: Path) -> AnnData:
         )
     most_compressed = 1100 if matrix.suffix == ".gz" else 1
     if n_values * _LINE_BYTES > matrix.stat().st_size * most_compressed:
-        raise ValueError(f"{matrix.name} declares {n_values:,} values, more than it can hold")
+        raise ValueError(f"{matrix.name} declares {n_values:,} values, more than the file can hold")
     _check_widths(lines, features.name)
     counts = _cells_by_features(mmread(matrix), matrix.name)
     symbols = pd.Index([row[1] if len(row) > 1 else row[0] for row in lines], dtype=object)
@@ -73,7 +74,7 @@ def read_tenx_folder(folder: Path) -> AnnData:
 
 
 def _check_widths(lines: list[list[str]], name: str) -> None:
-    """Refuse lines with different numbers of fields, from which the types of features would be read incorrectly."""
+    """Raise a ValueError if lines have different numbers of fields, because types of features could be misread."""
     widths = [len(line) for line in lines]
     # If a table has genomic positions (fields 4 to 6), some features may lack a position.
     if len(set(widths)) <= 1 or set(widths) == {3, 6}:
@@ -84,7 +85,7 @@ def _check_widths(lines: list[list[str]], name: str) -> None:
 
 
 def _cells_by_features(values: Any, name: str) -> sp.csr_matrix:
-    """Return a matrix as cells × features; scipy would add up the values of a coordinate that is given twice."""
+    """Return a matrix as cells × features; raise a ValueError if a feature has two values in the same cell."""
     counts = sp.csr_matrix(values.T, dtype=np.float32)
     if not sp.issparse(values) or counts.nnz == values.nnz:
         return counts
@@ -108,13 +109,13 @@ def _prefix(folder: Path) -> str:
         shown = ", ".join(prefixes[:3]) + (", ..." if len(prefixes) > 3 else "")
         raise DataError(
             f"{folder} has {len(prefixes)} matrices: {shown}",
-            "move the three files of each sample into a folder of its own",
+            "move the three files of each sample into a separate folder",
         )
     return prefixes[0] if prefixes else ""
 
 
 def _find(folder: Path, prefix: str, *names: str) -> Path:
-    """Return the first of the named files that exists, gzipped or not; a named pipe or a device is not a file."""
+    """Return the path of the first of the files `names` that exists, gzipped or not; pipes and devices are ignored."""
     for name in names:
         for path in (folder / f"{prefix}{name}.gz", folder / f"{prefix}{name}"):
             if path.is_file():

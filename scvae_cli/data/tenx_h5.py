@@ -24,14 +24,16 @@ def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
     Parameters
     ----------
     genome
-        Genome to read. If None, the only genome is read, or all genomes of a file of Cell Ranger 3 or later.
+        Genome to read. If None, all genomes of a file of Cell Ranger 3 or later are read, or the only genome of a file
+        of Cell Ranger 2.
     version_2
-        Whether each genome is a group of the file, with a matrix of its own.
+        Whether the file has a separate matrix for each genome, as files of Cell Ranger 2 have.
 
     Raises
     ------
     DataError
-        If the genome does not exist. If a genome must be chosen, the error is a ChoiceError.
+        If the genome does not exist. If the file has several genomes with separate matrices and `genome` is None, the
+        error is a ChoiceError.
     ValueError
         If the parts of the matrix do not fit together.
     """
@@ -66,7 +68,7 @@ def _check_genome(path: Path, genome: str | None, genomes: list[str]) -> None:
 
 
 def _check_matrix(group: h5py.Group, *, features: str) -> None:
-    """Check a matrix before scanpy reads it, because scanpy passes all parts to scipy without a check."""
+    """Check the arrays of a sparse matrix before scanpy reads the matrix, because scanpy does not check the arrays."""
     _refuse_twins(group)
     n_cells, n_features = len(check_vector(group["barcodes"])), len(check_vector(group[features]))
     # The matrix is features × cells as CSC.
@@ -80,12 +82,10 @@ def _check_matrix(group: h5py.Group, *, features: str) -> None:
 
 
 def _refuse_twins(matrix: h5py.Group) -> None:
-    """Refuse a matrix whose HDF5 group has subgroups with a second copy of its arrays (data, indices, indptr).
+    """Raise a ValueError if the HDF5 group of a matrix has subgroups with a second copy of an array such as indptr.
 
-    scanpy would read the second copy instead of the arrays that are checked here.
-
-    Links are followed, as scanpy does. A group with several names is refused, because such a group could contain
-    itself.
+    scanpy would read the second copy instead of the array that was checked. Links are followed, as scanpy does. A
+    subgroup with two names is also refused, because the subgroup could contain itself.
     """
     seen, waiting = {matrix}, [matrix]
     while waiting:
@@ -93,7 +93,7 @@ def _refuse_twins(matrix: h5py.Group) -> None:
         for name, item in group.items():
             if isinstance(item, h5py.Group):
                 if item in seen:
-                    raise ValueError(f"{item.name} has another name in the same matrix")
+                    raise ValueError(f"{item.name} has two names in the same matrix")
                 seen.add(item)
                 waiting.append(item)
             elif group != matrix and name in _PARTS:

@@ -1,7 +1,7 @@
 """Reading the three text files of a 10x mtx folder; the header of the matrix limits how much of each file is read.
 
-Without a limit, a few bytes of a gzipped file may become gigabytes. A broken download often ends in zeros, and scipy's
-reader of matrices crashes on zeros.
+Without a limit, a few bytes of a gzipped file may be unpacked to gigabytes. A broken download often ends in zero bytes,
+and scipy's reader of matrices crashes on zero bytes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def open_text(path: Path) -> io.BufferedIOBase:
 def check_matrix(matrix: Path) -> tuple[int, int, int]:
     """Return the numbers of rows, columns and values that the header of a matrix.mtx declares.
 
-    Raises a ValueError if the header is not in the first MiB, if the file has NUL bytes, or if the file is longer than
-    its header allows.
+    Raises a ValueError if the header is not in the first MiB, if the file has zero bytes (NUL), or if the file is
+    longer than its header allows.
     """
     from scipy.io import mminfo
 
@@ -46,9 +46,9 @@ def check_matrix(matrix: Path) -> tuple[int, int, int]:
 
 
 def read_rows(table: Path, n: int) -> list[list[str]]:
-    """Return the fields of each line of a table without a header, except empty lines.
+    """Return the fields of each line of a table without a header; empty lines are skipped.
 
-    Raises a ValueError if there are many more than `n` lines, or a line is very long or has NUL bytes.
+    Raises a ValueError if the table has many more than `n` lines, or if a line is very long or has zero bytes (NUL).
     """
     rows: list[list[str]] = []
     with open_text(table) as file:
@@ -67,4 +67,4 @@ def read_rows(table: Path, n: int) -> list[list[str]]:
 
 def _refuse_nul(text: bytes, path: Path) -> None:
     if b"\0" in text:
-        raise ValueError(f"{path.name} has NUL bytes, so it is damaged or incomplete")
+        raise ValueError(f"{path.name} has NUL bytes (zeros), so the file is damaged or incomplete")

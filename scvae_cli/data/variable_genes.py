@@ -1,6 +1,6 @@
 """Selection of highly variable genes, with the same result as scanpy's flavor "seurat_v3" (Stuart et al. 2019).
 
-scanpy copies the matrix, and then the cells of each batch. To save memory, this implementation copies only blocks of
+scanpy copies the whole matrix, and then the cells of each batch. To save memory, this module copies only blocks of
 cells, in two passes over the matrix.
 
 Letters in array shapes: n cells, g genes.
@@ -25,7 +25,7 @@ def most_variable(
 
     Only the cells with the indices `cells` are used. `batch` has the name of the batch of each cell in `cells`. If
     `batch` is given, genes are ranked within each batch, and the genes with the best median ranks are chosen. Raises a
-    DataError if the cells are too few or too sparse.
+    DataError if there are too few cells, or too few nonzero counts, to rank the genes.
     """
     groups = [cells] if batch is None else [cells[batch == name] for name in np.unique(batch)]
 
@@ -38,7 +38,7 @@ def most_variable(
     variance_per_batch = variances(groups) or variances([cells])
     if not variance_per_batch:
         raise DataError(
-            "highly variable genes could not be computed: there are too few different means and variances to fit",
+            "highly variable genes could not be computed: the genes have too few different means and variances",
             "use --genes all, or --genes @FILE with your own list",
         )
     spread_bg = np.stack(variance_per_batch)
@@ -57,7 +57,7 @@ def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     """Compute the variance of each gene's clipped counts, divided by the variance expected from the gene's mean.
 
     The expected variance comes from a regression of variance on mean. The result has one value for each of the genes
-    `columns`. The result is None if the cells are too few or too sparse for the regression.
+    `columns`. The result is None if there are too few cells, or too few nonzero counts, for the regression.
     """
     from skmisc.loess import loess
 

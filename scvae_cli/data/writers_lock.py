@@ -1,9 +1,10 @@
-"""One writer at a time: a lock next to the file or folder that is written, or that a training will write.
+"""A lock that lets only one process of scvae at a time write a file or a folder.
 
-The lock is a file next to the target, on which the writer holds an advisory lock of the operating system (flock). The
-operating system releases the lock when the process ends, even if the process is killed. The lock also works between
-containers that share a folder, where process ids and host names may coincide. The lock file is removed after the write.
-If a killed process left a lock file behind, the next writer uses this file.
+The process that writes creates a lock file next to the target, and locks the lock file with the function flock of the
+operating system. The operating system releases the lock when the process ends, even if the process is killed. The lock
+also works between containers that share a folder, although process ids and host names may be the same in two
+containers. The lock file is removed after the write. If a killed process left a lock file behind, the next writer uses
+the same lock file.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def only_writer(
     """Context manager in whose block no other process of scvae writes `target`.
 
     The context manager yields True, or False if the file system has no locks. If another process is writing, scvae
-    waits for at most `wait` seconds (WAIT_SECONDS by default). A signal ends the waiting. Each kind of `work` has a
-    lock of its own, and the error message names the work.
+    waits for at most `wait` seconds (WAIT_SECONDS by default). A signal such as Ctrl-C ends the waiting. Each kind of
+    `work`, such as "writing" or "training", has a separate lock, and the error message names the kind of work.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def stem(target: Path) -> str:
 
 
 def locked_by_another(descriptor: int) -> bool:
-    """Try to lock an open file; return True if another process has locked it or if it cannot be locked."""
+    """Try to lock an open file; return True if another process has locked the file, or if locking is impossible."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -103,7 +104,8 @@ def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError], work: 
         waited = time.monotonic() - began
         if waited > wait:
             raise error(
-                f"another scvae is {work} {target}; nothing was written", "run the command again when it has ended"
+                f"another scvae is {work} {target}; nothing was written",
+                "run the command again when the other scvae has ended",
             )
         if waited > _SILENT_SECONDS and not warned:
             warned = True
@@ -116,7 +118,7 @@ def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError], work: 
 def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
     """Open the lock file, or create it.
 
-    A link or a folder with the name of the lock file is neither followed nor changed.
+    If a link or a folder has the name of the lock file, an error is raised, and the link or folder is not changed.
     """
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
@@ -144,7 +146,7 @@ def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
 
 
 def _in_the_way(path: Path, target: Path, error: type[ScvaeError]) -> ScvaeError:
-    return error(f"{path} is in the way of writing {target}: it is not a file", "move it elsewhere")
+    return error(f"{path} is in the way of writing {target}: it is not a file", f"move or remove {path.name}")
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

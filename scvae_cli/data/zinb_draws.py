@@ -1,6 +1,6 @@
 """Exact draws of zero-inflated negative binomial counts.
 
-Array names carry their shape: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ def draw_zinb(
 ) -> sp.csr_matrix:
     """Draw zero-inflated negative binomial (NB) counts x from their exact distribution, n × g, float32.
 
-    One uniform number u in [0, 1) is drawn for each count. If u/(1 − π) ≥ 1, the count is a zero from zero inflation;
-    otherwise u/(1 − π) is again uniform in [0, 1). Since P(x > 0) ≤ (1 − π)μ, every count with u ≥ (1 − π)μ is set to
-    zero at once, which in sparse data applies to most counts. If μ is small, each remaining count is drawn by
-    inversion: x is the number of integers k ≥ 0 with u/(1 − π) < P(NB > k). If μ is large, each remaining count is
-    drawn from a Poisson distribution with a gamma-distributed mean.
+    One uniform number u in [0, 1) is drawn for each count, whose zero-inflation probability is π. If u/(1 − π) ≥ 1, the
+    count is a zero from zero inflation; otherwise u/(1 − π) is again uniform in [0, 1). The probability of a nonzero
+    count is at most (1 − π)μ, so every count with u ≥ (1 − π)μ is set to zero without further computation. If the mean
+    μ is small, each remaining count x is drawn by inversion of the distribution function: x is the number of integers
+    k ≥ 0 with u/(1 − π) < P(NB > k). If the mean μ is large, each remaining count is drawn from a Poisson distribution
+    with a gamma-distributed mean.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def draw_zinb(
     maybe = np.flatnonzero(coarse_ng < bound_ng)
     row, gene = np.divmod(maybe.astype(np.int32) if mu_ng.size < 2**31 else maybe, n_genes)
     mu = mu_ng.ravel()[maybe].astype(np.float64)
-    # The float32 uniform numbers lie on a grid of 2⁻²⁴; adding second uniform numbers fills the gaps down to 2⁻⁷⁷.
+    # The uniform float32 numbers are multiples of 2⁻²⁴. A second uniform number fills the gaps, down to 2⁻⁷⁷.
     u = coarse_ng.ravel()[maybe] + rng.random(maybe.size) * 2.0**-24
     u /= keep[gene] if keep.ndim == 1 else keep.ravel()[maybe]
     theta = np.asarray(theta_g, np.float64)[gene]
@@ -67,7 +68,7 @@ def draw_zinb(
 
 
 def _invert_nb(u: FloatArray, mu: FloatArray, theta: FloatArray) -> IntArray:
-    """Return the number of integers k ≥ 0 with u < P(NB(μ, θ) > k), for 1-D arrays; u ≥ 1 gives 0."""
+    """Return the number of integers k ≥ 0 with u < P(NB(μ, θ) > k), for 1-D arrays; the number is 0 if u ≥ 1."""
     log_zero = -theta * np.log1p(mu / theta)
     counts = np.zeros(u.size, np.int64)
     alive = np.flatnonzero(u < -np.expm1(log_zero))

@@ -1,14 +1,15 @@
 """Mixing of batches in an embedding: iLISI and kBET, as scIB defines them (Luecken et al. 2022).
 
 - iLISI (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0) weights the neighbors of a cell by their distance. The
-  weights decrease with distance at a rate for which the effective number of neighbors equals the perplexity. The
-  inverse Simpson index of the batches of the weighted neighbors is the effective number of batches around the cell. The
-  median over the cells is scaled to the range from 0 to 1. A score of 0 means that each cell has neighbors of one batch
-  only, and 1 means that all batches are equally frequent around a cell.
+  weights decrease with distance, at a rate that gives each cell the same effective number of neighbors (perplexity).
+  The inverse Simpson index of the batches of the weighted neighbors is the effective number of batches around the cell.
+  iLISI is the median effective number of batches over the cells, scaled to the range from 0 to 1. An iLISI of 0 means
+  that each cell has neighbors of one batch only. An iLISI of 1 means that all batches are equally frequent around a
+  cell.
 - kBET (Büttner et al. 2019, doi:10.1038/s41592-018-0254-1) compares, for each cell, the batches of its neighbors with
-  the batches of all cells by a χ² test. The acceptance rate is the fraction of cells for which the test is not
-  significant. If cell types are known, the acceptance rate is computed within each cell type and averaged over the cell
-  types. Because of this average, a cell type that is more frequent in one batch does not count as unmixed.
+  the batches of all cells by a χ² test. The acceptance rate of kBET is the fraction of cells for which the χ² test is
+  not significant. If cell types are known, the acceptance rate is computed within each cell type and averaged over the
+  cell types. A cell type that is more frequent in one batch therefore does not lower the acceptance rate.
 
 The functions for iLISI and kBET were compared with scib-metrics (`tests/data/make_scib_mixing.py`).
 
@@ -49,7 +50,7 @@ def ilisi(x_nk: np.ndarray, batch_n: np.ndarray) -> float:
 
 
 def lisi(distance_nm: np.ndarray, code_nm: np.ndarray, perplexity: float) -> np.ndarray:
-    """Compute the inverse Simpson index of each cell, shape (n,).
+    """Compute the inverse Simpson index of the batches of each cell's weighted neighbors, shape (n,).
 
     Parameters
     ----------

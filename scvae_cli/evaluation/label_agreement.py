@@ -22,7 +22,7 @@ class ClusterAgreement(NamedTuple):
     """Agreement of clusters with labels.
 
     The adjusted Rand index (`ari`) is 0 for random clusters, and the normalized mutual information (`nmi`) is at least
-    0. For clusters that equal the labels, each of the two measures is 1.
+    0. If the clusters equal the labels, the adjusted Rand index and the normalized mutual information are 1.
     """
 
     ari: float
@@ -37,8 +37,9 @@ def has_leiden() -> bool:
 def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Predict the label of each cell by a vote of its 15 nearest cells.
 
-    The result says which predictions are right, shape (n,). The cells are divided at random into five parts. The label
-    of a cell is predicted only from cells of the four parts to which the cell does not belong.
+    The result is True for each cell whose label is predicted correctly, shape (n,). The cells are divided at random
+    into five parts. The label of a cell is predicted only from cells of the four parts to which the cell does not
+    belong.
 
     Parameters
     ----------
@@ -56,7 +57,9 @@ def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> ClusterAgreement:
-    """Compare labels with Leiden clusters at resolution 1. The graph has 15 neighbors per cell and Gaussian weights.
+    """Compare labels with Leiden clusters at resolution 1.
+
+    The neighbor graph of the Leiden clustering has 15 neighbors per cell and Gaussian weights.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) 
     """Compute the positions of the cells on the first principal components, shape (n, c).
 
     The number of components is less than the number of cells and less than the number of genes, because the iterative
-    solver cannot find more. With a single gene, the result is the centered gene.
+    solver cannot find more components. With a single gene, the result contains the centered values of the gene.
     """
     from sklearn.decomposition import PCA
 
@@ -58,8 +58,8 @@ def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) 
 def shared_by_bootstrap(logged: sp.csr_matrix, *, n_pcas: int = 2, seed: int = 0) -> float:
     """Compute the mean fraction of a cell's 15 nearest neighbors that two PCAs of bootstrapped genes have in common.
 
-    For each PCA, genes are drawn with replacement, as many as there are genes. The resulting fraction shows how many
-    neighbors two reasonable embeddings of the cells can be expected to share.
+    Each PCA uses a bootstrap sample of the genes, that is, genes are drawn with replacement. The mean fraction of
+    neighbors in common shows how many neighbors two reasonable embeddings of the cells can be expected to share.
     """
     random, n_genes = np.random.default_rng(seed), logged.shape[1]
     nearest = [

@@ -1,8 +1,8 @@
 """A baseline model that uses only the library size and batch of a cell: each gene has a fixed mean and dispersion.
 
-A useful latent space must explain the counts better than the mean model does. The mean model is a decoder that is
-evaluated only at z = 0. The decoder of the mean model has the same likelihood as the model with which it is compared,
-and is fitted by maximum likelihood.
+A useful latent space must explain the counts better than the baseline model does. The baseline model is a decoder that
+is evaluated only at the latent position 0. The baseline model has the same likelihood as the model with which it is
+compared, and is fitted by maximum likelihood.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -34,8 +34,8 @@ class MeanModel:
         Counts of n cells, and indices of the cells to which the baseline is fitted. If `training` is None, the baseline
         is fitted to all cells.
     config
-        Configuration of the model that is compared with the baseline. The baseline uses the likelihood and the seed of
-        this model.
+        Configuration of the model that is compared with the baseline. The baseline uses the likelihood and the seed in
+        `config`.
     """
 
     def __init__(self, counts: Counts, training: np.ndarray | None, config: RunConfig, device: torch.device) -> None:

@@ -1,10 +1,10 @@
 """A baseline that denoises counts by principal component analysis.
 
 Counts are scaled to a common library size, log1p-transformed, projected on the first principal components, and
-transformed back to expected counts at the library size of each cell. The transformed values may be zero or negative,
-but with an expected count of zero, any observed molecule would have the probability zero. Expected counts are therefore
-raised to at least a tenth of the gene's average. Among the fractions that were tried, a tenth gave the best
-predictions.
+transformed back to expected counts at the library size of each cell. Values that are transformed back may be zero or
+negative. However, with an expected count of zero, an observed molecule would have the probability zero. Expected counts
+are therefore raised to at least a tenth of the gene's average. Among the fractions that were tried, a tenth gave the
+best predictions.
 
 Letters in array shapes: n cells, g genes, c components.
 """
@@ -43,7 +43,7 @@ class PcaModel:
 
     @property
     def components(self) -> tuple[int, ...]:
-        """Numbers of components with which expected counts can be computed."""
+        """Numbers of principal components with which expected counts can be computed."""
         return tuple(c for c in COMPONENTS if c <= self._scores_nc.shape[1]) or (self._scores_nc.shape[1],)
 
     def expected(self, n_components: int) -> Iterator[np.ndarray]:

@@ -64,9 +64,9 @@ def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silen
     """Return a model that was trained on some of the given cells, and the counts of the cells that were used.
 
     If there are more than 20,000 cells, at most 20,000 cells at regular intervals of the rows are used. Every training
-    holds out some of its cells. If a training on the used cells would hold out exactly the cells that the given model
-    held out, the given model is returned. If a training would hold out other cells, a new model is trained on the used
-    cells. The cells must have the genes of the model, and batches if the model has batches.
+    holds out some of its cells. If a training on the used cells would hold out the same cells as the training of the
+    given model, the given model is returned. If a training would hold out other cells, a new model is trained on the
+    used cells. The cells must have the genes of the model, and batches if the model has batches.
 
     Raises
     ------

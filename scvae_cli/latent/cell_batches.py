@@ -18,7 +18,7 @@ from scvae_cli.model.bundle import Model
 
 
 def refuse_lacking(store: CellStore, model: Model) -> None:
-    """Raise a DataError if the data lack a column on which the model is conditioned."""
+    """Raise a DataError if obs lacks a batch key or a continuous key with which the model was trained."""
     data = model.config.data
     for flag, keys in (("--batch-key", data.batch_keys), ("--continuous-key", data.continuous_keys)):
         for key in keys:
@@ -65,8 +65,8 @@ def batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
 def warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> None:
     """Warn if cells come from batches that were not in the training data. Cells of new batches can still be embedded.
 
-    Also warn if values of continuous keys lie far outside the range of the training values. `categories` is False if no
-    warning of new batches is needed, because cells of new batches will be refused.
+    `warn_of_new_batches` also warns if values of continuous keys lie far outside the range of the training values.
+    `categories` is False if no warning of new batches is needed, because cells of new batches will be refused.
     """
     design = model.vae.design
     keys = model.config.data.batch_keys
@@ -81,8 +81,8 @@ def warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> 
             single, plural = ("batch", "batches") if len(keys) == 1 else (f"value of {key}", f"values of {key}")
             what = amount(len(new), f"{single} was", f"{plural} were")
             message = (
-                f"{what} not in the training data ({shown}): cells of new batches can be embedded, because the encoder "
-                "does not use the batch, but effects of new batches are not corrected"
+                f"{what} not in the training data ({shown}): the encoder can embed cells of new batches, but effects "
+                "of new batches are not corrected"
             )
             warnings.warn(ScvaeWarning(message), stacklevel=3)
     for one in () if design is None else design.continuous:

@@ -20,7 +20,9 @@ from scvae_cli.model.bundle import Model
 def drawn_counts(
     model: Model, z_nk: Tensor, library_n: np.ndarray, batch_n: np.ndarray | None, seeds: np.random.SeedSequence | None
 ) -> Iterator[sp.csr_matrix] | Iterator[np.ndarray]:
-    """Draw counts from p(x|z), in blocks of cells. Blocks are CSR for counts and dense for real numbers, in float32.
+    """Draw counts from p(x|z), in blocks of cells.
+
+    Each block is a float32 matrix, which is sparse (CSR) for counts and dense for real numbers.
 
     Parameters
     ----------

@@ -23,8 +23,8 @@ def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[T
     """Return a differentiable function that maps latent positions, shape (t, k), to expected counts, shape (t, g).
 
     The expected counts include zero inflation, as denoised counts do. The returned function takes positions on the
-    device of the model. `library` and `batch_as` have the same meaning as in `expected_counts`. The value "observed" is
-    not allowed, because a latent position has no observed library size or batch.
+    device of the model. `library` and `batch_as` have the same meaning as in `expected_counts`. However, `library` and
+    `batch_as` must not be "observed", because a latent position has no observed library size or batch.
 
     Raises
     ------
@@ -60,11 +60,11 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
 def posterior_band(
     model: Model, z_tk: np.ndarray, var_tk: np.ndarray, library: str | float, batch_as: str, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute a 5% and a 95% quantile of the expected counts of every gene at some latent positions.
+    """Compute the 5% and the 95% quantile of the expected counts of every gene at some latent positions.
 
     `var_tk` is the posterior variance of a cell at each position z. Samples from N(z, var) are decoded, and the
     quantiles of their expected counts are returned. The quantiles show how uncertain the expected counts of the cell
-    are, because the latent position of the cell is uncertain. Each of the two results has the shape (t, g), in float32.
+    are, because the latent position of the cell is uncertain. The two quantiles have the shape (t, g), in float32.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The batch in which latent positions are decoded: `--batch-as`.
+"""The batch in which latent positions are decoded, which the option `--batch-as` chooses.
 
 Letters in array shapes: b batches, r effects.
 """
@@ -24,16 +24,17 @@ AVERAGE = "average"
 
 
 def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mixture | None:
-    """Return the batches over which decoded counts are averaged, or None if `batch_as` equals `usual`.
+    """Return the batches over which decoded counts are averaged, or None if `batch_as` equals the default `usual`.
 
     For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, `batch_as`
-    fixes some covariates (see `fixed_covariates`), and decoded counts are averaged over the other covariates as they
-    occur in the training cells.
+    fixes some covariates (see `fixed_covariates`). Decoded counts are averaged over the categories of batch keys that
+    are not fixed, with the proportions of the training cells. Continuous keys that are not fixed have their mean
+    values.
 
     Raises
     ------
     DataError
-        If the model does not have the batch.
+        If the model has no batch with the name `batch_as`.
     """
     if batch_as == usual:
         return None
@@ -56,7 +57,7 @@ def one_batch(model: Model, batch_as: str, *, usual: str) -> str:
     Raises
     ------
     DataError
-        If the model does not have the batch.
+        If the model has no batch that `batch_as` names.
     """
     batch = matching(batch_as, model.batches)
     for key in model.config.data.batch_keys:
@@ -88,8 +89,8 @@ class Fixed:
     def rows(self, index_n: np.ndarray) -> np.ndarray:
         """Return the rows of the design matrix for some combinations of the training, shape (n, r).
 
-        Fixed categories replace those of the combinations. Continuous keys that are not fixed have their mean values.
-        For a model without batch keys, the result has one row.
+        Fixed categories replace the categories of the combinations. Continuous keys that are not fixed have their mean
+        values. For a model without batch keys, the result has one row.
         """
         design = self.design
         if not design.batch_keys:
@@ -157,12 +158,12 @@ def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
 
 
 def far_values(model: Model, batch_as: str | None) -> list[str]:
-    """Return warnings of continuous keys that `--batch-as` fixes far outside the range of the training values.
+    """Return a warning for each continuous key that `--batch-as` fixes far outside the range of the training values.
 
     Raises
     ------
     DataError
-        In the same cases as `fixed_covariates`.
+        If `fixed_covariates` raises a DataError for `batch_as`.
     """
     if model.vae.design is None or batch_as in (None, AVERAGE, "observed", "drawn"):
         return []
@@ -215,5 +216,5 @@ def _number(key: str, text: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise DataError(f"--batch-as fixes {key} at {text!r}", f"{key} takes a number, since it is a continuous key")
+        raise DataError(f"--batch-as fixes {key} at {text!r}, which is not a number", f"give a number for {key}")
     return value

@@ -29,7 +29,9 @@ _LEAST_SIMILARITY = 1e-6
 
 
 def order_graph(expression: CellGraph, n_ends: int = 0) -> CellGraph:
-    """Connect cells that are near in diffusion coordinates. Lengths of paths in the resulting graph order the cells.
+    """Connect cells that are near to each other in diffusion coordinates.
+
+    The lengths of paths in the resulting graph order the cells.
 
     Parameters
     ----------
@@ -69,10 +71,9 @@ def _widths(graph: CellGraph) -> np.ndarray:
 def diffusion_coordinates(similarity: sp.csr_matrix, n_coordinates: int, n_components: int = 1) -> np.ndarray:
     """Compute the coordinates whose Euclidean distances are multiscale diffusion distances, shape (m, d).
 
-    If the graph had c > 1 connected components before bridges were added, c − 1 coordinates only separate the
-    components. The c − 1 separating coordinates are computed in addition to the requested coordinates, and with the
-    same factor λ/(1−λ) as the first requested coordinate. With larger factors, the gaps between components would
-    dominate all distances.
+    If edges were added to connect c > 1 components of the graph, c − 1 coordinates only separate the components. The
+    c − 1 separating coordinates are computed in addition to the requested coordinates, and with the same factor λ/(1−λ)
+    as the first requested coordinate. With larger factors, the gaps between components would dominate all distances.
 
     The similarity of two nodes is first divided by the densities of the two nodes, so that distances do not depend on
     how many cells there are along a branch (Coifman & Lafon 2006, doi:10.1016/j.acha.2006.04.006, with α = 1).

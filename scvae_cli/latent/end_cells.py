@@ -45,7 +45,7 @@ def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_
 
 
 def best(nodes: np.ndarray, quality_p: np.ndarray) -> np.ndarray:
-    """Choose the tenth of the nodes with the highest quality, but at least one node."""
+    """Choose the 10% of the nodes that have the highest quality, but at least one node."""
     order = np.argsort(-quality_p, kind="stable")
     top: np.ndarray = nodes[order[: max(1, len(nodes) // _REPRESENTED)]]
     return top
@@ -55,7 +55,7 @@ def extreme(graph: CellGraph, density: LatentDensity, cells: np.ndarray, start: 
     """Return the node of a population at which a trajectory from the node `start` ends.
 
     Cells differentiate away from the start, so the cells farthest from the start are the most differentiated cells.
-    Distances are Fisher–Rao lengths along the neighbor graph. Among the fifth of the population's core that is farthest
+    Distances are Fisher–Rao lengths along the neighbor graph. Of the 20% of the population's core that are farthest
     from the start, the node with the highest latent density is chosen.
     """
     nodes = core(graph, cells, ~unusual(graph, density))

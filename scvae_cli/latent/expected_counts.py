@@ -6,9 +6,10 @@ describes the cell state. E_q[E[λ | x]] is an estimate of the rate λ of the in
 individual rate also uses the cell's own counts, as SAVER does (Huang et al. 2018, doi:10.1038/s41592-018-0033-z).
 
 In a zero-inflated model, the expected count is (1 − π)μ, where π is the probability of an inflated zero. If a gene is
-silent in a cell type, the decoder describes the zeros partly by a small μ and partly by a large π. If π is close to 1,
-the counts hardly depend on μ, and μ may be far above the counts. In zero-inflated models, μ alone is therefore not an
-estimate of expression. The expected counts (1 − π)μ of a cell are scaled such that their sum is the library size.
+silent in a cell type, the decoder describes the zeros partly by a small mean μ and partly by a large probability π. If
+the probability of an inflated zero is close to 1, the counts hardly depend on the mean μ, which may then be far above
+the counts. In zero-inflated models, the mean μ alone is therefore not an estimate of expression. The expected counts
+(1 − π)μ of a cell are scaled such that their sum is the library size.
 
 Letters in array shapes: n cells, g modeled genes, k latent dimensions.
 """
@@ -118,7 +119,7 @@ def expected_counts(
 
 
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
-    """Return the library size at which cells are decoded. None means that each cell has its own library size.
+    """Return the library size at which cells are decoded, or None for the observed library size of each cell.
 
     `library` is "observed", "median" or a number of counts. `usual` is the default of the calling function. For a model
     of real numbers, which has no library size, `library` must equal `usual`.
@@ -143,5 +144,8 @@ def library_size(model: Model, library: str | float, *, usual: str = "observed")
     except ValueError:
         size = float("nan")
     if not (np.isfinite(size) and size > 0):
-        raise DataError(f"--library is {library!r}", "use observed, median, or a number of counts above 0")
+        raise DataError(
+            f"--library is {library!r}, which is not a library size",
+            "use observed, median, or a number of counts above 0",
+        )
     return size

@@ -59,7 +59,9 @@ def expression_positions(
 
 @torch.inference_mode()
 def state_positions(model: Model, mean_nk: Tensor, *, progress: Progress = silent) -> np.ndarray:
-    """Compute the position of every cell's decoded state along the components of expression space, shape (n, j).
+    """Compute the position of every cell's decoded state along the principal components of expression space.
+
+    The result has the shape (n, j).
 
     Raises
     ------

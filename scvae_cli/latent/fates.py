@@ -9,10 +9,10 @@ absorption probabilities, the solution of a linear system.
 - The neighbors of a cell are its neighbors in expression space and its neighbors in latent space, with equal weight.
   Expression space keeps cells of the same type together, and latent space separates fates that few genes distinguish.
 - A step that goes back by Δ in the order is less probable by the factor exp(−3Δ/σ), where σ is the spread of the order
-  among the neighbors. σ is computed for each cell, because the order changes quickly among neighbors in some regions
-  and slowly in others.
-- At a cell of an end, a walk stops with a probability from one half to one: one at the cell that represents the end
-  best, and one half at the cell that represents the end worst.
+  among the neighbors. The spread σ is computed for each cell, because the order changes quickly among neighbors in some
+  regions and slowly in others.
+- At a cell that belongs to an end, a walk stops with a probability between one half and one. The probability is one at
+  the cell that represents the end best, and one half at the cell that represents the end worst.
 - A walk may get lost in a branch that belongs to none of the ends. A walk therefore loses its direction after a
   thousand steps on average, and then moves to any neighbor, also back in the order.
 
@@ -138,7 +138,7 @@ def _rows_sum_to_one(weight: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def _stopped(steps: sp.csr_matrix, stop_me: np.ndarray) -> np.ndarray:
-    """Compute where walks stop, the solution x of x = steps · x + stop, shape (m, e).
+    """Compute the probabilities with which walks stop at each end: the solution x of x = steps · x + stop, (m, e).
 
     Nodes are sorted along the order, so most steps are above the diagonal of the matrix. The upper triangle is solved
     exactly and serves as the preconditioner, so GMRES needs few iterations.

@@ -47,7 +47,7 @@ class GeneMoments:
 
     @property
     def varies_g(self) -> np.ndarray:
-        """Mask of the genes that are not constant up to rounding, shape (g,)."""
+        """Mask of the genes whose counts vary by more than rounding errors, shape (g,)."""
         varies_g: np.ndarray = self.variance_g > np.square(_ROUNDING * self.mean_g)
         return varies_g
 
@@ -57,7 +57,9 @@ class GeneMoments:
         return 1 - self._seen_g / max(self.n_cells, 1)
 
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
-        """Compare the moments with the moments of other cells. `other` must have at least as many cells as `self`.
+        """Compare mean, variance and fraction of zeros of every gene between the cells of `self` and of `other`.
+
+        `other` must have at least as many cells as `self`.
 
         Real numbers may have any sign and unit. The means of real numbers are therefore compared in standard deviations
         of the cells in `other`, and fractions of zeros are not compared.
@@ -91,9 +93,10 @@ class Differences:
     Parameters
     ----------
     mean, variance
-        For counts, root mean square of the log2 ratio of the moments of the two sets. Before division, 1/n is added to
-        the moments, where n is the number of cells of the smaller set. For real numbers, variances are also compared by
-        their log2 ratio, but means are compared by their difference in standard deviations of the second set.
+        For counts, root mean square of the log2 ratio of means (or variances) of the two sets. Before division, 1/n is
+        added to means and variances, where n is the number of cells of the smaller set. For real numbers, variances are
+        also compared by their log2 ratio, but means are compared by their difference in standard deviations of the
+        second set.
     zero_fraction
         Root mean square of the differences between fractions of zeros, or None for real numbers.
     """

@@ -60,13 +60,13 @@ class CellGraph:
     n_components: int
 
     def node_of(self, cell: int) -> int:
-        """Return the index of the node of a cell."""
+        """Return the node index of a cell in the graph."""
         node = int(np.searchsorted(self.cells, cell))
         assert self.cells[node] == cell, "the cell must be a node of the graph"
         return node
 
     def nodes_of(self, cells: np.ndarray) -> np.ndarray:
-        """Return the indices of the nodes of some cells. Cells that are not nodes are ignored."""
+        """Return the node indices of some cells in the graph. Cells that are not nodes are ignored."""
         return np.flatnonzero(np.isin(self.cells, cells))
 
     def distances(self, nodes: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -181,9 +181,9 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
 
 
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:
-    """Remove each node from its own neighbors.
+    """Remove each node from the list of its neighbors.
 
-    If a node is not among its own neighbors, because there are many identical nodes, the farthest neighbor is removed.
+    If a node is not in the list of its neighbors, because many nodes are identical, the farthest neighbor is removed.
     """
     itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True
@@ -199,10 +199,10 @@ def _components(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
 
 
 def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
-    """Find edges that connect every component to the nearest node outside of it, until one component is left.
+    """Find edges that join the connected components of a graph into one component.
 
-    The result has the shape (bridges, 2). Two components that are nearest to each other get two edges, which may be
-    identical.
+    In each round, every component except the largest is connected to the nearest node outside the component. The result
+    has the shape (edges, 2). Two components that are nearest to each other get two edges, which may be identical.
     """
     bridges = np.empty((0, 2), dtype=edges.dtype)
     while True:

@@ -36,10 +36,10 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
     """Return the nodes of a population whose neighbors mostly belong to the same population.
 
     The purity of a node is the fraction of its neighbors that belong to the population. The core contains the nodes
-    whose purity is close to the highest. Where a small population borders on a large population, the density of the
-    cells may be highest at the border, only because cells of the large population are near. Cells at the border are not
-    typical of the small population, so the core does not contain them. Only nodes in the mask `usual_m`, shape (m,),
-    are chosen, unless the mask excludes the whole population.
+    whose purity is close to the highest purity in the population. Where a small population borders on a large
+    population, the density of the cells may be highest at the border, only because cells of the large population are
+    near. Cells at the border are not typical of the small population, so the core does not contain them. Only nodes in
+    the mask `usual_m`, shape (m,), are chosen, unless the mask excludes the whole population.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)

@@ -43,8 +43,8 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
     empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
-            f"{amount(len(empty), 'cell has', 'cells have')} no counts in the modeled genes; the first is "
-            f"{counts.cell_names[empty[0]]!r}",
+            f"{amount(len(empty), 'cell has', 'cells have')} no counts in the modeled genes; the first of these cells "
+            f"is {counts.cell_names[empty[0]]!r}",
             "filter out cells without counts first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
     if batch_n is None and model.vae.n_mapped:
@@ -55,7 +55,7 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 
 @torch.inference_mode()
 def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> Posterior:
-    """Compute the mean and the variance of q(z|x) of every cell, each of shape (n, k), on the CPU.
+    """Compute the mean and the variance of the posterior q(z|x) of every cell, each of shape (n, k), on the CPU.
 
     Positions are in the coordinates of encoder and decoder, not along the canonical axes.
     """
@@ -137,8 +137,9 @@ def batches_if_known(model: Model, counts: Counts) -> np.ndarray | None:
 def batches_where_known(model: Model, counts: Counts) -> np.ndarray | None:
     """Return the batch of each cell as `known_batches` does, but accept cells without a batch or of unknown batches.
 
-    The index of a cell without a known batch is −1. For a model with several covariates, the cell's row of the design
-    matrix contains averages over the training cells. The result is None if no batches were read from the data.
+    The index of a cell without a known batch is −1. For a model with several covariates, unknown categories and values
+    are replaced by averages over the training cells in the design matrix. The result is None if no batches were read
+    from the data.
     """
     design = model.vae.design
     if design is not None:
@@ -154,7 +155,7 @@ def strata(model: Model, counts: Counts) -> np.ndarray | None:
     """Return an index of each cell's batch, or of each cell's combination of categories, shape (n,).
 
     Two cells have the same index if and only if their batches, or combinations, are equal. The indices may differ from
-    those of the model. The result is None for a model without batches.
+    the batch indices of the model. The result is None for a model without batches.
     """
     if not model.batches or counts.batch is None:
         return None
@@ -187,7 +188,7 @@ def _known_rows(design: Design, counts: Counts) -> np.ndarray:
     if lacking_n.any():
         raise DataError(
             f"{amount(int(lacking_n.sum()), 'cell has', 'cells have')} no value of "
-            f"{', '.join(one.key for one in design.continuous)}, so the likelihood is undefined",
+            f"{', '.join(one.key for one in design.continuous)}, so the likelihood of these cells is undefined",
             "remove cells with missing values, or fill in the missing values",
         )
     return design.rows(covariates)

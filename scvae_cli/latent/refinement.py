@@ -1,13 +1,13 @@
 """Refinement of posteriors: the best Gaussian posterior of each cell is found by gradient ascent.
 
-One encoder network computes the posteriors of all cells, so the posterior of a single cell can be improved. The
-resulting increase of the ELBO is called the amortization gap. Starting from the encoder's posterior, the mean and the
-log variance of every cell are optimized by gradient ascent on the ELBO of that cell, with the decoder held fixed. Means
-are measured in standard deviations of the encoder's posterior, so that one learning rate suits all cells and axes. The
-learning rate decreases to zero, so that the noise of the posterior samples averages out. The same noise is used for all
-cells, so the result for a cell does not depend on the other cells. In the optimization, as in training, matrix products
-are computed in bfloat16 if the device supports bfloat16. The ELBOs that decide whether the refined posterior of a cell
-is used are computed in float32.
+One encoder network computes the posteriors of all cells, so the posterior of a single cell is not optimal and can be
+improved. The increase of the ELBO from the encoder's posteriors to optimal posteriors is called the amortization gap.
+Starting from the encoder's posterior, the mean and the log variance of every cell are optimized by gradient ascent on
+the ELBO of that cell, with the decoder held fixed. Means are measured in standard deviations of the encoder's
+posterior, so that one learning rate suits all cells and axes. The learning rate decreases to zero, so that the noise of
+the posterior samples averages out. The same noise is used for all cells, so the result for a cell does not depend on
+the other cells. In the optimization, as in training, matrix products are computed in bfloat16 if the device supports
+bfloat16. The ELBOs that decide whether the refined posterior of a cell is used are computed in float32.
 
 The amortization gap is described by Cremer, Li & Duvenaud 2018, arXiv:1801.03558, and the optimizer Adam by Kingma & Ba
 2015, arXiv:1412.6980.
@@ -42,8 +42,8 @@ _LEAST_SET = 16
 class Refined(NamedTuple):
     """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats.
 
-    The noise in the estimate of the increase is independent of the noise in the optimization. A cell whose ELBO did not
-    increase keeps the posterior of the encoder, so the increase is never negative.
+    The increase of the ELBO is estimated with other random numbers than the optimization uses. A cell whose ELBO did
+    not increase keeps the posterior of the encoder, so the increase is never negative.
     """
 
     posterior: Posterior
@@ -106,7 +106,7 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
     The vectors form sets of fixed size. Each vector is standard normal, but the vectors of a set are not independent.
     The directions of the vectors are the axes of randomly rotated orthogonal frames. The lengths of the vectors are
     stratified: one length is drawn from each quantile interval, in random order. The average of a quadratic function
-    over the vectors of a set and the negated vectors is therefore close to the expected value.
+    over the vectors of a set and their negatives is therefore close to its expected value.
     """
     # scipy is imported within the function, because every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv

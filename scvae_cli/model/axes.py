@@ -1,10 +1,10 @@
-"""Canonical latent axes: a rotation of latent space after which two trainings on the same data agree.
+"""Canonical latent axes: a rotation of latent space after which the axes of two trainings on the same data agree.
 
 The prior is the same in all directions, so the latent axes of each training are rotated nearly at random. The decoded
 expression of the cells is nearly the same in each training. The canonical axes are therefore the axes along which the
-latent position of the cells explains most of the variance of their decoded expression. Expression is measured in the
-Fisher–Rao coordinate y (`geometry.py`). One unit of y is the standard deviation of a single count around its expected
-value. For real numbers, one unit of y is the standard deviation of the noise.
+latent position of the cells explains most of the variance of their decoded expression. Decoded expression is measured
+by the coordinate y of `geometry.py`. One unit of the coordinate y is the standard deviation of a single count around
+its expected value or, for real numbers, the standard deviation of the noise.
 
 Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The canonical axes are the left
 singular vectors of the matrix C^(−½) Cov(z, y). The matrix C^(−½) Cov(z, y) equals C^(½) B, where B = C⁻¹ Cov(z, y) are
@@ -12,9 +12,9 @@ the slopes of a linear regression of y on z. The canonical axes are sorted by ex
 Along each axis, the distribution of the cells usually has a longer and a shorter tail. The sign of each canonical axis
 is chosen so that the longer tail of the cells is on the positive side.
 
-An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). The
-eigenvectors of the mean of J_yᵀJ_y agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also
-depends on directions along which the cells do not vary, and on small irregularities of the decoder.
+The eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z), could be used as axes too.
+However, the eigenvectors of the mean of J_yᵀJ_y agree less between trainings than the canonical axes do. The mean of
+J_yᵀJ_y also depends on directions along which the cells do not vary, and on small irregularities of the decoder.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on the rotation.
@@ -63,8 +63,8 @@ class CanonicalAxes:
     def variance(self, var_nk: Tensor) -> Tensor:
         """Compute variances along the canonical axes from variances along the axes of encoder and decoder.
 
-        The result has shape (n, k). For a point with the given variances σ², the result is the diagonal of R diag(σ²)
-        Rᵀ, where R is the rotation.
+        The result has shape (n, k). For variances σ² along the axes of encoder and decoder, the result is the diagonal
+        of R diag(σ²) Rᵀ, where R is the rotation.
         """
         return var_nk @ self.rotation_kk.square().T.to(var_nk)
 

@@ -20,11 +20,12 @@ LEAST_SQUARE = 5.0
 def batch_discrepancy(position_nk: Tensor, *members: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the maximum mean discrepancy between each batch and all other batches, and its gradient.
 
-    The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w). In this formula, z and z' are the positions of
-    two cells of the batch, and w and w' those of two cells of other batches (Gretton et al. 2012, Journal of Machine
-    Learning Research 13:723). The estimate of the discrepancy is unbiased, and may therefore be negative. The kernel k
-    is the mean of four Gaussian kernels. The result is the mean discrepancy over the batches, weighted by their numbers
-    of cells. A batch is left out if it has a single cell, or if there is at most one cell outside the batch.
+    The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w) (Gretton et al. 2012, Journal of Machine
+    Learning Research 13:723). In the formula of the discrepancy, z and z' are the positions of two cells of the batch,
+    and w and w' are the positions of two cells of other batches. The estimate of the discrepancy is unbiased, and may
+    therefore be negative. The kernel k is the mean of four Gaussian kernels. The result is the mean discrepancy over
+    the batches, weighted by their numbers of cells. A batch is left out if it has a single cell, or if there is at most
+    one cell outside the batch.
 
     Parameters
     ----------

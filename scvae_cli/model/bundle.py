@@ -2,7 +2,7 @@
 
 `NAME.scvae/` contains config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (the density
 of the cells in latent space, the canonical axes, and the map to expression space) and history.csv. A model that was
-trained with labels also has labels.safetensors. No file in the folder contains code, so loading a model from an
+trained with labels also has labels.safetensors. No file in a model folder contains code, so loading a model from an
 untrusted source runs no code.
 """
 
@@ -143,7 +143,7 @@ class Model:
         return np.asarray([name in known for name in cell_names], dtype=bool)
 
     def save(self, folder: Path | str, *, force: bool = False) -> None:
-        """Write the model folder. The folder is either written completely or not changed.
+        """Write the model folder. The model folder is either written completely or not changed.
 
         Raises
         ------
@@ -240,7 +240,7 @@ class Model:
 
 
 def _covariates(vae: VAE) -> dict[str, Any]:
-    """Return the batches as plain values, and for models with several covariates also the continuous keys."""
+    """Return the batches and, if there is a design, the continuous keys, in the form that config.json stores."""
     design = vae.design
     if design is None:
         return {"batches": list(vae.batches)}
@@ -313,12 +313,12 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         if config["format"] == WITHOUT_LABELS or (config["format"] == FORMAT and "continuous" in config):
             design = check_design(config["batches"], config.get("continuous"), run.data)
         elif len(run.data.batch_keys) > 1 or run.data.continuous_keys:
-            raise ValueError("the combinations of several covariates are missing")
+            raise ValueError("config.json lacks the combinations of categories of a model with several covariates")
         else:
             batches = tuple(check_names("batches", config["batches"]))
         n_mapped = check_mapped(config.get("n_mapped", 0), batches)
         if n_mapped and not run.data.batch_keys:
-            raise ValueError("batches were mapped onto the model, but it has no batch key")
+            raise ValueError("batches were mapped onto the model, but the model has no batch key")
         n_bytes = _size(folder, WEIGHTS)
         vae = empty_network(run.model, len(genes), batches, n_mapped=n_mapped, design=design, n_bytes=n_bytes)
         weights = read_tensors(_read_checked(folder, WEIGHTS, config, most=most_bytes(vae.state_dict().values())))
@@ -356,17 +356,17 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
 
 
 def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
-    """Read the classifiers of labels; what they contain is checked when they are used."""
+    """Read the classifiers of labels; their values are checked only when the classifiers are used."""
     names = tuple(check_names("labels", config["labels"]))
     if len(names) < 2 or config["labels_kind"] not in KINDS or any(map(is_reserved, names)):
-        raise ValueError("there are fewer than two labels, or labels that no cell type can have")
+        raise ValueError("config.json has fewer than two labels, labels of an unknown type, or reserved label names")
     # The size of this file does not follow from the other files.
     most = min(_size(folder, LABELS), _MOST_LABELS)
     return StoredLabels(names, config["labels_kind"], read_tensors(_read_checked(folder, LABELS, config, most=most)))
 
 
 def _expression_space(latent: dict[str, torch.Tensor]) -> ExpressionSpace:
-    """Make the map to expression space from its tensors. Optional tensors that the file lacks are None."""
+    """Make the map to expression space from its tensors. Optional tensors that are not in the file become None."""
     given = {f.name: latent[f.name] for f in fields(ExpressionSpace) if f.default is MISSING or f.name in latent}
     return ExpressionSpace(**given)
 
@@ -449,7 +449,7 @@ def _reading(folder: Path, name: str) -> Iterator[None]:
 def _place(folder: Path) -> Path:
     """Return the path of a model folder without symbolic links and "..".
 
-    A folder to which a link points can then be replaced without replacing the link.
+    The path without links makes it possible to replace the folder to which a link points, and to keep the link.
     """
     try:
         return resolved(folder)

@@ -1,4 +1,4 @@
-"""The negative log-probability of counts, computed from the decoder's raw outputs, with explicit gradients.
+"""The negative log-probability of counts, computed from the decoder's raw outputs, with formulas for its gradients.
 
 Letters in array shapes: n cells, g genes. Symbols: x is a count, μ its mean, θ the inverse dispersion of a gene, a the
 zero-inflation logit, σ the logistic function, lgΓ the log gamma function and ψ its derivative.
@@ -11,7 +11,7 @@ log-probability
 
 where [x = 0] is 1 for a count of zero, and 0 otherwise. The derivatives of L are
 
-    ∂L/∂η = (x − wμ)/(1+r)      ∂L/∂a = σ(−a) − w      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ))
+    ∂L/∂η = (x − wμ)/(1+r),      ∂L/∂a = σ(−a) − w,      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ)).
 
 The mean μ is the library size times the softmax of the logits over genes. Let d_g be ∂L/∂η of gene g. The derivative of
 the log-probability of a cell with respect to the logit of gene g is then d_g − softmax_g · Σ d, with the sum over all
@@ -40,9 +40,8 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 
     `raw_ng` is the result of the last matrix product of the decoder, to which `bias_g` has not been added yet. The
     first g columns of raw_ng + bias_g are the logits of the genes, and μ = library size · softmax(logits). With zero
-    inflation, the next g columns are the zero-inflation logits of the genes, and `raw_ng` and `bias_g` have the shapes
-    (n, 2g) and (2g,) instead of (n, g) and (g,). `log_theta_g` is the log inverse dispersion of the genes, or None for
-    a Poisson distribution.
+    inflation, `raw_ng` and `bias_g` have 2g columns, and the last g columns of raw_ng + bias_g are the zero-inflation
+    logits of the genes. `log_theta_g` is the log inverse dispersion of the genes, or None for a Poisson distribution.
     """
     inputs = (raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled())
     mean: Tensor = _MeanNLL.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
@@ -95,9 +94,9 @@ def dense_nll(
     and in any precision. `share_n` is the weight of each cell in the mean. If `share_n` is None, every cell has the
     weight 1/n.
 
-    No operation waits for the device and no shape depends on the counts, so a training step that calls this function
-    can be recorded as a CUDA graph. The function does not use `torch.where` with a Python number, because `torch.where`
-    would copy the number to the device and wait.
+    A GPU can record a training step that calls `dense_nll` as a CUDA graph (a fixed sequence of operations), because no
+    operation waits for the GPU and no shape depends on the counts. `dense_nll` does not use `torch.where` with a Python
+    number, because `torch.where` would copy the number to the GPU and wait.
     """
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g

@@ -1,15 +1,15 @@
 """The density of the cells in latent space: a Gaussian mixture, and the off-manifold score of a point.
 
-The mixture is fitted to posterior samples of training cells. The number of mixture components is chosen so that the
-posterior samples of held-out cells have the highest density. The aggregated posterior, that is, the mixture of the
-posteriors of all cells, is not used, because its density is very low at any point that is not close to a cell.
+The Gaussian mixture is fitted to posterior samples of training cells. The number of mixture components is chosen so
+that the posterior samples of held-out cells have the highest density. The aggregated posterior, that is, the mixture of
+the posteriors of all cells, is not used, because its density is very low at any point that is not close to a cell.
 
-The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that
-point. If there are fewer than ten held-out cells, this score could take too few values, so the score is the fraction of
-all cells, held-out and training.
+The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than the
+point. If there are fewer than ten held-out cells, the point is compared with the training cells too, so that the score
+can take more than a few values.
 
-The mixture is fitted by expectation–maximization in torch, because importing the mixture model of scikit-learn takes
-longer than the whole fit.
+The Gaussian mixture is fitted by expectation–maximization in torch, because importing the mixture model of scikit-learn
+takes longer than the whole fit.
 
 Letters in array shapes: n points, k latent dimensions, c components.
 """
@@ -66,7 +66,7 @@ class LatentDensity:
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw points from the density. The result has shape (n, k) and is on the CPU."""
+        """Draw points from the density. The points have shape (n, k) and are on the CPU."""
         component_n = torch.multinomial(self.log_weight_c.cpu().exp(), n, replacement=True, generator=generator)
         z_nk = torch.randn(n, self.mean_ck.shape[1], generator=generator, dtype=self.mean_ck.dtype)
         for c, (mean_k, whiten_kk) in enumerate(zip(self.mean_ck.cpu(), self.whiten_ckk.cpu(), strict=True)):
@@ -82,16 +82,16 @@ class LatentDensity:
 
         The off-manifold score of a point is the fraction of held-out cells that lie at a higher density than the point.
         A score of 0.5 means that the point has the density of the median held-out cell. A score near 1 means that
-        nearly all held-out cells have a higher density. If r of h held-out cells have a higher density, the score is (r
-        + ½) / (h + 1). An off-manifold score is therefore never exactly 0 or 1.
+        nearly all held-out cells have a higher density than the point. If r of h held-out cells have a higher density
+        than the point, the score is (r + ½) / (h + 1), and therefore never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
 
     def covariance(self, z_nk: Tensor) -> Tensor:
-        """Compute the mean covariance of the components at each point, shape (n, k, k).
+        """Compute the mean covariance of the mixture components at each point, shape (n, k, k).
 
-        Each component is weighted by the probability that the point belongs to the component.
+        Each mixture component is weighted by the probability that the point belongs to the component.
         """
         log_joint_nc = self._log_joint(z_nk.to(self.mean_ck))
         share_nc = (log_joint_nc - torch.logsumexp(log_joint_nc, dim=1, keepdim=True)).exp()
@@ -100,7 +100,7 @@ class LatentDensity:
         return torch.einsum("nc,ckj->nkj", share_nc, lower_ckk @ lower_ckk.transpose(1, 2))
 
     def nll_at(self, share: float) -> float:
-        """Return the quantile of `heldout_nll` at the fraction `share`, nats."""
+        """Return the quantile at the fraction `share` of the held-out cells' negative log density, nats."""
         return float(torch.quantile(self.heldout_nll.double(), share))
 
     def to(self, device: torch.device) -> LatentDensity:
@@ -117,7 +117,7 @@ class LatentDensity:
 
 
 def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor], *, seed: int) -> LatentDensity:
-    """Fit the mixture to training cells, and compute the densities of held-out cells for the off-manifold score.
+    """Fit a Gaussian mixture to training cells, and compute the densities of held-out cells for off-manifold scores.
 
     `training` and `heldout` contain the posterior means and variances of cells, each of shape (n, k). If there are
     fewer than ten held-out cells, the off-manifold score also compares a point with the training cells, because scores

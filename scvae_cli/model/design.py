@@ -1,20 +1,20 @@
 """The design matrix of a decoder with several covariates, which says which effects are added for each cell.
 
-The decoder's output for a cell is shifted by a sum of effects. The sum contains one effect for the cell's category in
-each batch key, and for each continuous key an effect times the cell's standardized value:
+The decoder's output for a cell is shifted by a sum of effects. The sum of effects contains one effect for the cell's
+category in each batch key. For each continuous key, the sum contains an effect times the cell's standardized value:
 
-    shift = Σ_q effect[category of the cell in batch key q] + Σ_v (value_v − mean_v) / sd_v · effect_v
+    shift = Σ_q effect[category of the cell in batch key q] + Σ_v (value_v − mean_v) / sd_v · effect_v.
 
 The shifts of all cells are the product of the design matrix D (cells × effects) with the effects. A row of D holds 1
-for each category of the cell, 0 for other categories, and the standardized values. A combination of categories has no
-effect of its own. The shift for a new combination of categories is therefore known if each of its categories occurred
-in the training.
+for each category of the cell, 0 for other categories, and the standardized values of the continuous keys. Combinations
+of categories have no additional effects (interactions). The shift for a new combination of categories is therefore
+known if each of its categories occurred in the training.
 
 If one category of a key occurs only together with one category of another key (donors nested in sites), the data
 determine the sum of the two effects, but not each effect separately.
 
-A decoder with a single batch key and no continuous key has no design matrix, because each batch has an effect of its
-own.
+A decoder with a single batch key and no continuous key has no design matrix, because the shift of a cell is simply the
+effect of its batch.
 
 Letters in array shapes: n cells, b combinations, q batch keys, v continuous keys, r effects.
 """
@@ -56,7 +56,9 @@ class Continuous:
         return self.least - margin, self.most + margin
 
     def refuse_beyond(self, value_n: np.ndarray) -> None:
-        """Raise a DataError for values outside the range of the training values by more than ten times this range.
+        """Raise a DataError if a value lies too far outside the range of the training values.
+
+        A value may lie outside the range of the training values by at most ten times the width of this range.
 
         A missing value (NaN) is accepted.
         """
@@ -145,9 +147,9 @@ class Design:
     def rows(self, covariates: CellCovariates, share_b: np.ndarray | None = None) -> np.ndarray:
         """Return the design matrix for some cells, float32, shape (n, r).
 
-        Cells with an unknown category of a key get the average over this key's categories, weighted by the shares
-        `share_b` of the combinations. Cells without a value of a continuous key get the mean of the key. A DataError is
-        raised for values far outside the range of the training values.
+        A cell with an unknown category of a batch key gets the average over the categories of this key, weighted by the
+        proportions `share_b` of the combinations. A cell without a value of a continuous key gets the mean of the key.
+        A DataError is raised if a value of a continuous key lies too far outside the range of the training values.
         """
         row_nr = np.zeros((len(covariates.value_nv), self.n_effects), dtype=np.float32)
         average_r = None if share_b is None else share_b @ self.combination_br

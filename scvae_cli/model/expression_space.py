@@ -1,36 +1,36 @@
-"""Expression space: coordinates of cells in which Euclidean distance is a distance in expression.
+"""Expression space: coordinates of cells whose Euclidean distances measure differences in expression.
 
 The same distance in latent space may be a small or a large change of expression, depending on the position. Neighbors,
-clusters and UMAPs are therefore better computed from expression. The expression of a cell in gene g is
+clusters and UMAPs are therefore better computed in expression space. The expression of a cell in gene g is
 
-    e_g = y_g(z) + w · r_g
+    e_g = y_g(z) + w · r_g.
 
-- **y** is the decoded state of the cell: the isometric coordinate (`scvae_cli.model.geometry`) of the expected count.
-  The expected count is decoded from the posterior mean, at the reference library size and with the average batch
-  effect. The Euclidean distance between the decoded states y of two cells is the Fisher–Rao distance between their
-  decoded distributions.
-- **r** is the Pearson residual of the cell: its observed count minus the count that the model expects at the cell's own
-  library size and batch, in standard deviations of a count. A residual contains sampling noise, and also differences
-  between cells that the latent space does not describe. To first order, y + r is the isometric coordinate of the
-  observed count, corrected for library size and batch.
+- **y** is the decoded state of the cell: the expected count, transformed so that a count has a standard deviation of 1
+  (the isometric coordinate of `scvae_cli.model.geometry`). The expected count is decoded from the posterior mean, at
+  the reference library size and with the average batch effect. The Euclidean distance between the decoded states y of
+  two cells is the Fisher–Rao distance between their decoded distributions.
+- **r** is the Pearson residual of the cell: the observed count minus the expected count, in standard deviations of a
+  count. The expected count in a residual is computed with the library size and the batch of the cell. A residual
+  contains sampling noise, and also differences between cells that the latent space does not describe. The sum y + r is
+  approximately the isometric coordinate of the observed count, corrected for library size and batch.
 - **w** is the weight of the residuals. With w = 0, cells lie on the smooth manifold of the decoder, and Leiden
-  clustering splits this manifold into too many clusters. The weight w is at most 1, and small enough that the residuals
-  add at most `NOISE_SHARE` of the variance of the decoded states along the axes of the embedding.
+  clustering splits this manifold into too many clusters. The weight w is at most 1. The weighted residuals add at most
+  the fraction `NOISE_SHARE` to the variance of the decoded states along the first axes of the embedding.
 
-The axes of the embedding form two groups.
+The embedding has two kinds of axes.
 
-- The first axes are the projection of e on the first principal components of y over the training cells. The components
-  of y are used, because most components of e would follow the noise in the residuals of the training cells. Along
-  components that follow the noise of the training cells, new cells would have only a quarter of the variance and lie
-  apart from the training cells.
-- The other axes are projections of the residuals on random directions, and contain noise of equal strength in all
-  cells. Leiden clustering finds communities in a graph of neighbors. Without noise, neighbors lie in order along the
-  manifold of the decoder, and at scanpy's default resolution a cell type is split into several clusters. With the
-  noise, cells that cannot be distinguished by their counts become neighbors at random. The variance of the noise is
-  `NOISE_SHARE` times the variance of the decoded states (`benchmarks/recipe.md`).
+- The first axes of the embedding are the principal components of y over the training cells, on which the expression e
+  is projected. The components of y are used, because most components of e would follow the noise in the residuals of
+  the training cells. Along components that follow the noise of the training cells, new cells would have only a quarter
+  of the variance and lie apart from the training cells.
+- The last axes of the embedding are random directions, on which the residuals are projected. The projected residuals
+  contain noise of equal strength in all cells. Leiden clustering finds communities in a graph of neighbors. Without
+  noise, neighbors lie in order along the manifold of the decoder, and at scanpy's default resolution a cell type is
+  split into several clusters. With the noise, cells that cannot be distinguished by their counts become neighbors at
+  random. The variance of the noise is `NOISE_SHARE` times the variance of the decoded states (`benchmarks/recipe.md`).
 
-Components and random directions are stored in the model, so new cells are embedded along the same axes as the training
-cells.
+Principal components and random directions are stored in the model, so new cells are embedded along the same axes as the
+training cells.
 
 Letters in array shapes: n cells, g genes, k latent dimensions, j components, m random directions, b batches.
 """
@@ -68,7 +68,9 @@ _MOST = 10.0
 
 @dataclass(frozen=True)
 class ExpressionSpace:
-    """The map to the embedding: e − center projected on the components, and r projected on the random directions.
+    """The map of cells to expression space.
+
+    The centered expression e is projected on the principal components, and the residuals r on the random directions.
 
     Parameters
     ----------

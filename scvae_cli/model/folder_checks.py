@@ -1,7 +1,8 @@
-"""Checks of the files of a model folder. A folder may come from a stranger, so every part of the folder is checked.
+"""Checks of the files of a model folder.
 
-The sizes of the network in config.json are compared with each other and with the sizes of the files before a network is
-made. If a check fails, the function raises a ValueError that describes the fault.
+A model folder may come from an untrusted source, so every part of the folder is checked. The sizes of the network in
+config.json are compared with each other and with the sizes of the files before a network is made. A check that fails
+raises a ValueError that describes the fault.
 
 Letters in array shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
 """
@@ -40,12 +41,12 @@ _TEXTS = ("counts_source", "genes_chosen", "compute")
 def check_facts(facts: Any) -> None:
     """Check that the stored results of a training exist and have the right types: whole numbers, numbers and texts."""
     if not isinstance(facts, dict):
-        raise ValueError("the facts are not a mapping")
+        raise ValueError("the results of the training (facts) in config.json are not a JSON object")
     for keys, kinds in ((_COUNTED, int), (_MEASURED, (int, float)), (_TEXTS, str)):
         for key in keys:
             value = facts.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool):
-                raise ValueError(f"the entry {key!r} of the facts is missing or has the wrong type")
+                raise ValueError(f"the training result {key!r} in config.json is missing or has the wrong type")
 
 
 def check_names(what: str, names: Any) -> Sequence[str]:
@@ -60,7 +61,7 @@ def check_names(what: str, names: Any) -> Sequence[str]:
 def check_mapped(n_mapped: Any, batches: Sequence[str]) -> int:
     """Return the number of batches that were mapped onto the model, after checking that the number is possible."""
     if isinstance(n_mapped, bool) or not isinstance(n_mapped, int) or not 0 <= n_mapped <= len(batches):
-        raise ValueError("the number of mapped batches is out of range")
+        raise ValueError("the number of mapped batches in config.json is out of range")
     return n_mapped
 
 
@@ -68,20 +69,20 @@ def check_design(batches: Any, continuous: Any, data: DataConfig) -> Design:
     """Return the design of a model with several covariates, after checking combinations and continuous keys."""
     keys = data.batch_keys
     if not isinstance(batches, list) or not all(isinstance(one, list) and len(one) == len(keys) for one in batches):
-        raise ValueError("the combinations of categories do not fit the batch keys")
+        raise ValueError("a combination of categories in config.json does not have one category for each batch key")
     if bool(batches) != bool(keys):
-        raise ValueError("there are batch keys but no combinations of categories, or combinations but no batch keys")
+        raise ValueError("config.json has batch keys without combinations of categories, or the reverse")
     for one in batches:
         if not all(isinstance(category, str) for category in one):
             raise ValueError("the categories of the batch keys are not all texts")
     combinations = tuple(map(tuple, batches))
     check_names("combinations of categories", [repr(one) for one in combinations])
     if not isinstance(continuous, list) or len(continuous) != len(data.continuous_keys):
-        raise ValueError("the continuous keys are not those of the options")
+        raise ValueError("config.json does not describe all continuous keys of the model")
     found = []
     for key, values in zip(data.continuous_keys, continuous, strict=True):
         if not isinstance(values, dict) or values.keys() != {"mean", "sd", "least", "most"}:
-            raise ValueError(f"the values of the continuous key {key!r} are missing")
+            raise ValueError(f"config.json lacks the mean, standard deviation or range of continuous key {key!r}")
         for name, value in values.items():
             check_number(f"{name} of {key!r}", value)
             if not abs(value) < MOST_VALUE:
@@ -89,7 +90,7 @@ def check_design(batches: Any, continuous: Any, data: DataConfig) -> Design:
         # The standard deviation of n values is at least their range divided by √(2n), so a smaller value is an error.
         extent = values["most"] - values["least"]
         if not (extent / 1e6 < values["sd"] <= extent and values["least"] <= values["mean"] <= values["most"]):
-            raise ValueError(f"the values of the continuous key {key!r} contradict each other")
+            raise ValueError(f"mean, standard deviation and range of the continuous key {key!r} contradict each other")
         found.append(Continuous(key=key, **{name: float(value) for name, value in values.items()}))
     return Design(batch_keys=keys, combinations=combinations, continuous=tuple(found))
 
@@ -103,9 +104,12 @@ def empty_network(
     design: Design | None = None,
     n_bytes: int,
 ) -> VAE:
-    """Return a network without memory for its weights, if a file of `n_bytes` bytes can contain all weights."""
+    """Return a network without memory for its weights.
+
+    A ValueError is raised if a file of `n_bytes` bytes is too small for the weights of the network.
+    """
     if config.n_latent is None or config.n_hidden is None:
-        raise ValueError("the sizes of the network are missing")
+        raise ValueError("config.json lacks the number of latent dimensions or of hidden units")
     k, h = sizes(config)
     # Lower bounds on the size of a file with the weights of the encoder's first and other layers and of the last layer.
     parts = {"n_hidden": h * n_genes, "n_latent": 2 * k * h, "genes": n_genes * k}
@@ -115,13 +119,13 @@ def empty_network(
     parts["n_layers"] = config.n_layers * _HEADER_BYTES + 4 * (config.n_layers - 1) * h * h
     for part, least in parts.items():
         if least > n_bytes:
-            raise ValueError(f"the weights have {n_bytes:,} bytes, too few for the {part} of config.json")
+            raise ValueError(f"the file of weights has {n_bytes:,} bytes, too few for the {part} in config.json")
     with torch.device("meta"):
         return VAE(config, n_genes, batches, n_mapped=n_mapped, design=design)
 
 
 def check_combinations(vae: VAE) -> None:
-    """Check that the design matrix of the combinations among the weights agrees with the categories in config.json."""
+    """Check that the design matrix in the file of weights agrees with the categories in config.json."""
     effect = vae.decoder.batch
     if vae.design is None or effect is None or effect.combination_br is None:
         return
@@ -135,7 +139,7 @@ def most_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def most_latent_bytes(n_latent: int, n_genes: int) -> int:
-    """Return the largest possible size of the file with density, axes and map to expression space, in bytes."""
+    """Return the largest possible size in bytes of the file latent.safetensors of a model folder."""
     values = _MOST_COMPONENTS * (1 + n_latent + n_latent**2) + _MOST_DENSITIES + 2 * n_latent**2 + 64 * n_genes
     return _MOST_HEADER_BYTES + 4 * values
 
@@ -145,12 +149,12 @@ def read_tensors(content: bytes) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_tensors(content)
     except (SafetensorError, KeyError, OverflowError, RuntimeError, TypeError) as error:
-        raise ValueError(f"the tensors cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the tensors in a file cannot be read: {str(error).splitlines()[0]}") from error
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} has type {tensor.dtype}, not torch.float32")
+            raise ValueError(f"the tensor {name} has type {tensor.dtype}, not torch.float32")
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds values that are not finite numbers")
+            raise ValueError(f"the tensor {name} holds values that are not finite numbers")
     return tensors
 
 
@@ -158,10 +162,10 @@ def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     """Check that exactly the expected tensors exist, and that each has the expected shape."""
     if found.keys() != expected.keys():
         other = sorted(found.keys() ^ expected.keys())[0]
-        raise ValueError(f"{other} is {'missing' if other in expected else 'not a part of this model'}")
+        raise ValueError(f"the tensor {other} is {'missing' if other in expected else 'not a part of this model'}")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
-            raise ValueError(f"{name} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}")
+            raise ValueError(f"the tensor {name} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}")
 
 
 def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -> None:
@@ -177,14 +181,14 @@ def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -
         if len(shape) != len(letters) or any(
             lengths.setdefault(letter, length) != length for letter, length in zip(letters, shape, strict=True)
         ):
-            raise ValueError(f"{name} has shape {shape}, which does not fit the other parts of the model")
+            raise ValueError(f"the tensor {name} has shape {shape}, which does not fit the other parts of the model")
         if 0 in shape:
-            raise ValueError(f"{name} has no values")
+            raise ValueError(f"the tensor {name} has no values")
     if abs(float(latent["log_weight_c"].double().logsumexp(0))) > _WEIGHTS:
-        raise ValueError("the weights of the latent density do not add up to 1")
+        raise ValueError("the weights of the mixture components of the latent density do not add up to 1")
     rotation_kk = latent["rotation_kk"].double()
     if (rotation_kk @ rotation_kk.T - torch.eye(n_latent)).abs().max() > _ORTHONORMAL:
-        raise ValueError("the canonical axes are not a rotation")
+        raise ValueError("the stored canonical axes are not a rotation of latent space")
 
 
 def check_number(name: str, value: Any, *, whole: bool = False, least: float = -math.inf) -> None:

@@ -3,23 +3,25 @@
 If the inverse dispersion θ_g of a negative binomial gene is fixed, the distribution of the gene's count depends only on
 the mean μ_g. The isometric coordinate y_g is the function of μ_g whose Fisher information is 1 everywhere:
 
-    y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)) = Fisher information of μ
+    y_g = 2√θ_g · asinh(√(μ_g / θ_g)).
 
-The Fisher information of μ is one over the variance of the count. One unit of y_g is therefore the standard deviation
-of a single count around its expected value. The isometric coordinate is 2√μ for a Poisson distribution and μ/σ for a
-normal distribution with the standard deviation σ. The last layer of the decoder (`CountHead` or `NormalHead`) computes
-the isometric coordinate for its likelihood.
+The derivative of y_g is given by (dy/dμ)² = θ/(μ(μ+θ)), which is the Fisher information of μ. The Fisher information of
+μ is one over the variance of the count. One unit of y_g is therefore the standard deviation of a single count around
+its expected value. The isometric coordinate is 2√μ for a Poisson distribution and μ/σ for a normal distribution with
+the standard deviation σ. The last layer of the decoder (`CountHead` or `NormalHead`) computes the isometric coordinate
+for its likelihood.
 
 The vector y(z) contains the isometric coordinates of all genes at the latent point z. The Euclidean distance between
-y(z₁) and y(z₂) is the Fisher–Rao distance between the two decoded distributions. The Fisher–Rao distance is the length
-of the shortest path through all distributions, including distributions that the decoder cannot produce. Lengths of
-paths in latent space follow from the metric M(z) = J_yᵀJ_y, where J_y is the Jacobian of y(z). The means μ are computed
-at one library size and averaged over batches. Zero inflation is ignored, because zero inflation is a technical effect.
+y(z₁) and y(z₂) is the Fisher–Rao distance between the distributions that are decoded at z₁ and z₂. The Fisher–Rao
+distance is the length of the shortest path through all distributions, including distributions that the decoder cannot
+produce. Lengths of paths in latent space follow from the metric M(z) = J_yᵀJ_y, where J_y is the Jacobian of y(z). The
+means μ are computed at one library size and averaged over batches. Zero inflation is ignored, because zero inflation is
+a technical effect.
 
-The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
-in torch is not used, because it would import torch's compiler, which takes a second.
+The derivatives J_y·v of y along latent directions v are computed by explicit formulas for each layer. Forward-mode
+differentiation in torch is not used, because it would import torch's compiler, which takes a second.
 
-Letters in array shapes: n points, m tangent vectors at each point, k latent dimensions, h hidden units, g genes.
+Letters in array shapes: n points, m directions at each point, k latent dimensions, h hidden units, g genes.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Geometry:
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute isometric coordinates y at latent points, and their derivatives J_y·v along tangent vectors v.
+        """Compute isometric coordinates y at latent points, and their derivatives J_y·v along directions v.
 
         The coordinates have shape (n, g), the derivatives (m, n, g). The results are differentiable.
         """
@@ -66,7 +68,7 @@ class Geometry:
             mean_ng = mean_ng + part_ng
             tangent_mng = tangent_mng + d_part_mng
         y_ng = head.isometric(mean_ng)
-        # The slope of the isometric coordinate is needed only if there are tangent vectors.
+        # The slope of the isometric coordinate is needed only if there are directions.
         return y_ng, tangent_mng * head.isometric_slope(mean_ng) if len(v_mnk) else tangent_mng
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Types for the results of layers and losses with explicit gradients, shared by compiled code and plain torch.
+"""Types of the results of layers and losses whose gradients are computed by formulas, and not by autograd.
 
 Letters in array shapes: n cells, g genes, h hidden units.
 """

@@ -1,6 +1,6 @@
-"""Hidden layers: a linear map, normalization within each cell, SiLU and dropout.
+"""Hidden layers: a linear map, normalization within each cell, SiLU (the activation function) and dropout.
 
-Letters in array shapes: n cells, h hidden units, m tangent vectors per cell.
+Letters in array shapes: n cells, h hidden units, m directions per cell.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class HiddenLayers(nn.Sequential):
         super().__init__(*layers)
 
     def after_first(self, a_nh: Tensor) -> Tensor:
-        """Compute the last hidden units from the output of the first linear map."""
+        """Compute the units of the last hidden layer from the output of the first linear map."""
         for module in list(self)[1:]:
             a_nh = module(a_nh)
         return a_nh
 
     def pairs(self) -> Iterator[tuple[nn.Linear, NormalizedHidden]]:
-        """Iterate over the layers. Each layer is a pair of its linear part and its normalization and activation."""
+        """Iterate over the hidden layers. A pair holds the linear part of a layer, and the rest of the layer."""
         layers: list[Any] = list(self)
         return zip(layers[::2], layers[1::2], strict=True)
 
@@ -56,7 +56,7 @@ class NormalizedHidden(nn.Module):
         return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
 
     def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute hidden units without dropout, and their changes along tangent vectors d of the input.
+        """Compute hidden units without dropout, and their changes along directions d of the input.
 
         The results are differentiable.
         """

@@ -14,7 +14,7 @@ from torch import Tensor
 def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
     """Compute the isometric coordinate y of some means, shape (n, g).
 
-    The inverse dispersion θ receives no gradient, and is None for a Poisson distribution.
+    The result has no gradient with respect to the inverse dispersion θ, which is None for a Poisson distribution.
 
     >>> isometric(torch.tensor([[4.0]]), None)
     tensor([[4.]])

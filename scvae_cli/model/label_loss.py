@@ -1,7 +1,8 @@
-"""Loss of a classifier that predicts the labels of cells from their latent positions, with explicit gradients.
+"""Loss of a classifier that predicts the labels of cells from their latent positions, and gradients of the loss.
 
-The classifier is a multinomial logistic regression. During the training of the VAE, the classifier is trained too, so
-that the encoder separates the labels. The finished model does not contain this classifier.
+The classifier of labels is a multinomial logistic regression. During the training of the VAE, the classifier is trained
+too, so that the encoder separates the labels. A finished model does not contain the classifier that was trained with
+the VAE.
 
 Letters in array shapes: n cells, k latent dimensions, c labels.
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 class LabelLoss(NamedTuple):
     """Cross-entropy of the labels (a scalar, in nats per cell), and its gradients.
 
-    The gradients are those with respect to the latent positions, and to the weight and bias of the classifier.
+    The gradients are with respect to the latent positions, and to the weight and bias of the classifier.
     """
 
     value: Tensor

@@ -1,10 +1,10 @@
 """One training step without autograd: the negative ELBO of a model of counts, and the gradients of the negative ELBO.
 
-With small matrices on a CPU, the bookkeeping of autograd would take a quarter of the time of a training step. On a GPU,
-a step without autograd is one sequence of tensor operations, which can be compiled and recorded as a whole. The forward
-pass consists of the operations of `VAE.elbo_terms`, in the same order and with the same random numbers. The operations
-between the matrix products are implemented twice: as code compiled for the CPU (`compiled/operations.py`), and in plain
-torch (`torch_operations.py`).
+With small matrices on a CPU, the bookkeeping of autograd would take a quarter of the time of a training step. Without
+autograd, a training step on a GPU is one sequence of operations, which can be compiled and recorded as a whole. The
+forward pass consists of the operations of `VAE.elbo_terms`, in the same order and with the same random numbers. The
+operations between the matrix products are implemented twice: as code compiled for the CPU (`compiled/operations.py`),
+and in plain torch (`torch_operations.py`).
 
 Letters in array shapes: n cells, g genes, h hidden units, i inputs of a layer, k latent dimensions, b batches.
 """
@@ -73,7 +73,7 @@ def can_train(vae: VAE) -> bool:
 
 
 class ElboGradients:
-    """The terms of the ELBO and their gradients, for one step.
+    """The terms of the ELBO and their gradients for one training step.
 
     Parameters
     ----------
@@ -180,8 +180,8 @@ class ElboGradients:
         """Run the backward pass through some layers, and store the gradients of their parameters.
 
         The function returns the gradient with respect to the output of the first linear map, and the gradient with
-        respect to the input of this map. `of_genes` says whether the inputs are genes. If the inputs are genes, the
-        gradient with respect to the inputs is not needed, and the first gradient is returned twice.
+        respect to the input of this map. `of_genes` says whether the inputs of the first linear map are genes. If the
+        inputs are genes, no gradient with respect to the inputs is needed, and the other gradient is returned twice.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):
@@ -198,7 +198,7 @@ class ElboGradients:
         self.gradients[linear.bias] = d_nh.sum(0)
 
     def _head(self, decoder: Decoder, h_nh: Tensor, weight_nb: Tensor | None) -> Tensor:
-        """Run the likelihood head forward and backward, and return the gradient with respect to its input `h_nh`."""
+        """Compute forward and backward pass of the likelihood head, and return the gradient of its input `h_nh`."""
         head, effect = decoder.head, decoder.batch
         assert isinstance(head, CountHead), "`can_train` accepts only models of counts"
         bias_g, n_genes = head.outputs.bias, head.n_genes

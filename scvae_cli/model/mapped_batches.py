@@ -1,8 +1,8 @@
 """Additional parameters of batches that were mapped onto a trained model.
 
-- **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells.
-  This additional effect, z·slope, is linear in the latent position z. A treatment, for example, may change other genes
-  in T cells than in monocytes.
+- **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells. A
+  treatment, for example, may change other genes in T cells than in monocytes. A mapped batch therefore has an
+  additional effect z·slope, which is linear in the latent position z.
 - **Encoder**: a mapped batch has a shift of the first hidden layer, which is equivalent to a shift of the input. A
   mapped batch also has an affine map of the posterior mean, mean + mean·turn + move. The shift and the affine map
   move the cells of a mapped batch to the latent positions of similar training cells.
@@ -33,13 +33,13 @@ class Responses(nn.Module):
     def forward(self, z_nk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
         """Return the additional shift of the log proportions at some latent positions, shape (n, g).
 
-        `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b). Weights of
-        the last batches may be left out.
+        `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b). If weights
+        of the last batches are left out, these weights are 0.
         """
         return self._along(z_nk, self._shares(batch, n_batches))
 
     def push(self, v_mnk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
-        """Return the changes of the additional shift along m tangent vectors per position, shape (m, n, g)."""
+        """Return the changes of the additional shift along m directions per position, shape (m, n, g)."""
         return self._along(v_mnk, self._shares(batch, n_batches))
 
     def _shares(self, batch: Tensor, n_batches: int) -> Tensor:
@@ -60,7 +60,7 @@ class Responses(nn.Module):
 
 
 class EncoderShifts(nn.Module):
-    """Changes of the encoder for each batch: a shift of the first hidden layer, and an affine map of the mean."""
+    """Changes of the encoder for each batch: a shift of the first hidden layer, and a map of the posterior mean."""
 
     def __init__(self, n_batches: int, n_hidden: int, n_latent: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class EncoderShifts(nn.Module):
         self.move_bk = nn.Parameter(torch.zeros(n_batches, n_latent))
 
     def first_nh(self, first_nh: Tensor, member_nb: Tensor) -> Tensor:
-        """Shift the output of the encoder's first linear map, shape (n, h), by the indicators of the batches."""
+        """Add the shift of each cell's batch to the output of the encoder's first linear map, shape (n, h)."""
         return first_nh + member_nb @ self.hidden_bh
 
     def mean_nk(self, mean_nk: Tensor, member_nb: Tensor) -> Tensor:

@@ -70,11 +70,11 @@ class Encoder(nn.Module):
         return mean_nk, log_var_nk
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
-        """Compute the input of the network, shape (n, g)."""
+        """Compute the input of the encoder from the counts of cells, shape (n, g)."""
         return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
-        """Return the value to use for each gene that new data lack, shape (g,), or None if the value is 0."""
+        """Return the value to use for each gene that new data lack, shape (g,), or None if all these values are 0."""
         return None
 
 
@@ -90,7 +90,7 @@ class RealEncoder(Encoder):
         self.register_buffer("scale_g", torch.ones(n_genes))
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:  # noqa: ARG002  # all encoders have this argument
-        """Compute the input of the network, shape (n, g); real numbers are not scaled to a library size."""
+        """Compute the input of the encoder, shape (n, g); real numbers are not scaled to a library size."""
         return (cells.x_ng - self.centre_g) / self.scale_g
 
     def absent_g(self) -> np.ndarray:
@@ -135,9 +135,9 @@ class BatchEffect(nn.Module):
         """Return the weights of the effects for each cell, shape (n, b).
 
         `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). For a batch
-        index, the weights of a cell are 1 for its batch and 0 for other batches, or the row of its batch in the design
-        matrix if there is a design matrix. If the weights are proportions of batches, the shift is the weighted mean of
-        the shifts of the batches. Weights of the last batches may be left out, and are then 0.
+        index, the weights of a cell are 1 for its batch and 0 for other batches. With a design matrix, the weights are
+        the row of the cell's batch in the design matrix. If the weights are proportions of batches, the shift is the
+        weighted mean of the shifts of the batches. If weights of the last batches are left out, these weights are 0.
         """
         if batch.dim() == 2:
             return batch.to(self.gene_bg.dtype)
@@ -151,7 +151,7 @@ class BatchEffect(nn.Module):
         return self.combination_br is not None and len(self.combination_br) == 0
 
     def members(self, weight_nb: Tensor) -> list[Tensor]:
-        """Return the indicators of each cell's category, one matrix for each batch key, from the weights."""
+        """Return, for each batch key, the columns of `weight_nb` that indicate the category of each cell."""
         return [weight_nb] if self.combination_br is None else [weight_nb[:, block] for block in self._blocks]
 
 
@@ -198,17 +198,17 @@ class CountHead(nn.Module):
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors d, shape (m, n, g)."""
+        """Compute logits of the genes, shape (n, g), and their changes along directions d, shape (m, n, g)."""
         weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
         return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
 
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to expected counts, and its change along tangent vectors.
+        """Compute the contribution of one batch to expected counts, and its change along directions.
 
         Expected counts are averaged over batches. `share` is the weight of the batch, by which the expected counts of
-        the batch are multiplied. The contribution has shape (n, g), and the changes along m tangent vectors have shape
+        the batch are multiplied. The contribution has shape (n, g), and the changes along m directions have shape
         (m, n, g).
         """
         proportion_ng = torch.softmax(logits_ng, dim=1)
@@ -274,7 +274,7 @@ class CountOutput(NamedTuple):
         return nll_and_gradients(self.raw_ng, self.bias_g, self.log_theta_g, cells, with_gradient=False)[0]
 
     def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:
-        """Compute expected counts μ, shape (n, g), or (1 − π)μ if `with_zero_inflation` is True."""
+        """Compute expected counts μ, or (1 − π)μ with the zero inflation π if `with_zero_inflation`, shape (n, g)."""
         mean_ng = torch.softmax(self.logits_ng, dim=1) * library_n.unsqueeze(1)
         zero_logit_ng = self.zero_logit_ng
         if with_zero_inflation and zero_logit_ng is not None:
@@ -286,9 +286,9 @@ class CountOutput(NamedTuple):
 
         A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x,
         the distribution of m is Gamma(θ + x, θ + μ), with the mean (θ + x) / (θ + μ). A technical zero, that is, a zero
-        from zero inflation, says nothing about m, so the factor of a technical zero is 1. If `with_zero_inflation` is
-        True, the factor of a technical zero is 0. Whether a zero is technical is not known, so the factors of technical
-        and other zeros are averaged, weighted by their probabilities.
+        from zero inflation, contains no information on the rate, so the factor of a technical zero is 1. If
+        `with_zero_inflation` is True, the factor of a technical zero is 0. Whether a zero is technical is not known, so
+        the factors of technical and other zeros are averaged, weighted by their probabilities.
         """
         if self.log_theta_g is None:
             return torch.ones_like(self.logits_ng)
@@ -380,7 +380,7 @@ class Decoder(nn.Module):
         return output if shift_ng is None else output.shifted(shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors v, shape (m, n, g).
+        """Compute logits of the genes, shape (n, g), and their changes along directions v, shape (m, n, g).
 
         `batch` holds the index of each cell's batch, or the weights that `BatchEffect` takes. Dropout is not applied.
         The result is differentiable.
@@ -402,7 +402,7 @@ class Decoder(nn.Module):
 def sizes(config: ModelConfig) -> tuple[int, int]:
     """Return the numbers of latent dimensions and of hidden units.
 
-    `settle` (`training/recipe.py`) must have replaced values of None by defaults.
+    Before `sizes` is called, `settle` (`training/recipe.py`) must replace sizes that are None by defaults.
     """
     assert config.n_latent is not None, "`settle` chooses the sizes before the network is made"
     assert config.n_hidden is not None, "`settle` chooses the sizes before the network is made"

@@ -1,18 +1,18 @@
 """The likelihood of real numbers: every feature is normal around a mean that the decoder computes.
 
-    p(x_g|z) = N(μ_g(z), σ_g²)
+    p(x_g|z) = N(μ_g(z), σ_g²).
 
-σ_g is either learned for each feature or fixed to one value for all features. The network computes a standardized value
-u, and μ = mean + sd · u. In this formula, mean and sd are the mean and the standard deviation of a feature over the
-training cells. Because u is standardized, one learning rate works for features of any scale. The Fisher information of
-μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y is the isometric coordinate that `geometry.py`
-defines.
+The standard deviation σ_g is either learned for each feature or fixed to one value for all features. The network
+computes a standardized value u, and the mean is μ = m + s · u, where m and s are the mean and the standard deviation of
+a feature over the training cells. Because u is standardized, one learning rate works for features of any scale. The
+Fisher information of μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y is the isometric coordinate that
+`geometry.py` defines.
 
-Real numbers have neither a library size nor zero inflation. The methods accept arguments for library size and zero
-inflation only because the methods for counts have the same signatures. For real numbers, the arguments for library size
-and zero inflation have no effect.
+Real numbers have neither a library size nor zero inflation. Methods for real numbers have arguments for library size
+and zero inflation only because the methods for counts have the same signatures. For real numbers, the arguments for
+library size and zero inflation have no effect.
 
-Letters in array shapes: n cells, m tangent vectors, g features, h hidden units.
+Letters in array shapes: n cells, m directions, g features, h hidden units.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class NormalHead(nn.Module):
         return NormalOutput(unit_ng, self.centre_g, self.scale_g, self.log_sd_g)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the output u, shape (n, g), and the changes of u along tangent vectors d, shape (m, n, g)."""
+        """Compute the output u, shape (n, g), and the changes of u along directions d, shape (m, n, g)."""
         unit_ng: Tensor = self.outputs(h_nh)
         return unit_ng, d_mnh @ self.outputs.weight.T
 
@@ -84,10 +84,10 @@ class NormalHead(nn.Module):
         share: float,
         library: Tensor | float,  # noqa: ARG002  # all heads have this argument
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to the means, and its change along tangent vectors.
+        """Compute the contribution of one batch to the means, and its change along directions.
 
         Means are averaged over batches. `share` is the weight of the batch, by which the means of the batch are
-        multiplied. The contribution has shape (n, g), and the changes along m tangent vectors have shape (m, n, g).
+        multiplied. The contribution has shape (n, g), and the changes along m directions have shape (m, n, g).
         """
         return share * (self.centre_g + self.scale_g * unit_ng), share * self.scale_g * d_unit_mng
 
@@ -120,7 +120,7 @@ class NormalOutput(NamedTuple):
     log_sd_g: Tensor
 
     def shifted(self, gene_shift_ng: Tensor) -> NormalOutput:
-        """Return a copy of the output in which the means are shifted by multiples of the features' scales."""
+        """Return a copy of the output in which `gene_shift_ng` times the scale of a feature is added to each mean."""
         return self._replace(unit_ng=self.unit_ng + gene_shift_ng)
 
     def mean_nll(self, cells: Minibatch) -> Tensor:

@@ -40,7 +40,7 @@ def sample_and_kl(mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tupl
     """Draw a sample of the posterior, and compute the KL of the posterior to N(0, I), averaged over cells.
 
     The sample has shape (n, k), and the KL is in nats. The methods `sample` and `kl_nk` of `Posterior` give the same
-    results. The gradients are computed explicitly with a few operations, because autograd would need thirty operations.
+    results. Formulas with a few operations give the gradients, because autograd would need thirty operations.
     """
     z_nk, kl = _SampleAndKL.apply(mean_nk, log_var_nk, noise_nk)  # type: ignore[no-untyped-call]  # torch's
     return z_nk, kl

@@ -1,4 +1,4 @@
-"""A test of a network that was read from a folder: decoded expression must be encoded at plausible positions.
+"""A test of a network that was read from a folder: decoded expression must be encoded at plausible latent positions.
 
 Without the test, extreme weights of a network could give meaningless results, or errors deep inside a computation.
 
@@ -37,16 +37,16 @@ def check_network(vae: VAE, mean_ck: Tensor) -> None:
     if not 0 < float(vae.reference_library) < _MOST_LIBRARY:
         raise ValueError("the reference library size is out of range")
     if vae.batches and not ((vae.batch_share_b >= 0).all() and abs(float(vae.batch_share_b.sum()) - 1) < 1e-3):
-        raise ValueError("the shares of the batches do not add up to 1")
+        raise ValueError("the proportions of the batches do not add up to 1")
     z_ck = mean_ck[:_CELLS]
     if z_ck.abs().max() > FARTHEST:
-        raise ValueError("the latent density lies far from the prior")
+        raise ValueError("the latent density of the cells lies too far from the origin of latent space")
     mean_cg = vae.expected_counts(z_ck, vae.reference_library.expand(len(z_ck)), None, with_zero_inflation=True)
     if not torch.isfinite(mean_cg).all():
-        raise ValueError("the weights of the decoder give values that are not finite")
+        raise ValueError("the weights of the decoder give expected counts that are not finite numbers")
     cells = CellTable(sp.csr_matrix(mean_cg.numpy()), None, torch.device("cpu"), real=not vae.config.of_counts)
     for _, some in cells.in_order(_CELLS):
         posterior = Posterior.from_network(*vae.encoder(some, vae.reference_library))
         near = posterior.mean_nk.abs().max() <= FARTHEST and posterior.var_nk.log().abs().max() <= _MOST_LOG_VARIANCE
         if not near:
-            raise ValueError("the weights of the encoder give positions far from the prior")
+            raise ValueError("the weights of the encoder give latent positions or variances that are out of range")

@@ -1,8 +1,9 @@
 """The operations between the matrix products of a training step, in plain torch, for GPUs.
 
 No tensor shape depends on the cells, no operation makes the CPU wait for the GPU, and all random numbers come from
-given seeds. A training step can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal
-those of `compiled/operations.py` up to rounding errors, and the dropout masks are identical.
+given seeds. A training step can therefore be compiled, or recorded once as a sequence of GPU operations (a CUDA graph)
+and repeated. The results equal those of `compiled/operations.py` up to rounding errors, and the dropout masks are
+identical.
 
 Letters in array shapes: n cells, g genes, h hidden units, k latent dimensions, l layers.
 """

@@ -183,7 +183,7 @@ class VAE(nn.Module):
         *,
         with_zero_inflation: bool = False,
     ) -> Tensor:
-        """Compute expected counts, shape (n, g): μ, or (1 − π)μ with zero inflation.
+        """Compute expected counts, shape (n, g): μ, or (1 − π)μ with the probability π of zero inflation.
 
         The expected counts of a cell are scaled such that their sum is the library size. Positions are in the
         coordinates of encoder and decoder, not along the canonical axes. `batch` gives the batch of each position, as

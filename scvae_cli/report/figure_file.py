@@ -76,15 +76,15 @@ def save_figure(figure: Figure, path: Path | str, *, force: bool = True) -> None
     An existing file is replaced if `force` is True. If `force` is False, an existing file causes an error, even if the
     file was written during the computation.
 
-    The figure must have been created without pyplot, so that no window opens and no current figure is set.
+    The figure must have been created without pyplot, so that no window opens and pyplot's current figure is kept.
 
     Raises
     ------
     ConfigError
         If the file format is not supported.
     DataError
-        If the file cannot be written, or if the file exists and `force` is False. An existing file is not changed in
-        this case.
+        If the file cannot be written, or if the file exists and `force` is False. If an error is raised, an existing
+        file is not changed.
     """
     target = Path(path)
     kind = _kind(target)

@@ -1,4 +1,4 @@
-"""Parts of figures. Positions are given in inches from the upper left corner, so that panels do not shift."""
+"""Parts of figures. Positions are given in inches from the upper left corner of a figure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def shortened(text: str, length: int, *, tail: int | None = None) -> str:
 
 
 def legend_names(names: Sequence[str], length: int) -> list[str]:
-    """Shorten the names of a legend. Shortened names that would be equal are numbered.
+    """Shorten the names of a legend. If two shortened names are equal, a number is added to the second name.
 
     >>> legend_names(["a long name, no 1, of cells", "a long name, no 2, of cells"], 12)
     ['a long …ells', 'a long …ells (2)']
@@ -101,7 +101,7 @@ def group_colors(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str
 
 
 def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
-    """Return the first and last step of every run of consecutive steps in a mask.
+    """Return the first and the last step of every run of consecutive True values in a mask over steps.
 
     >>> segments(np.array([True, False, True, True]))
     [(0, 0), (2, 3)]
@@ -113,10 +113,10 @@ def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
 
 
 def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
-    """Hatch the steps of a trajectory where there are no cells, given by the mask `off_t`.
+    """Hatch the steps of a trajectory where there are no cells, which are True in the mask `off_t`.
 
-    The x axis shows the position along the trajectory. If `above` is True, the hatching covers the
-    drawing and makes the drawing paler. If `above` is False, the hatching is behind the drawing.
+    The x axis shows the position along the trajectory. If `above` is True, the hatching covers the drawing and makes
+    the drawing paler. If `above` is False, the hatching is behind the drawing.
     """
     half = 0.5 / (len(off_t) - 1)
     looks: list[dict[str, Any]] = [{"facecolor": "none", "edgecolor": OFF, "hatch": "////", "alpha": 0.55}]

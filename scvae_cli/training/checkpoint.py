@@ -1,9 +1,9 @@
 """Saving the state of a training between epochs, and resuming the training from this state.
 
-A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved in one
-file next to the future model folder: a line of JSON, and then the tensors in the safetensors format. The file with the
-saved state is replaced in one step, so that it always contains the complete state of one epoch. The saved state is
-removed when the model is saved.
+A resumed training gives the same result as an uninterrupted training, bit for bit. The state of a training is saved in
+one file next to the folder of the future model. The file begins with a line of JSON; weights and optimizer state follow
+in the safetensors format. The file with the saved state is replaced in one step, so that it always contains the
+complete state of one epoch. The saved state of a training is removed when the trained model is saved.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _MOST_NUMBERS = 1 << 26
 class Checkpoint:
     """The saved state of one training, next to the folder in which the finished model will be saved.
 
-    A saved state can be restored only for the same data and configuration, that is, with the same `run_hash`.
+    A training can continue from a saved state only if data and configuration are unchanged; `run_hash` is a hash of
+    both.
     """
 
     def __init__(self, model_folder: Path, run_hash: str) -> None:
@@ -48,7 +49,10 @@ class Checkpoint:
         self._run_hash = run_hash
 
     def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
-        """Replace the saved state by the current state. Raises a ModelError if the file cannot be written."""
+        """Save the current state of a training, in place of any state that was saved before.
+
+        Raises a ModelError if the file of the saved state cannot be written.
+        """
         content = save_tensors(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(trainer).items()}
         )
@@ -96,12 +100,12 @@ class Checkpoint:
             raise ModelError(message, "train again without --resume") from error
 
     def discard(self) -> None:
-        """Remove the saved state after the model has been saved."""
+        """Remove the saved state of a training after the trained model has been saved."""
         self._remove_old_format()
         discard(self.file)
 
     def _remove_old_format(self) -> None:
-        """Remove the folder in which versions up to 0.2 saved the state."""
+        """Remove the folder in which scvae up to version 0.2 saved the state of a training."""
         if self.file.is_dir():
             remove_folder(self.file, [f"{name}{end}" for name in _OLD_FILES for end in ("", ".tmp")])
 
@@ -125,10 +129,11 @@ def only_training(model_folder: Path) -> Iterator[None]:
 
 
 def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:
-    """Hash all inputs that determine the weights: data, configuration and the model to start from.
+    """Hash all inputs of a training that determine the trained weights.
 
-    The hash does not include the device and the compilation. The hash includes the number of CPU threads, because this
-    number determines the order in which sums are computed.
+    The hash is computed from the data, the configuration, and the weights from which the training starts. The hash does
+    not depend on the device. The hash depends on the number of CPU threads, because the number of threads determines
+    the order in which numbers are added, and therefore the rounding errors.
     """
     settings = config.as_dict()
     settings["compute"] = {"threads": torch.get_num_threads(), "precision": config.compute.precision}

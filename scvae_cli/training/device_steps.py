@@ -1,12 +1,13 @@
 """Training steps that run on a device (a GPU) without waiting for the host (the CPU).
 
-On a GPU, computing a training step takes less time than launching the operations of the step one by one. The cells of
-many steps (a segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise,
-seeds and optimizer factors of these steps. A counter on the device selects the data of each step. One step is recorded
-as a CUDA graph, and this graph is replayed for every step. `torch.compile` can also compile the training step. The host
-reads the losses of a segment after the next segment has been queued, so that the device always has work.
+A GPU computes a training step in less time than the CPU needs to start the operations of the step one by one. The data
+of many steps (a segment) are therefore copied to the GPU before the first of these steps (`data/segments.py`). The data
+of a step are its cells, its random numbers and the factors of the optimizer. A counter on the GPU selects the data of
+each step. One training step is recorded as a CUDA graph (a fixed sequence of GPU operations), and the recorded
+operations are repeated for every step. `torch.compile` can also compile the training step. The CPU reads the losses of
+one segment of steps after it has started the next segment, so that the GPU always has work.
 
-On a CPU, training steps run without a CUDA graph; tests run the steps on a CPU.
+On a CPU, the training steps run without a CUDA graph, so that the tests can run the steps on a CPU.
 
 Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors of the
 optimizer.
@@ -41,7 +42,7 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A training step: the indices of its cells in a `CellTable`, the KL weight, and the factors of the optimizer."""
+    """Inputs of a training step: indices of its cells in a `CellTable`, KL weight, and factors of the optimizer."""
 
     cells: np.ndarray
     kl_weight: float
@@ -49,7 +50,7 @@ class Plan:
 
 
 class Losses:
-    """The losses of a segment of training steps, which are copied from the device while the host continues."""
+    """The losses of a segment of training steps, which are copied from the device while the CPU continues."""
 
     def __init__(self, loss_s: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -93,9 +94,9 @@ class DeviceSteps:
 
     @torch.no_grad()
     def take(self, plans: Sequence[Plan]) -> Losses:
-        """Take the planned steps, at most `SEGMENT_STEPS`, and return their losses.
+        """Take the planned training steps, at most `SEGMENT_STEPS` of them, and return their losses.
 
-        The noise and the dropout seeds are drawn from torch's generators.
+        The noise of the posterior samples and the seeds of the dropout come from torch's random number generators.
         """
         self.segment.fill([plan.cells for plan in plans])
         factors_sf = np.array([[plan.kl_weight, *plan.factors] for plan in plans], dtype=np.float32)
@@ -110,13 +111,13 @@ class DeviceSteps:
         return Losses(self._loss_s[: len(plans)])
 
     def forget(self) -> None:
-        """Discard the compiled or recorded step after the dropout has changed, because it applies the old dropout."""
+        """Discard the compiled or recorded training step, which would still apply the old dropout rates."""
         self.play = None
 
     def step(self) -> None:
-        """Take the training step whose number is in the counter on the device.
+        """Take the next training step, whose number is stored on the device.
 
-        The host reads no value during a step.
+        The CPU does not wait for the device during a training step.
         """
         at = self._at
         cells = self.segment.cells(at)
@@ -136,7 +137,7 @@ class DeviceSteps:
     def _prepared(self) -> Callable[[], None]:
         """Return the training step in the fastest form that works: compiled, recorded as a CUDA graph, both or neither.
 
-        If compiling or recording fails, training takes longer and the results do not change.
+        If a training step cannot be compiled or recorded, training takes longer, but its results do not change.
         """
         on_gpu = self._compute.device.type == "cuda"
         if self._compute.compiles:
@@ -152,7 +153,7 @@ class DeviceSteps:
         return self.step
 
     def _without(self, what: str, error: RuntimeError) -> None:
-        """Warn the user that compiling or recording failed, and copy no more data while steps are running."""
+        """Warn the user that compiling or recording failed, and from now on copy data only between training steps."""
         self.segment.send_in_turn()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
@@ -162,7 +163,7 @@ class DeviceSteps:
     def _tried(self, step: Callable[[], None], *, record: bool) -> Callable[[], None]:
         """Try a training step, record the step if `record` is True, and return the function that takes the step.
 
-        After the trial, the model and the optimizer are restored.
+        After the trial, model and optimizer have the same state as before the trial.
         """
         moving = [*self.vae.parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
         before = [tensor.clone() for tensor in moving]
@@ -180,7 +181,8 @@ class DeviceSteps:
                     step()
             now.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Without the argument `stream`, torch would record on a stream of the device on which torch recorded first.
+            # Without the argument `stream`, torch would use the stream of its first recording, which may belong to
+            # another device.
             with torch.cuda.graph(graph, stream=side):
                 step()
             return graph.replay

@@ -1,4 +1,4 @@
-"""Training of a model from raw counts: split the cells, choose genes, fit the networks, evaluate.
+"""Training of a model on raw counts, from splitting the cells and choosing genes to evaluating the trained networks.
 
 Letters in array shapes: n cells, g genes, k latent dimensions.
 """
@@ -51,7 +51,7 @@ CHECKPOINT_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Event: the training is about to start. The fields describe the data and the settings of the training.
+    """Event: the training is about to start. The fields of `Prepared` describe the data and settings of the training.
 
     Parameters
     ----------
@@ -79,7 +79,10 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """Event: the training stopped on request. If a model folder was given, the state is saved for `--resume`."""
+    """Event: the training stopped on request.
+
+    If a model folder was given, the state of the training has been saved, so that `--resume` can continue the training.
+    """
 
     epoch: int
 
@@ -112,7 +115,7 @@ def fit(
         Counts of all cells and all genes of the data. If the caller keeps a reference to `counts`, the counts of all
         genes remain in memory in addition to those of the chosen genes.
     config
-        Options of the user. `fit` chooses the options that are None, and records the choices in the model.
+        Options of the user. `fit` chooses values for options that are None, and records these values in the model.
     names
         Gene names (ids and symbols) that a gene list of the user may contain. If `names` is None, a gene list contains
         the ids of genes (var_names).
@@ -134,8 +137,8 @@ def fit(
         and the likelihood describes counts, or if a column of `continuous_key` has the same value in all training
         cells.
     ModelError
-        If there is nothing to resume, if `start_from` has other genes, batches, networks or held-out cells, or if
-        training diverges repeatedly or ends with unusable latent positions.
+        If `resume` is True but there is no saved state, if `start_from` has other genes, batches, networks or held-out
+        cells, or if training diverges repeatedly or ends with unusable latent positions.
     """
     compute = choose_compute(config.compute)
     counts = as_modelled(counts, config)

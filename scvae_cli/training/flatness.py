@@ -1,38 +1,40 @@
-"""The penalty of `--flat`: it makes the decoder nearly isometric in the region of latent space where the cells are.
+"""The penalty of `--flat`, which makes latent distances nearly proportional to differences in decoded expression.
 
-The output of the decoder in isometric coordinates is called y(z), and its Fisher–Rao metric is M(z) = J_yᵀJ_y with the
-Jacobian J_y (`scvae_cli.model.geometry`). The penalty is a weighted sum of three terms: stress uses lines between
-cells; flatness and evenness use the metric at single points. None of the three terms of the penalty depends on the
-scale of y, so the penalty neither enlarges nor shrinks the latent space:
+The decoded expression at a latent position z is called y(z). The coordinates of y are such that Euclidean distances
+measure differences between count distributions (`scvae_cli.model.geometry`). The Fisher–Rao metric M(z) = JᵀJ, where J
+is the Jacobian of y, describes how fast decoded expression changes along each latent direction. The Fisher–Rao length
+of a line in latent space is the length of the corresponding curve of decoded expression.
 
-- **stress**, min_s Σ(sL − d)² / Σd² over pairs of cells, where d is the latent distance of a pair, L is the Fisher–Rao
-  length of the straight line between the two cells, and s is one scale for all pairs. The term is the stress of
-  multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of the squared latent distances that
-  Fisher–Rao lengths times a common scale do not explain. Users interpret latent distances, and flatness and evenness
-  constrain latent distances only weakly. Flatness and evenness treat every point and direction separately, and penalize
-  deviations that cancel along a line as much as deviations that add up. Most of the length of a line between two groups
-  of cells lies in the gap between the groups, where flatness and evenness are not computed. Stress trains both the
-  encoder and the decoder, whereas flatness and evenness train only the decoder. Moving cells in latent space lowers the
-  ELBO less than bending the decoder around the cells. When stress trained only the decoder, the decrease in ELBO was
-  larger by a third to a half, and latent distances agreed less well with Fisher–Rao lengths.
-- **flatness**, (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, where C is the covariance of the cells' posterior means and α
-  is the mean of tr(MC) / tr C over the points. E is the mean over the points at which M is computed, and ‖·‖_F is the
-  Frobenius norm. If the cells vary equally along all directions, flatness is the penalty ‖M/α − I‖²_F of FlatVI (ICML
-  2025). In general, flatness demands isometry only along the directions in which the cells differ. Isometry in all k
-  latent dimensions would make the decoder respond equally to unused dimensions, and would increase the KL along unused
-  dimensions. The gradient of flatness is also computed through α. If α were held constant, training could lower
-  flatness by shrinking M as a whole, until the posterior collapses.
-- **evenness**, E[k log(tr M / k) − log det M], the log-det divergence of M from the nearest multiple of the identity.
-  The less the decoder responds to a direction, the larger is the gradient of evenness along this direction. The
-  gradient of flatness, in contrast, vanishes along directions to which the decoder does not respond.
+The penalty of `--flat` is a weighted sum of three terms, called stress, flatness and evenness. None of the three terms
+depends on the scale of decoded expression, so the penalty neither enlarges nor shrinks the latent space.
 
-The metric M is computed exactly at a few posterior samples of the minibatch, with k tangent vectors at each. FlatVI
-also evaluates the metric M between samples. In scvae, the lines of the stress cover the regions between samples.
-Evaluating the metric M between samples as well lowered the ELBO and improved nothing. Two random tangent vectors at
-many more points would take as long and give no information about det M. Lengths of lines need no tangent vectors, so
-stress can be computed for many pairs of cells. The penalty of `--flat` is applied in every third step, with three times
-its weight. A penalty in every third step takes a third of the time of a penalty in every step, and gives models of
-about the same quality. The penalty of `--flat` needs no warm-up.
+- **Stress** is min_s Σ(sL − d)² / Σd², where the sums run over pairs of cells. In the stress, d is the latent distance
+  of a pair of cells, L is the Fisher–Rao length of the line between the two cells, and s is one scale for all pairs.
+  The stress is the criterion of multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of the
+  squared latent distances that scaled Fisher–Rao lengths do not explain. Flatness and evenness constrain latent
+  distances only weakly, because flatness and evenness are not computed in the gaps between groups of cells. The stress
+  trains both the encoder and the decoder, whereas flatness and evenness train only the decoder. When the stress trained
+  only the decoder, the penalty lowered the ELBO by a third to a half more, and latent distances agreed less well with
+  Fisher–Rao lengths.
+- **Flatness** is (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F. In the formula of flatness, C is the covariance of the
+  cells' posterior means, E is the mean over the points at which M is computed, α is E[tr(MC)] / tr C, and ‖·‖_F is the
+  Frobenius norm. If the cells vary equally along all latent directions, flatness is the penalty ‖M/α − I‖²_F of FlatVI
+  (ICML 2025). Flatness requires that decoded expression changes equally fast along all latent directions in which the
+  cells differ. If flatness also included unused latent dimensions, the decoder would use these dimensions, and the KL
+  would increase. The gradient of flatness includes the gradient of α. If α were treated as a constant, training could
+  lower flatness by shrinking M as a whole, until the posterior collapses.
+- **Evenness** is E[k log(tr M / k) − log det M]. Evenness is 0 if decoded expression changes equally fast along all
+  latent directions. The more slowly decoded expression changes along a latent direction, the larger is the gradient of
+  evenness along this direction. The gradient of flatness, in contrast, vanishes along latent directions in which
+  decoded expression does not change.
+
+The metric M is computed exactly, and at only a few posterior samples of each minibatch, because each computation of M
+needs k derivatives of decoded expression. FlatVI also computes the metric M at points between posterior samples. In
+scvae, the lines of the stress cover the space between cells. When the metric M was also computed between posterior
+samples, the ELBO decreased and nothing improved. The stress needs no derivatives along latent directions, so the stress
+can be computed for many pairs of cells. The penalty of `--flat` is applied in every third training step, with three
+times its weight. Models that were trained with the penalty in every step were about as good, and the penalty took three
+times as long. The penalty of `--flat` has its full weight from the first step on.
 
 Letters in array shapes: n cells, p points or pairs, t positions along a line, k latent dimensions, g genes, h hidden
 units.
@@ -51,9 +53,10 @@ from scvae_cli.model.vae import VAE
 PRICE = 0.16
 # The penalty of `--flat` is applied once in PENALTY_EVERY training steps.
 PENALTY_EVERY = 3
-# Number of posterior samples per step at which the metric is computed.
+# Number of posterior samples per training step at which the metric M is computed.
 _SAMPLES = 6
-# Number of pairs of cells per step, and number of chords that approximate the line between two cells.
+# Number of pairs of cells per training step, and number of straight pieces of y that approximate the curve between two
+# cells.
 _PAIRS, _CHORDS = 64, 3
 # Weights of flatness and evenness; the weight of the stress is 1. A larger weight of evenness lowers the condition
 # number of the metric M, but also the ELBO. Without the term flatness, latent distances agree less well with Fisher–Rao
@@ -62,12 +65,12 @@ _FLATNESS, _EVENNESS = 0.002, 0.0009
 
 
 def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
-    """Compute the penalty of `--flat`: the weighted sum of stress, flatness and evenness, 0 or more; differentiable.
+    """Compute the penalty of `--flat`, the weighted sum of stress, flatness and evenness: a differentiable scalar ≥ 0.
 
-    Stress is computed from the posterior means `mean_nk` of a minibatch, and flatness and evenness at some of the
-    posterior samples `z_nk`. The decoder is evaluated without dropout and at the reference library size. The penalty
-    has no gradient with respect to the posterior samples. The random numbers of the penalty come from torch's
-    generator.
+    Stress is computed from the posterior means `mean_nk` of a minibatch. Flatness and evenness are computed at some of
+    the posterior samples `z_nk`. The decoder is evaluated without dropout and at the reference library size. The
+    penalty has no gradient with respect to the posterior samples. The cells of the stress and the points of flatness
+    and evenness are drawn with torch's random number generator.
     """
     mean_nk = mean_nk.float()
     # Flatness and evenness have no gradient for the encoder. Otherwise, the encoder would move cells to positions where
@@ -83,7 +86,8 @@ def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
 def lengths_between(vae: VAE, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
     """Compute Fisher–Rao lengths and latent lengths of straight lines between pairs of cells, each of shape (p,).
 
-    The lines form a closed tour through randomly drawn cells, so that the y of every cell is used for two lines.
+    The lines form a closed tour through randomly drawn cells, so that the decoded expression y of every cell is used
+    for two lines.
     """
     from_pk = mean_nk[torch.randperm(len(mean_nk), device=mean_nk.device)[:_PAIRS]]
     to_pk = from_pk.roll(-1, dims=0)
@@ -97,9 +101,9 @@ def lengths_between(vae: VAE, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stress(length_p: Tensor, distance_p: Tensor) -> Tensor:
-    """Compute min_s Σ(s·length − distance)² / Σdistance², a scalar from 0 to 1.
+    """Compute the stress min_s Σ(s·length − distance)² / Σdistance², a scalar from 0 to 1.
 
-    At the best scale s, the stress is one minus the squared cosine between the vectors of lengths and of distances.
+    At the best scale s, the stress is one minus the squared cosine similarity of the lengths and the distances.
     """
     # The constant 1e-12 avoids 0/0 for a collapsed posterior.
     both = length_p.square().sum() * distance_p.square().sum() + 1e-12
@@ -107,7 +111,7 @@ def stress(length_p: Tensor, distance_p: Tensor) -> Tensor:
 
 
 def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
-    """Compute the Fisher–Rao metric M at some points, shape (p, k, k); differentiable."""
+    """Compute the Fisher–Rao metric M at some latent positions, a differentiable tensor of shape (p, k, k)."""
     p, k = z_pk.shape
     axes_kpk = torch.eye(k, dtype=z_pk.dtype, device=z_pk.device)[:, None, :].expand(k, p, k)
     _, tangent_kpg = Geometry(vae).push(z_pk, axes_kpk)
@@ -116,7 +120,7 @@ def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
 
 
 def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
-    """Compute (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar.
+    """Compute the term flatness, (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar.
 
     M is the Fisher–Rao metric at each point, C is the covariance of the posterior means, α is the mean of tr(MC) / tr C
     over the points, and E is the mean over the points.
@@ -133,10 +137,10 @@ def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
 
 
 def unevenness(metric_pkk: Tensor) -> Tensor:
-    """Compute E[k log(tr M / k) − log det M], a scalar.
+    """Compute the term evenness, E[k log(tr M / k) − log det M], a scalar.
 
-    M is the Fisher–Rao metric at each point, and E is the mean over the points. At each point, the value is k log(a /
-    b), where a is the arithmetic mean and b is the geometric mean of the eigenvalues of M.
+    M is the Fisher–Rao metric at each point, and E is the mean over the points. At each point, the term evenness is
+    k log(a / b), where a is the arithmetic mean and b is the geometric mean of the eigenvalues of M.
     """
     k = metric_pkk.shape[1]
     mean_p = metric_pkk.diagonal(dim1=1, dim2=2).mean(1)

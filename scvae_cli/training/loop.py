@@ -158,7 +158,10 @@ class Trainer:
         self.seconds = 0.0
 
     def events(self) -> Iterator[Event]:
-        """Train to the end and yield events. After the last event, the VAE has the best weights and is in eval mode."""
+        """Train the VAE until training ends, and yield events such as `StepReport` and `EpochReport`.
+
+        After the last event, the VAE has the weights with the lowest held-out loss and is in eval mode.
+        """
         with self._compute.repeating():
             yield from self._events()
 
@@ -206,7 +209,7 @@ class Trainer:
         self.vae.eval()
 
     def _ease(self) -> None:
-        """Continue from the best weights with less dropout."""
+        """Continue the training from the best weights so far, with lower dropout rates."""
         self.schedule.ease()
         self.vae.load_state_dict(self.best_weights)
         if self._device_steps is not None:
@@ -214,9 +217,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Compute the mean NLL and KL of the held-out cells, nats.
+        """Compute the mean negative log-likelihood and the mean KL of the held-out cells, both in nats.
 
-        One posterior sample per cell is used, and every evaluation draws the sample with the same noise.
+        One posterior sample per cell is used, and all evaluations use the same random numbers.
         """
         self.vae.eval()
         noise = torch.Generator().manual_seed(self._config.seed)
@@ -328,7 +331,10 @@ class Trainer:
         return (loss + penalty).item(), dict(zip(parameters, both, strict=True))
 
     def _discrepancy(self, mean_nk: Tensor, cells: Minibatch) -> Tensor:
-        """Compute the weighted discrepancy between the batches, as a differentiable scalar, nats."""
+        """Compute the weighted penalty on differences between batches in latent space, a differentiable scalar in nats.
+
+        The penalty of `--mix-batches` is described in `model/batch_discrepancy.py`.
+        """
         effect = self.vae.decoder.batch
         if not self._mixing or effect is None or cells.batch_n is None:
             return mean_nk.new_zeros(())
@@ -338,7 +344,7 @@ class Trainer:
         return self._mixing * (value + ((mean_nk - mean_nk.detach()) * gradient_nk).sum())
 
     def _label_loss(self, z_nk: Tensor, cells: Minibatch) -> Tensor:
-        """Compute the cross-entropy of the labels, as a differentiable scalar, nats per cell."""
+        """Compute the cross-entropy of the labels, a differentiable scalar in nats per cell."""
         classifier = self.vae.label_classifier
         assert classifier is not None, "labels have a weight only if there is a classifier"
         assert cells.label_n is not None, "cells have labels if there is a classifier"

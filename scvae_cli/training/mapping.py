@@ -1,23 +1,23 @@
 """Training of the parameters of new batches: their effects on the decoder, and shifts of the encoder.
 
-All parameters of the model that do not belong to new batches remain identical. The effects of a new batch are
-differences δ from the mean effects of the batches of the training. The differences δ are shrunk toward 0, because new
-batches may have few cells. The loss is
+All parameters of the model that do not belong to new batches remain unchanged. An effect of a new batch is described by
+its difference δ from the mean effect of the batches on which the model was trained. The differences δ are shrunk toward
+0, because new batches may have few cells. The loss that the training of new batches minimizes is
 
     mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy.
 
 In the loss, τ is the typical size of the differences δ, n is the number of new cells, and λ is the weight of the
-discrepancy. For effects on genes, τ is the typical difference of a gene's log proportion between batches. The function
-`typical_difference` estimates the typical difference τ before the training, from how much more the observed and
-expected counts of the genes differ than by chance. If observed and expected counts differ only by chance, τ is 0, and
-the effects are not trained.
+discrepancy. For effects on genes, τ is the typical difference of a gene's log proportion between batches. Before the
+training, the function `typical_difference` compares observed and expected counts of the genes, and estimates τ from the
+part of their differences that is not due to chance. If observed and expected counts differ only by chance, τ is 0, and
+the effects of the new batch are not trained.
 
 The effects of a batch may differ between populations of cells (`model/mapped_batches.py`). The likelihood alone cannot
-distinguish an effect on one population from a change of the latent positions of this population. As in a training with
-batches, the loss therefore contains a discrepancy: the maximum mean discrepancy between the posterior means of the new
-cells and those of the training cells. A model contains no training cells, so the model simulates cells that replace
-them. The weight λ of the discrepancy grows with the number of new cells, because a few cells may happen to come from
-few populations.
+distinguish the effect of a batch on one population from a change of the latent positions of this population. The loss
+therefore contains a discrepancy, as the loss of a training with batches does. The discrepancy is the maximum mean
+discrepancy (a distance between distributions) between the posterior means of the new cells and of the training cells. A
+model contains no training cells, so the model simulates cells that replace the training cells. The weight λ of the
+discrepancy grows with the number of new cells, because a few cells may happen to come from few populations.
 
 Each new batch shifts the first hidden layer of the encoder. A shift of the hidden layer can have the same effect as any
 change of the encoder's input that is equal for all cells of a batch, such as a factor for every gene. A shift of the
@@ -104,7 +104,7 @@ class NewEffects(nn.Module):
         self.register_buffer("present_g", present_g)
 
     def penalty(self) -> Tensor:
-        """Compute the negative log prior of all effects, up to a constant, nats."""
+        """Compute the negative log prior density of all effects of new batches, in nats and up to a constant."""
         judged_bg = (self.sd_b > 0)[:, None] & self.present_g
         sd_b1 = self.sd_b.clamp(min=1e-6)[:, None]
         scaled_bg = torch.where(judged_bg, self.gene_bg / sd_b1, 0.0)
@@ -121,8 +121,8 @@ def typical_difference(
     """Estimate how much the log proportions of the genes differ between two batches, beyond chance.
 
     The log ratio of observed to expected counts of a gene varies by chance with the variance 1/I, where I is the Fisher
-    information of the counts on their log mean. The variance τ² of the true differences is the one for which ratio² /
-    (τ² + 1/I) has the mean 1 over the genes, where ratio is a gene's log ratio (Paule & Mandel 1982,
+    information of the counts on their log mean. The estimated variance τ² of the true differences is the value for
+    which r² / (τ² + 1/I) has the mean 1 over the genes, where r is the log ratio of a gene (Paule & Mandel 1982,
     doi:10.6028/jres.087.022).
 
     Parameters
@@ -243,7 +243,7 @@ def simulated_positions(model: Model, *, seed: int) -> Tensor:
 
 
 def _differences(sums_3g: np.ndarray, present_g: np.ndarray) -> tuple[float, np.ndarray]:
-    """Estimate the typical difference τ and each gene's difference; genes that the data lack have the count 0."""
+    """Estimate τ and each gene's difference for one new batch; genes that the data lack have the count 0."""
     tau, present_difference_g = typical_difference(*sums_3g[:, present_g])
     difference_g = np.log(0.5 / (sums_3g[1] + 0.5))
     difference_g[present_g] = present_difference_g
@@ -341,7 +341,10 @@ def _elbo_terms(
 
 
 def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effects: NewEffects, n_known: int) -> Tensor:
-    """Compute the discrepancy between each new batch and all other cells, including simulated cells; differentiable."""
+    """Compute the discrepancy between new batches and simulated cells, a differentiable scalar.
+
+    Each new batch is compared with all other cells, which are the cells of other new batches and the simulated cells.
+    """
     assert cells.batch_n is not None, "the new batches"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
     others_s1 = member_nb.new_ones(len(simulated_sk), 1)

@@ -4,9 +4,10 @@ The held-out cells are evaluated with the average of the weights over about the 
 saved. The averaged weights are about as good as weights after a decay of the learning rate to zero, and are available
 at any step. Training therefore needs no planned step at which the learning rate is lowered.
 
-On a CPU, one compiled pass over the parameters does the clipping, weight decay, moments, step and average. Plain torch
-would need a dozen passes over the parameters. On other devices the optimizer uses plain torch. An optimizer step in
-plain torch can be recorded as a CUDA graph, because the numbers that differ between steps (`Factors`) can be tensors.
+On a CPU, a compiled loop visits each parameter once, and updates the moments, the parameter and its running average.
+Plain torch would need a dozen loops over the parameters. On a GPU, the optimizer uses plain torch. A GPU can record an
+optimizer step in plain torch once and repeat the recorded operations (a CUDA graph), because the numbers that differ
+between steps (`Factors`) can be tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from scvae_cli.parallel import by_address, use_threads
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
 AVERAGED_STEPS = 100
-# An average over the weights of every fifth step is as good as one over all steps, and costs almost no time.
+# An average over the weights of every fifth step is as good as an average over all steps, and takes almost no time.
 AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
 # Parameters with fewer than SMALL numbers are updated by one thread, because starting more threads would take longer.
@@ -35,7 +36,9 @@ SMALL = 20_000
 
 
 class Factors(NamedTuple):
-    """Numbers that a step needs in addition to the gradients: Python numbers, or scalar tensors on the device.
+    """Numbers that an optimizer step needs in addition to the gradients.
+
+    The numbers are Python numbers, or scalar tensors on the device.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ class Factors(NamedTuple):
 
     @classmethod
     def of_step(cls, rate: float, n_before: int) -> Factors:
-        """Compute the factors of the step that follows `n_before` steps."""
+        """Compute the factors of the optimizer step that follows `n_before` earlier steps."""
         weight = 0.0
         if n_before % AVERAGE_EVERY == 0:
             # Early in a training, the running average covers fewer steps, so that it soon forgets the random initial
@@ -63,10 +66,10 @@ class Factors(NamedTuple):
 
 
 class AveragedAdamW:
-    """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and averaged weights.
+    """AdamW (Loshchilov & Hutter 2019) with averaged weights; gradients with a very large norm are scaled down.
 
-    This class is not a `torch.optim.Optimizer`, because creating such an optimizer imports torch's compiler, and that
-    import takes longer than many trainings. Weight decay applies to the weight matrices of the model, but not to
+    `AveragedAdamW` is not a `torch.optim.Optimizer`. Creating a `torch.optim.Optimizer` imports torch's compiler, which
+    takes longer than many trainings. Weight decay applies to the weight matrices of the model, but not to
     biases, normalizations, dispersions or batch effects. In each step, a weight shrinks by a fraction: the product of
     learning rate and weight decay.
     """
@@ -84,7 +87,10 @@ class AveragedAdamW:
         self._compiled = all(p.device.type == "cpu" for p in self._decay)
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
-        """Return the moments and the average of each parameter, by the index of the parameter in the model."""
+        """Return Adam's moments and the running average of each parameter.
+
+        The keys of the returned dictionary are the indices of the parameters in the model.
+        """
         return dict(enumerate(self.state.values()))
 
     @torch.no_grad()
@@ -96,7 +102,7 @@ class AveragedAdamW:
 
     @torch.no_grad()
     def advance(self, gradients: dict[Tensor, Tensor], rate: float, n_before: int) -> None:
-        """Take the step that follows `n_before` steps; each gradient is in float32 or bfloat16."""
+        """Take the optimizer step that follows `n_before` earlier steps; gradients are in float32 or bfloat16."""
         factors = Factors.of_step(rate, n_before)
         if self._compiled:
             self._advance_compiled(gradients, factors)
@@ -118,7 +124,7 @@ class AveragedAdamW:
                     p.copy_(before)
 
     def advance_torch(self, gradients: dict[Tensor, Tensor], factors: Factors) -> None:
-        """Take a step in plain torch, without waiting for the device."""
+        """Take an optimizer step in plain torch; the CPU does not wait for the device."""
         norm = torch.stack([torch.linalg.vector_norm(gradients[p].float()) for p in self._decay]).norm()
         clip = (MAX_GRADIENT_NORM / norm).clamp(max=1.0)
         for p, decay in self._decay.items():

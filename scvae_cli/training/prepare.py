@@ -30,8 +30,8 @@ MAX_HELDOUT_CELLS = 10_000
 def as_modelled(counts: Counts, config: RunConfig) -> Counts:
     """Return the data as counts or as real numbers, depending on the likelihood.
 
-    Counts can also be modeled as real numbers. Raises a DataError if the likelihood describes counts and the data are
-    real numbers.
+    If the likelihood describes real numbers, counts are treated as real numbers too. Raises a DataError if the
+    likelihood describes counts and the data are real numbers.
     """
     if config.model.of_counts:
         if counts.real:
@@ -47,7 +47,7 @@ def as_modelled(counts: Counts, config: RunConfig) -> Counts:
 
 
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
-    """Drop the cells without counts if `drop` is True; otherwise raise a DataError if there are such cells."""
+    """Drop cells without counts if `drop` is True; otherwise raise a DataError if any cell has no counts."""
     empty = ~counts.filled
     if not empty.any():
         return counts
@@ -56,7 +56,7 @@ def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
     first = counts.cell_names[int(np.flatnonzero(empty)[0])]
     raise DataError(
         f"{amount(int(empty.sum()), 'cell has', 'cells have')} no counts in the {counts.n_genes} genes "
-        f"considered; the first is {first!r}",
+        f"considered; the first of these cells is {first!r}",
         "use --drop-empty to leave these cells out",
     )
 
@@ -125,7 +125,10 @@ class Conditions:
 
 
 def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
-    """Raise a ConfigError if network and minibatch do not fit into memory; the hint names a size that would fit."""
+    """Raise a ConfigError if network and minibatch do not fit into memory.
+
+    The hint of the error names a number of hidden units that would fit.
+    """
     shape = config.model
     assert shape.n_hidden is not None, "the recipe has chosen it"
     assert shape.n_latent is not None, "the recipe has chosen it"
@@ -159,7 +162,7 @@ def _network_bytes(config: RunConfig, n_hidden: int, batch_size: int, n_genes: i
 
 
 def labels_to_learn(counts: Counts, heldout: np.ndarray, train: TrainConfig) -> np.ndarray | None:
-    """Return the index of the label that is learned for each cell, shape (n,); None if labels are not learned.
+    """Return the index of each cell's label for the training, shape (n,), or None if the training ignores labels.
 
     The index is −1 for cells without a label, and for cells whose label is hidden from the training
     (`known_labels.hidden_from_training`). `heldout` holds the indices of the held-out cells.

@@ -1,4 +1,4 @@
-"""Restoring a training from a saved state, which may come from a stranger.
+"""Restoring a training from a saved state, which may come from a source that is not trusted.
 
 Before anything is restored, all parts of a saved state are compared with the training that would continue from the
 state.
@@ -23,7 +23,7 @@ _CHANGES = ("peak_rate", "epoch", "step", "best_loss", "best_epoch", "noticed_lo
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Return all tensors of the state of a training, as a mapping from their names in a saved state."""
+    """Return a dictionary of all tensors of a training's state; the keys are the names of the tensors."""
     tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
     for index, state in trainer.optimizer.state_dict().items():
@@ -37,8 +37,8 @@ def restore_state(trainer: Trainer, content: bytes, numbers: Mapping[str, Any]) 
     Parameters
     ----------
     content, numbers
-        Bytes of a safetensors file with the tensors of `tensors_of`; the schedule, the number of rollbacks, the seconds
-        of training and the history, as values that were read from JSON.
+        Bytes of a safetensors file with the tensors of `tensors_of`; a mapping that was read from JSON, with the
+        schedule, the number of rollbacks, the seconds of training and the history.
 
     Raises
     ------
@@ -73,29 +73,29 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Ten
 def _schedule(saved: Any, planned: Schedule) -> Schedule:
     """Check that a saved schedule belongs to the planned training, and return the saved schedule."""
     if not isinstance(saved, dict):
-        raise ValueError("the schedule is not a mapping")
+        raise ValueError("the saved schedule of the training is not a JSON object")
     values = {f.name: saved.get(f.name, getattr(planned, f.name)) for f in fields(Schedule)}
     for name in _CHANGES:
         least = -math.inf if "loss" in name else 0
         check_number(name, values[name], whole=isinstance(getattr(planned, name), int), least=least)
     schedule = Schedule(**values)
     if replace(planned, **{name: values[name] for name in _CHANGES}) != schedule:
-        raise ValueError("the schedule belongs to another training")
+        raise ValueError("the saved schedule belongs to a training with other data or options")
     begun = max(schedule.best_epoch, schedule.noticed_epoch, schedule.eased_epoch)
     if begun > schedule.epoch or schedule.step != schedule.epoch * schedule.steps_per_epoch:
-        raise ValueError("the numbers of epochs and steps do not fit together")
+        raise ValueError("the saved number of epochs does not agree with the saved number of training steps")
     if schedule.epoch > schedule.max_epochs or schedule.peak_rate > planned.peak_rate:
-        raise ValueError("the number of epochs or the learning rate is above its maximum")
+        raise ValueError("the saved number of epochs or the saved learning rate is above its maximum")
     return schedule
 
 
 def _history(history: Any, n_epochs: int) -> list[dict[str, float]]:
     """Check and return a history: one row per epoch, with the numbers of an `EpochReport` and the held-out ELBO."""
     if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-        raise ValueError("the history is not a list of rows")
+        raise ValueError("the saved history of the training is not a list of rows")
     columns = {field.name for field in fields(EpochReport)} | {"heldout_elbo"}
     if len(history) != n_epochs or any(row.keys() != columns for row in history):
-        raise ValueError("the history does not have one row for each epoch")
+        raise ValueError("the saved history of the training does not have one complete row for each epoch")
     for row in history:
         for name, value in row.items():
             if not isinstance(value, bool):

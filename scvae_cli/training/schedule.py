@@ -1,10 +1,11 @@
 """The schedule of a training: learning rate and KL weight per step, when dropout is lowered, and when training ends.
 
-The learning rate warms up and then decreases as one over the square root of the step, so the length of the training
-need not be known in advance. The KL weight rises from 0 to β in at most 400 steps; in a short training, it rises during
-the first third of the training. When the held-out loss stops decreasing noticeably, dropout and the learning rate are
-lowered. When the held-out loss stops decreasing for the second time, training ends. If the configuration keeps dropout
-constant, training ends when the held-out loss stops decreasing for the first time.
+The learning rate first rises (warm-up) and then decreases in proportion to 1/√n, where n is the number of steps so far.
+The schedule of the learning rate therefore needs no planned length of the training. The KL weight rises from 0 to β in
+at most 400 steps; in a short training, it rises during the first third of the training. When the held-out loss stops
+decreasing noticeably, dropout and the learning rate are lowered. When the held-out loss stops decreasing for the second
+time, training ends. If the configuration keeps dropout constant, training ends when the held-out loss stops decreasing
+for the first time.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ EASED_RATE = 0.3
 # Factor on the patience in trainings with `--flat`. Without the factor, trainings with `--flat` would often end too
 # early, with a loss about 0.1% above the lowest possible loss.
 PATIENCE_IF_FLAT = 3
-# A decrease of the held-out loss is noticeable, and restarts the patience, if it is at least the fraction NOTICEABLE of
-# the loss.
+# A decrease of the held-out loss is noticeable if it is at least the fraction NOTICEABLE of the loss. A noticeable
+# decrease restarts the count of epochs after which training ends.
 NOTICEABLE = 2e-4
 MAX_STEPS = 60_000
 MAX_EPOCHS = 400
@@ -75,7 +76,7 @@ class Schedule:
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
-        """Create a schedule; if `max_epochs` or `patience` is None, it follows from the number of steps per epoch."""
+        """Create a schedule; values for `max_epochs` and `patience` that are None follow from the steps per epoch."""
         assert config.learning_rate is not None, "`settle` replaces None before the training"
         assert config.eased_dropout is not None, "`settle` replaces None before the training"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))

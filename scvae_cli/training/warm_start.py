@@ -39,7 +39,9 @@ def refuse_unlike(model: Model, config: RunConfig, counts: Counts, heldout: np.n
 
 @torch.no_grad()
 def take_over(vae: VAE, model: Model, beta: float) -> float:
-    """Copy the weights of a model to a newly initialized VAE, and return the fraction of the usual KL warm-up to use.
+    """Copy the weights of a model to a newly initialized VAE, and return the length of the KL warm-up.
+
+    The length of the KL warm-up is returned as a fraction of the usual length.
 
     If `beta` is the β of the copied model, training continues from the copied weights. With another `beta`, each weight
     matrix is moved most of the way back to its initial values.

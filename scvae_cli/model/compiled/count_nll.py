@@ -45,8 +45,8 @@ def fused_nll(
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
     """Compute the same results as `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
 
-    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16. The matrix products that use the
-    gradient with respect to the raw outputs would round it anyway.
+    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16 (16 bits). The matrix products
+    that use the gradient with respect to the raw outputs would round it anyway.
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)
@@ -218,7 +218,7 @@ def _all_rows(
 
 @compiled()
 def _filled(n: int, value: Any) -> Any:
-    """Return an array filled with one number. A loop is used, because it compiles faster than `np.full`."""
+    """Return an array filled with one number. The code is a loop, because numba compiles `np.full` more slowly."""
     made = np.empty(n, float32)
     for i in range(n):
         made[i] = value
@@ -284,7 +284,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
 
 @compiled()
 def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
-    """Compute the table entry that a count x beyond the table would have, minus the last entry of the table."""
+    """Compute the log gamma term of a count x that is too large for the table, minus the last entry of the table."""
     last = float64(TABLE_COUNTS)
     more = _stirling(last + 1.0) - _stirling(x + 1.0)
     if kind != _POISSON:

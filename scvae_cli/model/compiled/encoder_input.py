@@ -1,4 +1,4 @@
-"""The encoder's input as a dense matrix, computed in one pass over the counts of each cell and compiled for the CPU.
+"""Code compiled for the CPU that computes the encoder's input, a dense matrix, in one pass over each cell's counts.
 
 Letters in array shapes: n cells, g genes, m nonzeros.
 """

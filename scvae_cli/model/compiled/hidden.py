@@ -1,9 +1,9 @@
-"""LayerNorm → SiLU → dropout on a CPU, in one pass over the hidden units of each cell.
+"""LayerNorm → SiLU (the activation function) → dropout on a CPU, in one pass over the hidden units of each cell.
 
 Letters in array shapes: n cells, h hidden units. In plain torch, LayerNorm, SiLU and dropout are a dozen operations on
 small matrices, and the overhead of the operations takes longer than their arithmetic. The random numbers of dropout are
-computed from a counter and a seed by a hash function, the finalizer of MurmurHash3. The hash takes a few processor
-instructions per hidden unit, while a random number from torch's generator takes about a hundred instructions.
+computed from a counter and a seed by a hash function, the last step of MurmurHash3. The hash function takes a few
+processor instructions per hidden unit, while a random number from torch takes about a hundred instructions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EPSILON = float32(1e-5)  # the default of torch's LayerNorm
 def normalized_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
     """Compute dropout(SiLU(LayerNorm(a))) in float32 on the CPU.
 
-    The result is differentiable. The seed of the dropout is drawn from torch's generator.
+    The result is differentiable. The seed of the dropout is drawn with torch's random number generator.
     """
     hidden: Tensor = _NormalizedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]  # torch's
     return hidden

@@ -1,7 +1,8 @@
-"""numba's cache of compiled functions, repaired if it is damaged.
+"""numba's cache of compiled functions, which is repaired if files of the cache are damaged.
 
-The cache consists of pickle files in a folder of the user. A truncated or empty pickle file would end every training
-with an error. If a file is damaged, the cache of the function is therefore emptied, and the function is compiled again.
+numba's cache consists of pickle files in a folder of the user. A truncated or empty pickle file would end every
+training with an error. If a file of the cache is damaged, the cache of the function is therefore emptied, and the
+function is compiled again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,6 @@ def mended(dispatcher: Any) -> Any:
 
 
 def _forget(cache: Any) -> None:
-    """Replace the index of the cache by an empty one. Files that the index does not list are not read."""
+    """Replace the index of the cache by an empty index. numba reads only files that the index lists."""
     with contextlib.suppress(Exception):  # An exception means that the folder of the cache cannot be written to.
         cache.flush()

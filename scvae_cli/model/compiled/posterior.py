@@ -1,8 +1,8 @@
-"""Samples of q(z|x), the KL to the prior, and the gradients of samples and KL, computed on a CPU.
+"""Samples of the posterior q(z|x), the KL to the prior, and the gradients of samples and KL, computed on a CPU.
 
-Letters in array shapes: n cells, k latent dimensions. With mean m, variance v and noise ε, z = m + √v·ε and KL = ½(m² +
-v − 1 − log v). The operations on posteriors are compiled, because autograd in plain torch would need thirty operations
-on only a few thousand numbers.
+Letters in array shapes: n cells, k latent dimensions. For a posterior with the mean m and the variance v, a sample is
+z = m + √v·ε with standard normal noise ε, and the KL to the prior is ½(m² + v − 1 − log v). The operations on
+posteriors are compiled, because autograd in plain torch would need thirty operations on only a few thousand numbers.
 """
 
 from __future__ import annotations

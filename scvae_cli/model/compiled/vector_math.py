@@ -1,9 +1,9 @@
-"""Logarithm and exponential in single precision, written so that a compiler can vectorize them.
+"""Logarithm and exponential in single precision, in a form that a compiler can vectorize.
 
-The functions are compiled with numba. A loop that calls a function of the C library is not vectorized, so it processes
-one number at a time. The functions of this module are plain arithmetic without branches, so loops that call them are
-vectorized. The polynomials are those of FreeBSD's `logf` and Cephes' `expf`. Results are accurate to 2 units in the
-last place.
+The functions are compiled with numba. A vectorized loop processes several numbers at once. A loop that calls a function
+of the C library is not vectorized, so it processes one number at a time. The functions of this module are plain
+arithmetic without branches, so loops that call them are vectorized. Logarithm and exponential are approximated by the
+polynomials of FreeBSD's `logf` and Cephes' `expf`. Results are accurate to 2 units in the last place.
 """
 
 from __future__ import annotations

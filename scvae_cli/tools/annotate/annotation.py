@@ -175,7 +175,7 @@ def annotate(
 
 
 def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, reference: Session | None) -> Metric:
-    """Return the metric of all cells: the labeled cells and those of the query.
+    """Return the Mahalanobis metric of all cells: the labeled cells and the cells of the query.
 
     For saved classifiers, the held-out cells represent the labeled cells.
     """

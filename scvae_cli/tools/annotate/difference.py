@@ -3,8 +3,8 @@
 Prediction sets have the requested coverage, and probabilities are calibrated, for cells that are exchangeable with the
 labeled cells. To test exchangeability, a classifier learns to distinguish cells without a label from labeled cells. The
 classifier is tested on cells that it has not seen (Lopez-Paz and Oquab 2017, doi:10.48550/arXiv.1610.06545). For each
-predicted label, equal numbers of labeled cells and cells without a label are compared. If only the proportions of the
-labels differ, this does little harm, because prediction sets and "unknown" are calibrated for each label separately.
+predicted label, equal numbers of labeled cells and cells without a label are compared. Different proportions of the
+labels alone do little harm, because prediction sets and "unknown" are calibrated for each label separately.
 
 The result is the area under the ROC curve of the classifier. The area is 0.5 if the two kinds of cells are alike, and 1
 if the classifier is always right.
@@ -96,7 +96,7 @@ def some_cells(cells: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def _balanced(x_nj: np.ndarray, kind_n: np.ndarray, label_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each label, keep equal numbers of both kinds of cells; leave out labels with fewer cells than folds."""
+    """Keep equal numbers of labeled and other cells of each label; leave out labels with fewer cells than folds."""
     kept = [np.empty(0, dtype=np.int64)]
     for label in np.unique(label_n):
         cells = [np.flatnonzero((label_n == label) & (kind_n == kind)) for kind in (0, 1)]

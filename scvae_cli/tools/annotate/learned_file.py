@@ -94,7 +94,7 @@ def learned_of(model: Model) -> Learned:
 def _learned(labels: StoredLabels, model: Model) -> Learned:
     arrays = {name: tensor.numpy() for name, tensor in labels.tensors.items()}
     if other := sorted(arrays.keys() - _NAMES):
-        raise ValueError(f"{other[0]} is not a part of this model")
+        raise ValueError(f"the array {other[0]} does not belong to this model")
     n_labels = len(labels.names)
     lengths = {"c": n_labels, "g": len(model.genes), "v": len(VIEWS)}
     if model.expression is not None:
@@ -103,17 +103,17 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
     rank_c, code_h, part_h = (_whole(name, arrays[name]) for name in ("rank_c", "code_h", "part_h"))
     n_parts, n_trained = len(arrays["center_kcj"]), int(_whole("n_trained", arrays["n_trained"]))
     if not len(code_h) <= n_trained <= _MOST_TRAINED:
-        raise ValueError("n_trained is out of range")
+        raise ValueError("the number of training cells (n_trained) is impossible")
     if sorted(rank_c) != list(range(n_labels)):
-        raise ValueError("rank_c is not a permutation of the labels")
+        raise ValueError("the order of the labels (rank_c) is not a permutation")
     if code_h.min() < 0 or code_h.max() >= n_labels or part_h.min() < 0 or part_h.max() >= n_parts:
-        raise ValueError("code_h or part_h is out of range")
+        raise ValueError("a label or part of a held-out cell (code_h, part_h) does not exist")
     for name in ("scale", "state_scale", "deviation_g", "size_c", "weight_h"):
         if not (arrays[name] > 0).all():
-            raise ValueError(f"{name} is not positive")
+            raise ValueError(f"the array {name} has values that are not positive")
     total_vh = np.exp(arrays["log_p_vhc"].astype(np.float64)).sum(2)
     if not np.allclose(total_vh, 1, atol=_PROBABILITY):
-        raise ValueError("the probabilities of log_p_vhc do not add up to 1")
+        raise ValueError("the label probabilities of a cell (log_p_vhc) do not add up to 1")
     scaling = Scaling(
         center_j=arrays["center_e"],
         scale=float(arrays["scale"]),
@@ -153,7 +153,7 @@ def _learned(labels: StoredLabels, model: Model) -> Learned:
 
 
 def _values(labels: StoredLabels) -> np.ndarray | None:
-    """Return the values of labels that are numbers or booleans, which their names contain in full; None for texts."""
+    """Convert label names that are numbers or booleans to values. The result is None if the labels are texts."""
     if labels.kind == "text":
         return None
     parsers: dict[str, Callable[[str], Any]] = {"boolean": _BOOLEANS.get, "integer": int, "number": float}
@@ -168,15 +168,15 @@ def _check_shapes(arrays: Mapping[str, np.ndarray], lengths: dict[str, int]) -> 
     for name, array in arrays.items():
         letters = "" if name in _SCALES else name.rpartition("_")[2]
         if array.ndim != len(letters) or 0 in array.shape:
-            raise ValueError(f"{name} has shape {array.shape}")
+            raise ValueError(f"the array {name} has the wrong shape {array.shape}")
         for letter, length in zip(letters, array.shape, strict=True):
             if lengths.setdefault(letter, length) != length:
-                raise ValueError(f"{name} has shape {array.shape}, which does not fit the other parts of the model")
+                raise ValueError(f"the array {name} has shape {array.shape}, which does not fit the other arrays")
 
 
 def _whole(name: str, array: np.ndarray) -> np.ndarray:
     """Convert whole numbers to int64."""
     if not (array == np.trunc(array)).all() or not (np.abs(array) < 2**31).all():
-        raise ValueError(f"{name} holds values that are not whole numbers")
+        raise ValueError(f"the array {name} has values that are not whole numbers")
     whole: np.ndarray = array.astype(np.int64)
     return whole

@@ -39,14 +39,14 @@ class Learned:
     size_c
         Number of labeled cells of each label.
     scaling, n_trained
-        Map from the coordinates of a cell to its views, and number of labeled cells from which was learned.
+        Map from the coordinates of a cell to its views, and number of labeled cells that trained the classifiers.
     regressions_kv, metrics_k
         A logistic regression for each part and view, and the Mahalanobis metric of the labels for each part. The
         regressions of the last view take scaled genes as input. With few labels, scaled genes need far fewer
         multiplications than principal components of the genes.
     log_p_vhc, nearest_h, state_hj
         For each held-out cell, the log probabilities of the labels in each view, the squared distance to the nearest
-        known type, and the first view. The classifier that computed them has not seen the cell.
+        known type, and the first view, all from the classifier that has not seen the cell.
     code_h, part_h, weight_h
         For each held-out cell, the index of its label, its part, and the number of labeled cells that it represents.
     """

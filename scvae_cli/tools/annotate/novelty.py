@@ -20,7 +20,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Metric:
-    """Centers, and a factor of the precision matrix of a Mahalanobis distance.
+    """Centers, and a factor of the inverse covariance matrix, which define Mahalanobis distances.
 
     The Mahalanobis distance of a position x from a center c is the length of the vector (x − c)·factor.
     """

@@ -88,8 +88,8 @@ ANNOTATE = Verb(
     The model need not have been trained with labels or with the reference. If the model was trained with labels (scvae
     train --labels-key), no labeled cells are needed: without --labels-key, the labels of the model are predicted.
 
-    Writes the most probable label of each cell to obs["scvae_label"]; a cell that is unlike the labeled cells of all
-    types has the label "unknown". The probability of the most probable label is in obs["scvae_label_probability"].
+    The most probable label of each cell is written to obs["scvae_label"]; a cell that is unlike the labeled cells of
+    all types has the label "unknown". The probability of the most probable label is in obs["scvae_label_probability"].
     obs["scvae_label_set"] contains the prediction set, which includes the true label with probability --coverage.
     obs["scvae_label_p"] contains the p-value of the hypothesis that a cell belongs to a known type. The
     probabilities of all labels are in obsm["scvae_label_probabilities"], and the names of these labels in

@@ -1,12 +1,12 @@
 """Views of a cell: three matrices of coordinates, from which classifiers predict the label of the cell.
 
-- **state**: the position of the decoded state in expression space. The view `state` holds only what the model has
+- **state** is the position of the decoded state in expression space. The view `state` holds only what the model has
   learned from all cells, so few labeled cells are enough to train a classifier on this view.
-- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). The view `expression`
-  also holds part of the residuals of a cell, by which its counts differ from its decoded state.
-- **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
-  The genes contain information that the model lacks. A logistic regression on the view `genes` alone is also the
-  baseline with which the quality of the predicted labels is compared.
+- **expression** has the principal components of the embedding (`scvae_cli.model.expression_space`). The view
+  `expression` also holds part of the residuals of a cell, by which its counts differ from its decoded state.
+- **genes** has principal components of the log-normalized counts of the modeled genes, each gene scaled to unit
+  variance. The genes contain information that the model lacks. A logistic regression on the view `genes` alone is
+  also the baseline with which the quality of the predicted labels is compared.
 
 The scales of all views and the principal components of the genes are computed from the labeled cells.
 
@@ -105,7 +105,7 @@ class Scaling:
     component_gj: np.ndarray
 
     def states(self, cells: Coordinates) -> np.ndarray:
-        """Compute the first view of cells, shape (n, j)."""
+        """Compute the view `state` of cells, the first of the views; shape (n, j)."""
         state_nj: np.ndarray = (cells.state_nj - self.state_center_j) / self.state_scale
         return state_nj
 

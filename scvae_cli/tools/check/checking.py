@@ -30,7 +30,9 @@ def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # a check
     options = request.options
     of_counts = ModelConfig(likelihood=options.likelihood).of_counts
     if options.round is not None and not of_counts:
-        raise ConfigError("--round was given with --likelihood normal", "real numbers are not rounded; leave one out")
+        raise ConfigError(
+            "--round was given with --likelihood normal", "remove --round, because real numbers are not rounded"
+        )
     found = inspect(
         open_store(request.data, genome=options.genome, modality=options.modality),
         layer=options.layer,
@@ -84,7 +86,7 @@ def _text(found: Inspection, *, of_counts: bool) -> str:
 
 
 def _duration(minutes: float) -> str:
-    """Return a range of times, because trainings stop when they no longer improve, and processors differ in speed.
+    """Return the estimated duration of a training as text: a range, since processors and stopping times differ.
 
     >>> _duration(0.3), _duration(5)
     ('9 to 36 s', '2 to 10 min')

@@ -1,4 +1,4 @@
-"""Expected counts of cells, from the decoder for the genes of the model, and from library sizes for all other genes.
+"""Expected counts of cells: the decoder gives those of the model's genes, and library sizes give those of other genes.
 
 Letters in array shapes: n cells of a block, g genes, s samples (groups of cells).
 """
@@ -50,7 +50,7 @@ class ExpectedCounts(Protocol):
 
 
 class DecodedGenes:
-    """The genes of a model, whose expected counts are decoded.
+    """The genes of a model; the decoder gives the expected counts of these genes.
 
     Parameters
     ----------
@@ -104,9 +104,9 @@ class DecodedGenes:
 class CountedGenes:
     """Genes that a model lacks; an expected count is the cell's library size times the gene's share of all counts.
 
-    The share of a gene is its proportion of the summed counts of both compared groups. With batches, the share is
-    computed for each batch from the compared cells of this batch. The overdispersion of a gene is estimated by the
-    method of moments from the variance between cells of the same sample.
+    The share of a gene is its proportion of the summed counts of both compared groups. With batches, the share of
+    a gene is computed for each batch from the compared cells of this batch. The overdispersion of a gene is estimated
+    by the method of moments from the variance between cells of the same sample.
 
     Parameters
     ----------

@@ -2,11 +2,11 @@
 
 The module `group_means` estimates the mean expression of both groups at the same library size. The means of the model's
 genes are estimated from the decoder and the counts, and the means of all other genes from the counts alone. The change
-of a gene is the log2 ratio of its two means. The error of the change is estimated from the spread of the cells or, with
-replicates, from the spread between replicates (`replicates`). The module `posterior_changes` shrinks the changes of all
-genes together, which gives the posterior of each change. A gene is tested for an absolute change above a threshold that
-the user chooses. The posterior probabilities are calibrated: among genes called at an expected false discovery rate of
-5%, about 5% are false calls.
+of a gene is the log2 ratio of its means in the two groups. The error of the change is estimated from the spread of the
+cells or, with replicates, from the spread between replicates (`replicates`). The module `posterior_changes` shrinks the
+changes of all genes together, which gives the posterior of each change. A gene is tested for an absolute change above a
+threshold that the user chooses. The posterior probabilities are calibrated: among genes called at an expected false
+discovery rate of 5%, about 5% are false calls.
 
 Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. scvae does not compare pairs
 of cells, because the spread between cells is not the uncertainty of a group's mean. Moreover, the decoder makes errors
@@ -121,7 +121,7 @@ def differential_expression(
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
-    """The cells of both groups, split into samples: the cells of one batch or of one replicate.
+    """The cells of both groups, split into samples; each sample contains the cells of one batch or of one replicate.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class _Samples:
 
 
 class _Means(NamedTuple):
-    """Means of both groups and their log ratio before shrinkage (natural logs), with its error, and the raw log2 ratio.
+    """Means of both groups, their log ratio before shrinkage and its error (natural logs), and the raw log2 ratio.
 
     All arrays have shape (g,). `spread` is the standard deviation of log expression (natural log) between replicates,
     and 0 without replicates.

@@ -12,12 +12,12 @@ included, and ℓ_n is the library size of cell n:
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is the posterior mean of the correction in a Gamma–Poisson model. C is a weighted average of X/M, the ratio of
-observed to expected counts, and of 1, which means no correction. The weight of X/M is the number E of counts that are
-expected in the group. The weight of the value 1 is κ = 1 count. The weights a_n of the cells are statistically
-efficient, so cells with large libraries have larger weights. The shares v_n of all cells of a group sum to 1. The
-shares of the cells of one batch sum to the same number in both groups. The effect of a batch on a gene is therefore the
-same in both groups, even if the decoder does not model this effect.
+The correction C is a posterior mean in a Gamma–Poisson model. C is a weighted average of X/M, the ratio of observed to
+expected counts, and of 1, which means no correction. In this average, the weight of X/M is E, the number of counts that
+are expected in the group, and the weight of 1 is κ = 1 count. The weights a_n of the cells are statistically efficient,
+so cells with large libraries have larger weights. The share v_n of a cell is its weight in the decoded mean R; the
+shares of all cells of a group sum to 1. The shares of the cells of one batch sum to the same number in both groups. The
+effect of a batch on a gene is therefore the same in both groups, even if the decoder does not model this effect.
 
 The formulas also hold for genes that the model lacks. The expected count of a gene that the model lacks is the cell's
 library size times the gene's share of the counts of all compared cells. For a gene that the model lacks, R is therefore
@@ -27,9 +27,9 @@ The standard error of the log of R · C describes the random sampling of cells w
 estimated from the spread of the cells within each batch, and is at least the error that the model's count distribution
 implies.
 
-In this module, a sample is the part of a group that is in one batch, or the cells of one replicate. All sums are
-computed for each sample, with shares v_n that sum to 1 in each sample. The sums of a group are the averages of the
-samples' sums, weighted by the shares of the samples.
+In this module, a sample is the part of a group that is in one batch, or the cells of one replicate. The sums
+R, X and M are computed for each sample, with shares v_n that sum to 1 in each sample. The sums of a group are the
+averages of the samples' sums, weighted by the shares of the samples.
 
 Letters in array shapes: n cells, g genes, s samples.
 """

@@ -1,8 +1,8 @@
 """Moderate variances that are estimated from few replicates: shrink the variance of each gene toward a common value.
 
-Each gene's residual variance s² has `df` degrees of freedom. Over the genes, s² / s0² follows an F distribution with df
-and df0 degrees of freedom. The moderated variance is the average of s0² and s², weighted by df0 and df, and has df0 +
-df degrees of freedom (Smyth 2004, doi:10.2202/1544-6115.1027, "limma").
+Each gene's residual variance s² has `df` degrees of freedom. Over the genes, the ratio of s² to a common variance s0²
+follows an F distribution with df and df0 degrees of freedom. The moderated variance is the average of s0²
+and s², weighted by df0 and df, and has df0 + df degrees of freedom (Smyth 2004, doi:10.2202/1544-6115.1027, "limma").
 
 Letters in array shapes: g genes.
 """

@@ -97,7 +97,7 @@ def posterior_of(
     """
     if tested.sum() < _MIN_GENES:
         raise DataError(
-            f"only {amount(int(tested.sum()), 'gene has', 'genes have')} counts in these cells",
+            f"only {amount(int(tested.sum()), 'gene has', 'genes have')} counts in the compared cells",
             f"the changes of all genes are estimated together, which needs at least {_MIN_GENES} genes",
         )
     estimate_t, error_t = estimate_g[tested], error_g[tested]
@@ -136,7 +136,7 @@ def posterior_of(
 
 
 def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
-    """Return the gene indices of each prior: one prior for all genes, or one for the model's and one for others."""
+    """Return the indices of the genes that share a prior: all genes, or the model's genes and all others separately."""
     kinds = [np.flatnonzero(modeled_t), np.flatnonzero(~modeled_t)]
     if min(map(len, kinds)) < _MIN_GENES_OF_KIND:
         return [np.arange(len(modeled_t))]
@@ -146,7 +146,7 @@ def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
 def _by_kind(
     parts: Sequence[ShrunkEffects], kinds: Sequence[np.ndarray], of: Callable[[ShrunkEffects], np.ndarray]
 ) -> np.ndarray:
-    """Return a number for each tested gene, computed from the posterior that belongs to its prior, shape (t,)."""
+    """Compute a number for each tested gene from the posterior of the genes that share its prior, shape (t,)."""
     values_t = np.empty(sum(map(len, kinds)))
     for part, kind in zip(parts, kinds, strict=True):
         values_t[kind] = of(part)
@@ -154,7 +154,7 @@ def _by_kind(
 
 
 def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """Return an array over all genes, with the given values for the tested genes and NaN for the others, shape (g,)."""
+    """Return an array over all genes, with the given values for tested genes and NaN for other genes, shape (g,)."""
     values_g = np.full(len(tested), np.nan)
     values_g[tested] = values_t
     return values_g

@@ -78,7 +78,7 @@ class De(Question[DeOptions, DifferentialExpression]):
             if not len(cells[1]):
                 raise DataError(
                     f"{session.store.title}: all cells have obs[{options.groupby!r}] == {group!r}",
-                    "there are no other cells to compare them with; choose another column",
+                    "there are no other cells to compare the group with; choose another column",
                 )
         replicate_n = None
         if options.replicate_key is not None:

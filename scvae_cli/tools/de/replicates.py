@@ -2,19 +2,20 @@
 
 Cells of one replicate are more similar than cells of different replicates, so cells are not independent. The unit of
 the comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (R, X and M are defined in
-`group_means`). The relative variance of y is τ² + σ²: τ² is the variance between replicates, and σ² is the sampling
-variance of cells and molecules under the model's count distribution. At first, τ² is the same for all genes, and the
-weight of a replicate is 1 / (τ² + σ²). Replicates have nearly equal weights for genes with many counts. For genes with
-few counts, the weight of a replicate grows with its number of counts. The residual variance of each gene is then
-divided by τ² + σ², and the ratio is moderated by the ratios of all other genes (`moderation`). A gene whose replicates
-differ more than those of most genes gets a larger error.
+`group_means`). The relative variance of the mean y is τ² + σ²: τ² is the variance between replicates, and σ² is the
+sampling variance of cells and molecules under the model's count distribution. At first, the variance τ² is the same for
+all genes, and the weight of a replicate is 1 / (τ² + σ²). Replicates have nearly equal weights for genes with many
+counts. For genes with few counts, the weight of a replicate grows with its number of counts. The residual variance of
+each gene is then divided by τ² + σ², and the ratio is moderated by the ratios of all other genes (`moderation`). A gene
+whose replicates differ more than those of most genes gets a larger error.
 
 If at least half of the replicates are in both groups, the comparison is paired: each difference between the groups
-within one replicate is one observation. An example is cells of the same donors before and after a treatment. In a
-comparison that is not paired, each replicate in a group is one observation. A comparison that is not paired has terms
-for the batches of the model, if every replicate is in one batch and every batch contains both groups.
+within one replicate is one observation. In a paired comparison, for example, the cells of each
+donor are compared before and after a treatment. In a comparison that is not paired, each replicate in a group is one
+observation. A comparison that is not paired has terms for the batches of the model, if every replicate is in one batch
+and every batch contains both groups.
 
-The means of the replicates are compared on the log scale, as log((½ + Eρ) / (½ + E)). In this formula, ρ is y divided
+The means of the replicates are compared on the log scale, as log((½ + Eρ) / (½ + E)). The ratio ρ is the mean y divided
 by the group's mean, E = 1/σ² is the effective number of counts of the sample, and ½ is added as in voom (Law et al.
 2014, doi:10.1186/gb-2014-15-2-r29). The log is used because the expression of a gene differs between donors by factors.
 In simulations, ratios without the log gave more false discoveries than expected, because a few ratios were very large.
@@ -231,7 +232,7 @@ def _columns(n_group: int, n_reference: int, design: ReplicateDesign) -> np.ndar
 
 
 def _batch_term(samples: Sequence[np.ndarray], n_group: int, batch_n: np.ndarray) -> np.ndarray | None:
-    """Return the batch of each sample; None if batches cannot be terms, or would leave too few degrees of freedom."""
+    """Return the batch of each sample, or None if batches cannot be terms or would leave too few degrees of freedom."""
     batches = [np.unique(batch_n[cells]) for cells in samples]
     if any(len(of_sample) > 1 for of_sample in batches):
         return None

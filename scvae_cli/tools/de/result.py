@@ -104,7 +104,7 @@ class DifferentialExpression(PosteriorChanges):
 
     @property
     def ranked(self) -> np.ndarray:
-        """Indices of the tested genes, shape (t,): the called genes, then the others, each sorted by `options.sort`."""
+        """Indices of the tested genes, first the called, then the others, each sorted by `options.sort`; shape (t,)."""
         order = self.order
         # The sort is stable, so genes of equal score, such as genes whose interval includes 0, stay in the order of
         # certainty.

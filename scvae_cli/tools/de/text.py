@@ -32,7 +32,7 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
     )
     lines.append(
         f"common change of the genes: {result.common_change:+.2f} (log2), with {result.near_common_share:.0%} of the "
-        f"genes within 0.25 of it; {use}"
+        f"genes within 0.25 of this change; {use}"
     )
     if facts["n_counted"]:
         lines.append(f"tested by their counts alone: {amount(facts['n_counted'], 'gene')} that the model lacks")

@@ -83,7 +83,7 @@ class Denoised:
     """Expected counts of n cells.
 
     `rows` holds the expected counts as blocks of rows, float32, shape (n, c), and `columns` says which genes the
-    columns are. A block is computed when it is read, and can be read only once.
+    columns are. Each block of rows is computed when the block is read, and can be read only once.
     """
 
     __repr__ = brief
@@ -103,7 +103,7 @@ class Denoised:
         return int(np.prod(self.rows.shape)) * self.rows.dtype.itemsize
 
     def group_means(self) -> GroupMeans | None:
-        """Return raw and denoised means in groups of cells; None if no groups were given.
+        """Return raw and denoised means in groups of cells. The result is None if no groups were given.
 
         Raises
         ------
@@ -145,8 +145,8 @@ def denoise(
         A model, and n cells with the genes of the model. If the model has batches and `options.needs_batch` is True,
         the batch of every cell must be given.
     columns
-        Columns of the result. The options `genes` and `all_genes` are ignored, because they were used to choose these
-        columns.
+        Columns of the result. The options `genes` and `all_genes` are ignored here, because `columns` was chosen
+        by these options.
     options
         With the estimate "state", the expected counts are the decoder's means, which are averages over cells in the
         same state. With the estimate "cell", the decoder's means are combined with a cell's own counts, which gives the

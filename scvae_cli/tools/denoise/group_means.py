@@ -134,7 +134,7 @@ class GroupSums:
         return self._n_added == len(self._group_n)
 
     def means(self) -> GroupMeans:
-        """Compute the means, after all cells were added."""
+        """Compute the raw and denoised means of the groups; all cells must have been added before."""
         assert self.complete, "the caller checks that all cells were added"
         n_p = np.bincount(self._group_n[self._group_n >= 0], minlength=len(self._groups))
         size_p1 = n_p[:, None].astype(np.float64)

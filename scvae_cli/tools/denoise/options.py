@@ -36,8 +36,8 @@ class DenoiseOptions(Reading, Writing):
     library: str | float = library_option(
         "observed",
         words=("observed", "median"),
-        help="Library size to decode at: observed (that of each cell), median (of the training cells), or a number of "
-        "counts.",
+        help="Library size to decode at: observed (each cell's own library size), median (the median of the training "
+        "cells), or a number of counts.",
     )
     genes: tuple[str, ...] | None = option(
         None,

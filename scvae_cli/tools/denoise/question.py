@@ -98,7 +98,7 @@ class Denoise(Question[DenoiseOptions, Denoised]):
 
     def text(self, result: Denoised, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the facts hold all that is shown
         unit = "counts" if self.session.model.of_counts else "values"
-        what = "each cell's own rates" if self.options.estimate == "cell" else f"expected {unit}"
+        what = "expected counts of single cells" if self.options.estimate == "cell" else f"expected {unit}"
         samples = self.options.n_samples
         how = f"mean of {amount(samples, 'posterior sample')}" if samples else "at the posterior mean"
         line = (

@@ -1,8 +1,8 @@
 """The advice for every finding of a diagnosis, in one table.
 
 Each verdict names a finding. For each finding, the table has the text that is shown below the verdict, and for some
-findings a command that may help. A diagnosis recommends only one command, that of its most important verdict.
-Recommended commands therefore never contradict each other.
+findings a command that may help. A diagnosis recommends only one command, that of its most important verdict,
+so recommended commands never contradict each other.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class BaselineComparison:
     n_components: int
 
     def values(self) -> dict[str, Any]:
-        """Return the numbers, and an array over the models for each field of `ComparedModel`, with NaN for None."""
+        """Return the comparison as numbers and arrays: one array over the models for each field, with NaN for None."""
 
         columns: dict[str, Any] = {"model": np.asarray([model.name for model in self.models], dtype=object)}
         losses = ("thinned_loss_state", "thinned_loss_cell")
@@ -121,7 +121,7 @@ def compare_with_baselines(
     Raises
     ------
     ScvaeError
-        If a training fails, with the errors of `scvae_cli.training.fit.fit`.
+        If a training fails. The errors are those of `scvae_cli.training.fit.fit`.
     """
     config = requested_config(model)
     runs, models = {VAE: config}, {VAE: model}

@@ -125,7 +125,7 @@ class Diagnosis:
         return max((verdict.level for verdict in self.verdicts), key=LEVELS.index)
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers of cells, whether the evaluated cells were held out, β, and the worst level."""
+        """Return numbers of cells, whether they were held out, β (the weight of the KL term) and the worst level."""
         return {name: getattr(self, name) for name in ("n_cells", "n_evaluated", "heldout", "beta", "level")}
 
     def slots(self, names: SlotNames) -> list[Slot]:
@@ -221,7 +221,7 @@ def with_trainings(
     train: Train = train_silently,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Add comparisons with further trainings: baselines, and other random seeds.
+    """Train further models, and add comparisons with baselines and with trainings that use other random seeds.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ def with_trainings(
     Raises
     ------
     ScvaeError
-        If a training fails, with the errors of `scvae_cli.training.fit.fit`.
+        If a training fails. The errors are those of `scvae_cli.training.fit.fit`.
     """
     model, counts = model_trained_on(model, counts, train=train)
     return replace(

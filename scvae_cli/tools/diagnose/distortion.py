@@ -7,9 +7,9 @@ scales the directions of the latent space.
 
 The eigenvalues of the Fisher–Rao metric M(z) (`scvae_cli.model.geometry`) are the squared local scale factors of the
 decoder. The condition number of M(z) is the ratio of the largest to the smallest eigenvalue; it is 1 where the decoder
-is isometric. The condition number over all dimensions is large if some dimensions carry no information, because the
-decoder hardly changes along them. The condition number over the active dimensions shows how much latent distances
-between cells can be trusted.
+scales all directions equally. The condition number over all dimensions is large if some dimensions carry no
+information, because the decoder hardly changes along them. The condition number over the active dimensions shows how
+much latent distances between cells can be trusted.
 
 Letters in array shapes: n cells, k latent dimensions, p pairs of cells.
 """
@@ -60,7 +60,7 @@ class Distortion:
     embedding_rank_correlation: float | None
 
     def values(self) -> dict[str, Any]:
-        """Return the results that are not None as plain numbers and arrays."""
+        """Return the condition numbers and rank correlations in a dictionary, without those that are None."""
         values: dict[str, Any] = {
             "condition": float(self.condition_n.mean()),
             "median_condition": float(np.median(self.condition_n)),

@@ -102,7 +102,7 @@ class EmbeddingQuality:
     not_installed: tuple[str, ...] = ()
 
     def of(self, name: str) -> Scores | None:
-        """Return the scores of the coordinates with this name, or None."""
+        """Return the scores of "embedding", "PCA" or "Harmony", or None if these scores were not computed."""
         return next((scores for scores in self.scores if scores.name == name), None)
 
     @property
@@ -116,7 +116,7 @@ class EmbeddingQuality:
         return self.n_batches > 0
 
     def summary(self) -> dict[str, Any]:
-        """Return the values as plain numbers, texts and lists, with None for what was not computed."""
+        """Return all scores and counts in a dictionary; scores that were not computed are None."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scores", "not_installed")}
         return own | {
             "scores": [asdict(scores) for scores in self.scores],
@@ -124,7 +124,7 @@ class EmbeddingQuality:
         }
 
     def values(self) -> dict[str, Any]:
-        """Return the values that are not None, and an array over the scored coordinates for each field of `Scores`."""
+        """Return all values that are not None in a dictionary; scores are arrays over embedding, PCA and Harmony."""
         values = {name: value for name, value in self.summary().items() if value is not None and name != "scores"}
         values.pop("not_installed")
         if self.not_installed:
@@ -139,7 +139,7 @@ class EmbeddingQuality:
 
 
 def usable_labels(label_n: np.ndarray, *, column: str) -> np.ndarray:
-    """Return the labels with None for every label of fewer than five cells.
+    """Return the labels, in which every label of fewer than five cells is replaced by None.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def _scores(
     right: dict[str, np.ndarray],
     seed: int,
 ) -> Scores:
-    """Compute all scores of some coordinates; store in `right` whether the vote on each cell finds its label."""
+    """Compute all scores of some coordinates; store in `right` whether the neighbors of a cell vote for its label."""
     found: dict[str, Any] = {}
     if label_n is not None:
         known = np.flatnonzero(label_n != None)  # noqa: E711  # elementwise

@@ -70,7 +70,7 @@ def _label_verdict(quality: EmbeddingQuality) -> Verdict:
 
 
 def _worse_vote(others: Sequence[Scores]) -> tuple[str, Scores]:
-    """Compare the vote accuracy of the embedding with the best other accuracy; return the level and the best scores."""
+    """Compare the vote accuracy of the embedding with PCA and Harmony; return a level and the best other scores."""
     best = max(others, key=lambda scores: scores.vote_accuracy or 0.0)
     assert best.vote_advantage is not None
     advantage, error = best.vote_advantage

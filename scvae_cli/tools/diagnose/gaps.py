@@ -115,7 +115,7 @@ class Gaps:
         return Estimate(mean=mean, error=error, percent=100 * mean / scale)
 
     def values(self) -> dict[str, Any]:
-        """Return the results as plain numbers."""
+        """Return the means of the bounds and gaps in a dictionary of numbers."""
         return {
             "elbo": float(self.encoder_n.mean()),
             "refined_elbo": float(self.refined_n.mean()),

@@ -71,7 +71,7 @@ class LatentUse:
         return "some" if self.n_active else "all"
 
     def values(self) -> dict[str, Any]:
-        """Return the results as plain numbers and arrays."""
+        """Return the information in each dimension in a dictionary of numbers and arrays."""
         return {
             "kl": self.kl_k,
             "variance_of_means": self.mean_variance_k,
@@ -126,7 +126,7 @@ class AggregatedPosterior:
 
     @property
     def most_correlated(self) -> tuple[int, int] | None:
-        """The two active dimensions with the largest absolute correlation; None if fewer than two are active."""
+        """The two active dimensions with the largest absolute correlation; None without two active dimensions."""
         active = np.flatnonzero(self.active_k)
         if len(active) < 2:
             return None
@@ -137,12 +137,12 @@ class AggregatedPosterior:
 
     @property
     def correlation(self) -> float | None:
-        """The correlation of the two dimensions of `most_correlated`; None if fewer than two are active."""
+        """The correlation of the two dimensions of `most_correlated`; None if fewer than two dimensions are active."""
         pair = self.most_correlated
         return None if pair is None else float(self.correlation_kk[pair])
 
     def values(self) -> dict[str, Any]:
-        """Return the results as plain numbers and arrays."""
+        """Return the comparison with the prior in a dictionary of numbers and arrays."""
         values = {
             "covariance": self.covariance_kk,
             "kl_to_prior": self.kl_to_prior,

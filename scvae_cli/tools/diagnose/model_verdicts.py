@@ -36,7 +36,7 @@ RANKS = 0.95, 0.70
 
 
 def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
-    """Judge whether the latent space is used."""
+    """Judge whether the latent dimensions contain information about the cells."""
     k = len(use.active_k)
     numbers = f"KL {gaps.rate:.2f} and reconstruction loss {gaps.distortion:.2f} nats per cell at β = {beta:g}"
     # If β is 0, the weight of the KL term cannot be lowered.
@@ -89,7 +89,7 @@ def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
 
 
 def gap_verdicts(gaps: Gaps) -> list[Verdict]:
-    """Judge the encoder, and the diagonal Gaussian that approximates the posterior."""
+    """Judge how well the encoder, and a diagonal Gaussian, approximate the posterior of a cell."""
     amortization, variational = gaps.amortization, gaps.variational
     by_encoder, by_family = _level(amortization.percent, AMORTIZATION), _level(variational.percent, VARIATIONAL)
     of_scale = "of the bound" if gaps.scale is None else "of the loss expected for standard normal features"
@@ -190,7 +190,7 @@ def _gene_verdict(
 
 
 def _gene_finding(likelihood: str, decoder: str, more: bool) -> str:
-    """Return the key of the finding for observed values that deviate from simulated values.
+    """Return the finding, a key of `ADVICE`, for observed values that deviate from simulated values.
 
     `more` is True if most observed values are larger than the simulated values.
     """

@@ -53,13 +53,13 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
         """Refuse to compare fewer than two trainings, or trainings on different sets of cells."""
         if self.subset and not self.quick:
             raise ConfigError(
-                "--subset needs --quick: the further models would be trained on fewer cells than this model",
+                "--subset needs --quick: the further models would be trained on fewer cells than the diagnosed model",
                 "add --quick",
             )
         if not self.quick and self.n_trainings < 2:
             raise ConfigError(
                 f"--trainings is {self.n_trainings}",
-                "it takes a whole number, 2 or more, that includes this model; use --quick to train no further models",
+                "use 2 or more, since the diagnosed model counts too, or use --quick to train no further models",
             )
 
     @property
@@ -78,10 +78,10 @@ DIAGNOSE = Verb(
     The verdicts state whether the latent space is used, whether the prior matches the cells, and how close the encoder
     comes to the best posteriors. Further verdicts state whether the likelihood reproduces the zeros and variances of
     the genes, and whether distances between cells follow distances in expression. The embedding is compared with PCA by
-    the neighbors of the cells. With --labels, the embedding and PCA are also compared by how well known labels are
-    separated, and for a model with --batch-key by how well batches are mixed. If the cells have batches and harmonypy
-    is installed, the embedding is compared with Harmony too. If the data has at least ten held-out cells, the encoder
-    and the likelihood are evaluated on held-out cells only.
+    the neighbors of the cells. With --labels, the embedding and PCA are also compared by how well they separate known
+    labels. For a model with --batch-key, the embedding and PCA are also compared by how well batches are mixed. If the
+    cells have batches and harmonypy is installed, the embedding is compared with Harmony too. If the data has at least
+    ten held-out cells, the encoder and the likelihood are evaluated on held-out cells only.
 
     Further models are trained unless --quick is given. The VAE is compared with simpler models: a VAE with a linear
     decoder, PCA, and a model that gives every gene a fixed mean. In one part of the comparison, some molecules of every

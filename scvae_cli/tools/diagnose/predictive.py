@@ -1,10 +1,10 @@
 """Posterior predictive check, which compares the zeros and variances of genes between simulated and observed cells.
 
 A replicate is a simulation of all cells. For each cell, a posterior sample is decoded at the cell's own library size
-and in its batch, and a count of every gene is drawn from the likelihood. The same statistics are computed for the
-observed cells and for every replicate. If the likelihood is well calibrated, the observed statistics lie within the
-range of the replicates. The posterior samples depend on the observed counts, so simulated and observed cells agree
-slightly too well.
+and in its batch, and a count of every gene is drawn from the likelihood. The zeros and variances of the genes
+are computed for the observed cells and for every replicate. If the likelihood is well calibrated, the values of the
+observed cells lie within the range of the replicates. The posterior samples depend on the observed counts, so simulated
+and observed cells agree slightly too well.
 
 Source: Gelman, Meng & Stern 1996.
 
@@ -103,7 +103,7 @@ class GeneStatistic:
         return order[: min(n, self.n_evaluated)]
 
     def summary(self) -> dict[str, Any]:
-        """Return summary numbers over all evaluated genes."""
+        """Return numbers that summarize the statistic over all evaluated genes."""
         names = ("outside", "error", "error_expected", "median_ratio", "n_evaluated")
         return {name: getattr(self, name) for name in names}
 
@@ -139,7 +139,7 @@ class PredictiveCheck:
     variances: GeneStatistic
 
     def values(self) -> dict[str, Any]:
-        """Return the results as plain numbers and arrays."""
+        """Return the statistics of the genes in a dictionary of numbers and arrays."""
         values: dict[str, Any] = {"genes": np.asarray(self.genes, dtype=object), "mean": self.mean_g}
         if self.zeros is not None:
             values["zeros"] = self.zeros.values(self.genes)

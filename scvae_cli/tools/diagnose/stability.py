@@ -65,7 +65,7 @@ class Stability:
     heldout_elbo: tuple[float, ...]
 
     def values(self) -> dict[str, Any]:
-        """Return the results as plain numbers."""
+        """Return the measures of agreement in a dictionary, by the names of the fields."""
         return {
             "n_trainings": self.n_trainings,
             "procrustes": self.procrustes,
@@ -129,5 +129,5 @@ def disparity(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
 
 
 def axis_correlation(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
-    """Compute the mean absolute correlation between each axis of one embedding and the same axis of the other."""
+    """Compute the mean absolute correlation between axes of the same number in two embeddings."""
     return float(np.mean([abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(a_nk.T, b_nk.T, strict=True)]))

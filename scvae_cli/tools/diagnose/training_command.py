@@ -16,8 +16,8 @@ _PARTS_OF_A_FILE = ("genome", "modality")
 def training_options(model: Model) -> dict[str, object]:
     """Return the options that the user chose for the training of a model, by name.
 
-    Options with their default value are left out. Options of the machine, options that the command line lacks, and
-    options that choose a part of a file are left out too.
+    Options with their default value are left out. Options of the computation (such as the device), options that the
+    command line lacks, and options that choose a part of a file are left out too.
     """
     requested = requested_config(model)
     parts = {"data": model.config.data, "model": requested.model, "train": requested.train}

@@ -1,4 +1,4 @@
-"""The verdicts of a diagnosis: findings, each with a level and advice; and the verdicts as text."""
+"""The verdicts of a diagnosis, each with a level and advice, and the verdicts as text."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def next_command(verdicts: Sequence[Verdict], config: RunConfig) -> Command:
     """Return the command that follows from the most important verdict.
 
     The most important verdict has the worst level and, among verdicts of this level, the first finding in `ADVICE`.
-    Verdicts whose advice has no command are ignored. If no verdict is left, the command is `embed`.
+    Verdicts whose advice has no command are ignored. If no advice has a command, the result is the command `embed`.
 
     Parameters
     ----------

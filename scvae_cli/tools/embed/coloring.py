@@ -79,7 +79,7 @@ def colorings(
     Raises
     ------
     DataError
-        If neither a column nor a gene has one of the names, or if several genes have this name as their symbol.
+        If one of the names is neither a column of obs nor a gene, or is the symbol of several genes.
     """
     columns = [name for name in names if name in store.obs_keys]
     ids = {name: genes.ids_of([name])[0] for name in names if name not in columns and name in genes}

@@ -33,11 +33,11 @@ _WIDTHS = {1: 4.6, 2: 3.45, 3: 2.25}
 _MARGIN, _GAP, _TITLE, _AXIS, _BOTTOM = 0.15, 0.2, 0.25, 0.2, 0.15
 _LINE, _BAR = 0.13, 0.07
 _NAME_SIZE, _DOT, _MAX_COLUMNS = 6.5, 0.28, 8
-# Names of at most `_FEW_GROUPS` groups have at most `_LONG_NAME` letters, and names of more groups at most
+# If there are at most `_FEW_GROUPS` groups, their names are shortened to `_LONG_NAME` letters, and otherwise to
 # `_SHORT_NAME` letters. Names that are still too wide are shortened further, but not below `_LEAST_NAME` letters.
 _LONG_NAME, _SHORT_NAME, _FEW_GROUPS, _LEAST_NAME = 30, 16, 20, 6
-# Largest number of lines of a legend with which a row has three panels. With taller legends, a row has two panels,
-# which are wide enough for legends with several columns.
+# A row of the figure has three panels if no legend has more lines than this number. With taller legends, a row has two
+# panels, which are wide enough for legends with several columns.
 _MAX_ROWS_OF_THREE = 16
 # Largest number of groups with a legend and colors that do not repeat, and largest number of groups whose names are
 # written at the cells.

@@ -80,8 +80,8 @@ class EmbedOptions(Reading, Writing):
     )
     color: tuple[str, ...] = option(
         (),
-        help="Columns of obs and genes that color the cells in the figure, which has a panel for each. Genes are shown "
-        "as log1p of normalized counts.",
+        help="Columns of obs and genes by which the cells are colored in the figure. The figure has one panel for each "
+        "column and each gene. Genes are shown as log1p of normalized counts.",
         metavar="A,B,C",
         shown_default="the clusters and the batches",
         takes="columns of obs and genes",

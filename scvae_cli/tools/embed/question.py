@@ -128,10 +128,12 @@ class Embed(Question[EmbedOptions, Embedding]):
         ties = self.session.model.axes.near_ties()
         if ties and self.options.space == "latent" and self.options.axes == "canonical":
             named = ", ".join(f"{axis + 1} and {axis + 2}" for axis in ties)
-            notes.append(f"axes {named} explain nearly the same variance: another training may swap or mix them")
+            notes.append(f"axes {named} explain nearly the same variance: another training may swap or mix these axes")
         found = result.umap_leiden
         if found is not None and found.n_neighbors < self.options.n_neighbors:
-            notes.append(f"there are fewer than {self.options.n_neighbors} cells, so all cells are neighbors")
+            notes.append(
+                f"there are fewer than {self.options.n_neighbors} cells, so all cells are neighbors of each other"
+            )
         return notes
 
     def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # the warnings depend on the data alone
@@ -140,7 +142,7 @@ class Embed(Question[EmbedOptions, Embedding]):
             return ()  # If batches were mapped onto the model, the session already warns about cells without a batch.
         data = session.model.config.data
         batch = ("batch", "the batches", "an average batch, so batch effects are")
-        value = ("value", "a covariate", "the mean of the training, so its effect is")
+        value = ("value", "a covariate", "the mean of the training, so the effect of the covariate is")
         for key in (*data.batch_keys, *data.continuous_keys):
             one, several, fate = batch if key in data.batch_keys else value
             fate = f"compared with {fate} not corrected"

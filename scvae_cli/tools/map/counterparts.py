@@ -21,7 +21,7 @@ _CELLS, _SIMULATED, _SAMPLES = 500, 500, 5
 
 
 def counterpart_p(density: LatentDensity, mean_nk: Tensor) -> np.ndarray:
-    """Compute, for each cell, the share of held-out cells whose latent positions are as rare as its own, or rarer.
+    """Compute, for each cell, the share of held-out cells that are as rare as this cell, or rarer, in latent space.
 
     Rare positions are those where the density of the training cells is low. The share is a conformal p-value (Bates et
     al. 2023, doi:10.1214/22-AOS2244). For example, among cells from the same populations as the held-out cells, no more

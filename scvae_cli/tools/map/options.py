@@ -86,7 +86,10 @@ class MapOptions(Reading):
     def check(self) -> None:
         """Refuse --batch together with --batch-key, and invalid names of batches."""
         if self.batch is not None and self.batch_key is not None:
-            raise ConfigError("--batch and --batch-key were both given", "give only --batch-key for a column of obs")
+            raise ConfigError(
+                "--batch and --batch-key were both given",
+                "use --batch-key for a column of obs, or --batch if all cells belong to one batch",
+            )
         _check_name("--batch", self.batch)
         _check_name("--reference-batch", self.reference_batch)
 

@@ -118,7 +118,7 @@ class Map(Question[MapOptions, Mapped]):
         )
         lines.append(
             f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that "
-            f"it simulates; {UNEXPLAINED:.0%} are expected by chance"
+            f"the model simulates; {UNEXPLAINED:.0%} are expected by chance"
         )
         return "\n".join(lines)
 
@@ -179,7 +179,7 @@ def mapped(session: Session, key: str, batch_n: np.ndarray, options: MapOptions)
 def _check_folders(request: Request) -> None:
     output = request.options.output
     if request.model is None:
-        raise ConfigError("there is no model to map onto", "name its folder with -m REFERENCE.scvae")
+        raise ConfigError("there is no model to map onto", "name the model folder with -m REFERENCE.scvae")
     if output is None:
         raise ConfigError("the new model needs a folder", "name the folder with -o NEW.scvae")
     if output.resolve() == Path(request.model).resolve():
@@ -217,7 +217,7 @@ def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
         if key in store.obs_keys and not options.force:
             raise DataError(
                 f"{store.title}: --batch was given, but obs already has a column {key!r}",
-                f"use --batch-key {key} to read the batches from it",
+                f"use --batch-key {key} to read the batches from this column",
             )
         return key, np.full(session.counts.n_cells, options.batch, dtype=object)
     key_given = options.batch_key or of_model
@@ -255,8 +255,8 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     if few:
         warnings.append(
             f"{amount(len(few), 'new batch has', 'new batches have')} fewer than {FEW_CELLS} "
-            f"cells ({_shown(few)}): their effects are uncertain, and shrunk strongly toward those of the other "
-            "batches"
+            f"cells ({_shown(few)}): the effects of such batches are uncertain, and shrunk strongly "
+            "toward those of the other batches"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
     largest = max(result.difference_b, default=0.0)

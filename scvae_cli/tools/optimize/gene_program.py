@@ -1,4 +1,6 @@
-"""The score along a trajectory: that of a gene program, or any differentiable function of decoded values.
+"""The score that increases along a trajectory: the score of a gene program, or any function that torch differentiates.
+
+A function other than a gene program is computed from the decoded values of the genes.
 
 A gene program consists of genes to increase and genes to decrease. The decoded values of each gene are standardized:
 the mean over the cells is subtracted, and the difference is divided by the standard deviation over the cells. The score
@@ -32,8 +34,9 @@ _LEAST_SD = 1e-3
 def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
     """Make the score function of a gene program, and score the cells at their posterior means.
 
-    The genes in `options` must be named as in the model. Returns the score as a differentiable function of latent
-    positions on the device of the model, (n, k) → (n,), and the scores of the cells, shape (n,).
+    The genes in `options` must have the gene names of the model. Returns a function, and the scores of the cells, shape
+    (n,). The function is differentiable and computes scores, shape (n,), from latent positions, shape (n, k), on the
+    device of the model.
 
     Raises
     ------
@@ -50,7 +53,7 @@ def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Cal
         with torch.no_grad():
             score_n = torch.cat([function(decoded(block_nk)).cpu() for block_nk in blocks])
         if not torch.isfinite(score_n).all():
-            raise ConfigError(f"{name} is not finite for every cell", "return a finite number for every cell")
+            raise ConfigError(f"{name} is not finite for every cell", f"{name} must return finite numbers")
         return lambda z_nk: function(decoded(z_nk)), score_n.double().numpy()
     column = {gene: i for i, gene in enumerate(model.genes)}
     columns = torch.as_tensor([column[gene] for gene in (*options.increased, *options.away)], device=model.device)

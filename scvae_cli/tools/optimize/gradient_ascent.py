@@ -5,7 +5,8 @@ step follows the gradient of the score. A step that would leave the region follo
 method then moves the end of the step back onto the boundary. If a step increases the score by much less than the
 gradient predicts, the step is halved. The score therefore increases from each point of the path to the next. Unless the
 path is stopped early, the gradient at its end is zero or points straight out of the region (the Karush–Kuhn–Tucker
-conditions). The path then ends at a local maximum of the score, but not always at the global maximum in the region.
+conditions). A path that is not stopped early ends at a local maximum of the score, but not always at the global maximum
+in the region.
 
 Letters in array shapes: n latent positions, k latent dimensions, t points of the path.
 """
@@ -62,7 +63,7 @@ class Ascent:
 class Region:
     """Latent positions z where −log p(z) ≤ limit, in nats.
 
-    A path that starts outside the region must not lead to even lower densities.
+    A path that starts outside the region must not lead to lower densities than at its start.
     """
 
     log_prob: Score
@@ -79,7 +80,8 @@ def ascend(
 ) -> Ascent:
     """Increase a score from a starting position within `region`, or anywhere if `region` is None.
 
-    `length` computes the length of a step between two positions. The path ends when its length reaches `max_length`.
+    `length` computes the length of a step between two positions. The path ends when the length of the path reaches
+    `max_length`.
     """
     z_k = start_k.detach().clone()
     value, slope_k = _with_slope(score, z_k)

@@ -3,7 +3,7 @@
 Gradient ascent from the start increases the score up to a local maximum. Gradient ascent from other cells of the group,
 or from the cell with the highest score, may end at a higher maximum. If another maximum is higher, a path from the
 start to this maximum is constructed through regions with cells, across a saddle point of the latent density. Along a
-path across a saddle point, the score need not increase everywhere.
+path across a saddle point, the score may also decrease.
 
 Letters in array shapes: n cells, k latent dimensions, t steps, s starting positions.
 """
@@ -58,14 +58,15 @@ def optimize(
     target: str,
     groups_n: np.ndarray | None,
 ) -> Optimization:
-    """Find a trajectory from a population or a cell along which the score of a gene program increases, and decode it.
+    """Find and decode a trajectory from a population or a cell along which the score of a gene program increases.
 
     Gradient ascent starts at a typical cell of the population. If a cell has a higher score than the end of the path
-    from the typical cell, gradient ascent is repeated from other cells of the population that are far from each other,
-    `options.n_starts` cells in all. Unless the trajectory is unconstrained, gradient ascent also starts at the cell of
-    the region with the highest score. If gradient ascent from another cell ends at a higher maximum, the result is a
-    path from the typical cell across a saddle point to the highest maximum that a path of at most the maximum length
-    reaches. The trajectory always starts at the typical cell.
+    from the typical cell, gradient ascent also starts at other cells of the population that are far from each other. In
+    all, gradient ascent starts at `options.n_starts` cells of the population. Unless the trajectory is unconstrained,
+    gradient ascent also starts at the cell of the region with the highest score. If gradient ascent from another cell
+    ends at a higher maximum, the result is a path from the typical cell to this maximum, across a saddle point. Of
+    several higher maxima, the result leads to the highest one that a path of at most the maximum length reaches. The
+    trajectory always starts at the typical cell.
 
     Parameters
     ----------
@@ -196,7 +197,7 @@ def _starts(model: Model, mean_nk: Tensor, start: Population, options: OptimizeO
 def _from_best_cell(
     mean_nk: Tensor, score: Score, cell_score_n: np.ndarray, start_k: Tensor, region: Region
 ) -> Ascent | None:
-    """Increase the score from the cell with the highest score in the region; return None if it contains no cell."""
+    """Increase the score from the highest-scoring cell in the region; return None if the region contains no cell."""
     with torch.no_grad():
         blocks = torch.split(mean_nk, BLOCK_CELLS)
         nll_n = torch.cat([-region.log_prob(block_nk.to(start_k)).cpu() for block_nk in blocks])
@@ -217,7 +218,7 @@ def _through_cells(
 ) -> Ascent:
     """Connect the start with the end of another path, across a saddle point of the density.
 
-    If no path stays in the region, the result is the path whose lowest density is the highest that was found.
+    If no path stays in the region, the result is the path that was found with the highest minimum density.
     """
     density = session.model.density.to(session.model.device)
     end_k = torch.as_tensor(end.z_tk[-1]).to(start_k)

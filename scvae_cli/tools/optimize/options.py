@@ -89,7 +89,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     )  # fmt: skip
 
     def check(self) -> None:
-        """Require genes or a function, exactly one start, and that no gene is in both `toward` and `away`."""
+        """Check that genes or a function are given, that there is one start, and that no gene is in both lists."""
         for side in ("toward", "away"):
             genes = getattr(self, side)
             if not callable(genes):
@@ -98,14 +98,14 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
             if self.away:
                 raise ConfigError(
                     "--away cannot be combined with a function",
-                    "write a function whose value decreases with the expression of these genes",
+                    "write a function whose value decreases with the expression of the --away genes",
                 )
         elif not self.toward and not self.away:
             raise ConfigError(
                 "no gene to increase or to decrease", "--toward and --away take A,B,C or @FILE, one gene per line"
             )
         elif both := [gene for gene in self.toward if gene in self.away]:
-            raise ConfigError(f"{both[0]!r} is in both --toward and --away", "leave it out of one of them")
+            raise ConfigError(f"{both[0]!r} is in both --toward and --away", "remove the gene from one of the lists")
         if self.from_cell is not None and self.group is not None:
             raise ConfigError("the start was given twice", "use one of --group and --from-cell")
         if self.from_cell is None and (self.group is None or self.groupby is None):
@@ -141,7 +141,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
         return self.name or (f"toward_{self.increased[0]}" if self.increased else f"away_{self.away[0]}")
 
     def record(self) -> dict[str, Any]:
-        """Return the options as they are recorded, with the name of a function in place of the function."""
+        """Return the options for the record of the run; a function is replaced by the name of the function."""
         return super().record() | {"name": self.result_name, "toward": self.increased}
 
 

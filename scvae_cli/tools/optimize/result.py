@@ -1,4 +1,4 @@
-"""An optimized trajectory with the score of every step, and the slots of an AnnData to which both are written.
+"""An optimized trajectory with the score of every step, and the slots of an AnnData that contain the result.
 
 Letters in array shapes: t steps, f genes of the file.
 """
@@ -38,8 +38,8 @@ class Optimization:
     toward, away
         Genes to increase and genes to decrease. If the score is a function, `toward` contains the name of the function.
     score_t
-        Score of every step. The score of a gene program is in standard deviations over the cells. A function given as
-        `toward` returns the score itself.
+        Score of every step. The score of a gene program is in standard deviations over the cells. If `toward` is a
+        function, the score is the value of the function.
     best_score, best_cell
         Highest score of all cells, and the name of the cell with this score. Cells are scored at their posterior means.
     share_below
@@ -68,7 +68,7 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First step from which on all scores exceed the score of every cell; None if there is no such step."""
+        """First of the final steps whose scores all exceed the score of every cell; None if there are no such steps."""
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None

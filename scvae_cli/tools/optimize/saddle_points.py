@@ -5,7 +5,7 @@ to the other. Instead of gradient ascent, a path between two given positions is 
 graph of the cells yields a first path, whose lowest density is as high as possible (a bottleneck path). The string
 method (E, Ren & Vanden-Eijnden 2007, doi:10.1063/1.2720838) then moves the points of the path to higher densities,
 perpendicular to the path, until the density is high enough at all points. If the maximum number of iterations is
-reached, the result is the path whose lowest density is highest.
+reached, the result is the path with the highest minimum density.
 
 Letters in array shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """

@@ -1,8 +1,8 @@
 """Start of an optimization: a cell that is typical of its group.
 
-A typical cell lies where the cells of the group are dense. Only the cells of the group determine its typical cell. A
-few cells with a wrong label therefore do not change which cell is typical, even if the wrongly labeled cells lie among
-many cells of other groups.
+A typical cell lies where the cells of the group are dense. The cells of other groups do not matter. A few cells with a
+wrong label therefore do not change which cell is typical, even if the wrongly labeled cells lie among many cells of
+other groups.
 
 Letters in array shapes: n cells, m cells of the group, k latent dimensions, s starts.
 """
@@ -21,7 +21,7 @@ _NEAREST = 0.5
 
 
 def typical(mean_nk: Tensor, start: Population) -> int:
-    """Return the typical cell of a group: the cell for which the smallest ball holds half of the group."""
+    """Return the typical cell of a group: the center of the smallest ball that contains half of the group."""
     cells = start.candidates()
     mean_mk = mean_nk[torch.as_tensor(cells)].double()
     place = max(int(np.ceil(_NEAREST * len(cells))), 1)
@@ -30,7 +30,10 @@ def typical(mean_nk: Tensor, start: Population) -> int:
 
 
 def spread_out(mean_nk: Tensor, first: int, cells: np.ndarray, n: int) -> list[int]:
-    """Choose n cells that are far from each other: `first`, then always the cell farthest from all chosen cells."""
+    """Choose n cells that are far from each other: first the cell `first`, then the cell farthest from it, and so on.
+
+    Each further cell is the cell with the largest distance from the nearest chosen cell.
+    """
     chosen = [first]
     mean_mk = mean_nk[torch.as_tensor(cells)]
     distance_m = (mean_mk - mean_nk[first]).norm(dim=1)

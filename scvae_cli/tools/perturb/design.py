@@ -88,17 +88,17 @@ class Design:
 
     @property
     def own_parts(self) -> bool:
-        """Whether the target has undergone every part of a combination."""
+        """Whether the target group has undergone every single perturbation of a combination."""
         return bool(self.parts) and self.has(self.group, *self.parts)
 
     @property
     def only_own_parts(self) -> bool:
-        """Whether the target has undergone all parts of a combination that no other group has undergone."""
+        """Whether no other group has undergone the combination, but the target has undergone each part alone."""
         return not self.sources and self.own_parts
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The terms that add up to the predicted change of the target."""
+        """The terms (weighted changes of groups under labels) that add up to the predicted change of the target."""
         if not self.sources:
             return self.additive_terms
         whole = self.others(self.treated, *self.parts)
@@ -110,10 +110,10 @@ class Design:
 
     @property
     def additive_terms(self) -> tuple[Term, ...]:
-        """One term for each part of a combination.
+        """One term for each single perturbation of a combination.
 
-        The term of a part is the target's own change if the target has undergone the part, and otherwise the change of
-        the other groups.
+        The term is the target group's own change if the target group has undergone the single perturbation, and
+        otherwise the change of the other groups.
         """
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
@@ -122,14 +122,14 @@ class Design:
     def contributors(self, term: Term) -> tuple[str, ...]:
         """Return the groups that contribute to a term.
 
-        If the target is the only group of the term, the other groups with enough cells contribute too, because the
-        target's change is shrunk to the mean change of these groups.
+        A change of the target group alone is shrunk to the mean change of the other groups with enough cells. These
+        other groups therefore contribute too.
         """
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
     def learned_from(self) -> dict[str, tuple[str, ...]]:
-        """For each label, the groups that contribute to a term with this label and a positive weight."""
+        """For each label whose change has a positive weight in the prediction, the groups that show this change."""
         found: dict[str, tuple[str, ...]] = {}
         for term in self.terms:
             if term.weight > 0:
@@ -201,7 +201,7 @@ def design(
 
 
 def refuse_explained_away(design: Design, batch_n: np.ndarray, batch_key: str) -> None:
-    """Refuse a model with batches if no batch holds both control and treated cells.
+    """Raise a ModelError if no batch of the model contains both control and treated cells.
 
     A model whose batches separate control from treated cells removes the perturbation as a batch effect.
     """

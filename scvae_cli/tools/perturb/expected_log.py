@@ -1,10 +1,9 @@
 """Expected log-normalized counts under the likelihood of the counts.
 
-Changes of expression are reported and judged as differences of the mean of log(1 + 10⁴·x/library), the usual scale of
-single-cell analyses. In this formula, x is a count, and library is the library size of the cell. The mean of a
-logarithm is not the logarithm of a mean: for a gene with at most one count in a cell, the mean of the logarithm is
-nearly proportional to the probability of that count. The logarithm is therefore averaged over the distribution of the
-counts.
+Changes of expression are differences of the mean of log(1 + 10⁴·x/library), the usual scale of single-cell analyses,
+where x is a count and library is the library size of the cell. The mean of a logarithm is not the logarithm of a mean:
+for a gene with at most one count in a cell, the mean of the logarithm is nearly proportional to the probability of that
+count. The logarithm is therefore averaged over the distribution of the counts.
 
 Letters in array shapes: n cells, g genes, t pairs of a cell and a gene for which large counts are not negligible.
 """

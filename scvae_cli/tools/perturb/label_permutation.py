@@ -11,8 +11,8 @@ weighted by their precision. A gene's z-score is the averaged difference divided
 two statistics: the largest absolute z-score over the genes, for strong changes of a few genes, and the sum of the
 squared z-scores, for weak changes of many genes. The smaller p-value of the two statistics is compared with the smaller
 p-value of every permutation, and its rank yields the p-value of the test (Westfall & Young 1993). A gene counts as
-changed if at most 5% of the labelings have a gene with an equal or larger absolute z-score. The probability that any
-unchanged gene counts as changed is then at most 5%.
+changed if at most 5% of the labelings (the observed labels and all permutations) have a gene with an equal or larger
+absolute z-score. The probability that any unchanged gene counts as changed is then at most 5%.
 
 Letters in array shapes: n cells, g genes, b labelings (the observed labels and their permutations).
 """
@@ -37,7 +37,7 @@ _MOST_CELLS = 500
 
 
 class _Permuted(NamedTuple):
-    """Difference of means (treated − control) and its squared standard error for every labeling, each (b, g)."""
+    """Difference of means (treated − control) and its squared standard error, for every labeling, each (b, g)."""
 
     difference_bg: np.ndarray
     variance_bg: np.ndarray
@@ -94,7 +94,8 @@ def _kept(library_n: np.ndarray, treated_n: np.ndarray, batch_n: np.ndarray) -> 
     """Compute the fraction of each cell's molecules to keep, shape (n,).
 
     Within each batch, the library sizes of treated and of control cells are compared quantile by quantile. A cell is
-    thinned to the smaller of the treated and control library sizes at its quantile.
+    thinned to the smaller of two library sizes: the library sizes of treated and of control cells at the cell's
+    quantile.
     """
     kept_n = np.ones(len(library_n))
     for batch in np.unique(batch_n):
@@ -135,6 +136,6 @@ def _p_value(groups: Sequence[_Permuted]) -> tuple[float, np.ndarray]:
 
 
 def _ranked(statistic_b: np.ndarray) -> np.ndarray:
-    """Compute the p-value of every labeling among all labelings: the fraction with a statistic at least as large."""
+    """Compute the p-value of every labeling: the fraction of all labelings whose statistic is at least as large."""
     result: np.ndarray = rankdata(-statistic_b, method="max") / len(statistic_b)
     return result

@@ -42,11 +42,17 @@ class Observed:
         return change_g
 
     def mean_change(self, design: Design) -> np.ndarray | None:
-        """Compute the mean change of the other groups, equally weighted; None if no other group has treated cells."""
+        """Compute the mean change of the other groups, with equal weights.
+
+        The result is None if no other group has treated cells.
+        """
         return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
 
     def additive(self, design: Design) -> np.ndarray | None:
-        """Add up the changes under the parts of a combination; None for a single perturbation or an unknown change."""
+        """Add up the changes under the parts of a combination.
+
+        The result is None for a single perturbation, or if the change under a part is unknown.
+        """
         terms = design.additive_terms
         if not terms or not all(term.groups for term in terms):
             return None
@@ -68,8 +74,8 @@ class Observed:
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Compute each gene's mean share of a cell's counts, and the squared standard error of this mean.
 
-        The mean is over a group's cells under a label. For real numbers, the numbers themselves are averaged. The mean
-        and its squared error have shape (g,).
+        The mean is taken over the cells of a group that have a given label. For real-valued data, the values of a gene
+        are averaged instead of the shares. The mean and its squared error have shape (g,).
         """
         if (group, label) not in self._shares:
             rows = design.rows(group, label)

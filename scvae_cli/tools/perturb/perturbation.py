@@ -4,8 +4,8 @@ A recipe consists of a method to shift cells in latent space, and the share of t
 mean shift is the average observed change of expression from control to treated cells in the other groups. Besides the
 mean shift, the prediction contains the change that the model decodes for the cells shifted in latent space.
 
-If no change is detected in the groups from which it would be learned, the prediction is no change. If the mean change
-of the other groups predicts left-out groups better than the recipe, the prediction is this mean change.
+If no change is detected in the groups from which the response would be learned, the predicted change is zero. If the
+mean change of the other groups predicts left-out groups better than the recipe, the prediction is this mean change.
 
 Letters in array shapes: n cells.
 """
@@ -64,7 +64,7 @@ def perturb(
     options
         Method, whether the prediction is checked with retrained models, and whether counts are drawn.
     cells
-        Posteriors q(z|x) of the n cells; computed if None.
+        Posteriors q(z|x) of the n cells. If `cells` is None, the posteriors are computed.
     follow
         Function that is given a title and the events of a training, runs the training, and returns the last event.
 

@@ -43,7 +43,7 @@ class PerturbationLabels:
 
     @classmethod
     def of(cls, label_n: np.ndarray, control: object, treated: object) -> PerturbationLabels:
-        """Read a column; the spelling given for control or treated is kept if some cell has that spelling."""
+        """Read a column of labels; `control` and `treated` keep their given spelling if some cell has this spelling."""
         spelled = sorted(set(label_n) - {None})
         asked = [label for label in (matching(control, spelled), matching(treated, spelled)) if label is not None]
         by_parts: dict[tuple[str, ...], str] = {}
@@ -62,7 +62,10 @@ class PerturbationLabels:
         )
 
     def pieces(self, asked: object) -> tuple[str, ...]:
-        """Return the parts of a given label, in the given order, without the control; empty for the control itself."""
+        """Return the parts of a label in their order, without the control.
+
+        The result is empty for the control label.
+        """
         label = matching(asked, self.known) or as_label(asked) or ""
         return self._without_control(tuple(matching(part, self.known) or part for part in _parts(label)))
 

@@ -6,7 +6,8 @@ expression rate after the shift to the rate before. A decoder predicts smoothed 
 mixed with the mean shift. The mean shift is the mean log ratio of treated to control expression that was observed in
 the source groups. The share of the mean shift in the mixture is chosen by predicting groups whose treated cells are
 left out. The mixed log ratio is applied to the target's own expression profile: the decoded rates of each gene, scaled
-so that their mean over the control cells equals the observed mean. For real numbers, differences replace log ratios.
+so that their mean over the control cells equals the observed mean. For real-valued data, differences are used instead
+of log ratios.
 
 Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
 of each group, the mixed log ratio is multiplied by the scale with which these models predict the left-out cells best.
@@ -72,7 +73,9 @@ class Shifted:
     def mixed(self, share: float, *, scale: float, of_counts: bool) -> Tensor:
         """Compute expected counts after the shift, shape (m, g), without zero inflation.
 
-        `share` is the share of the mean shift in the mixed log ratio. `scale` multiplies the mixed log ratio.
+        The log ratio of expression after and before the shift is a weighted mean. The observed mean shift of the source
+        groups has the weight `share`, and the log ratio decoded by the model has the weight 1 − `share`. The weighted
+        mean is multiplied by `scale`.
         """
         before_mg, after_mg = self.before.mean_mg, self.after.mean_mg
         if not of_counts:
@@ -112,11 +115,11 @@ class Predictor:
         return [self._mean_log(mean_mg, shifted.after.keep_mg, shifted.library_m) - start_g for mean_mg in means]
 
     def change(self, design: Design, recipe: Recipe) -> np.ndarray:
-        """Predict the change of mean log expression by one recipe, shape (g,)."""
+        """Predict the change of mean log expression by a recipe: a method, a share of the mean shift, and a scale."""
         return self.changes(design, recipe.method, (recipe.mean_shift_share,), scale=recipe.scale)[0]
 
     def agreement(self, design: Design, method: str) -> float:
-        """Compute the correlation between the changes predicted by the model alone and by the mean shift alone."""
+        """Correlate the change predicted by the model alone with the change predicted by the mean shift alone."""
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
@@ -268,8 +271,9 @@ class Predictor:
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
         """Compute the observed mean shift of one term of the predicted change, shape (g,).
 
-        For a term of the target alone, the shift of the target is pooled with the shifts of the other groups. For any
-        other term, the result is the mean over the groups of the term, with more weight on groups near the target.
+        If the term is the change of the target group alone, the shift of the target is pooled with the shifts of the
+        other groups. Otherwise, the result is the mean over the groups of the term, with more weight on groups near the
+        target.
         """
         groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]

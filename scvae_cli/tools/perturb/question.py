@@ -245,7 +245,7 @@ def _no_better(result: Perturbation) -> list[str]:
 
 
 def _mixture(result: Perturbation, measure: str) -> str:
-    """Say which shares the observed mean shift and the decoded change have in the prediction, and how it is scaled."""
+    """Say how the prediction is mixed from the observed mean shift and the decoded change, and how it is scaled."""
     share, scale = result.recipe.mean_shift_share, result.recipe.scale
     scaled = "" if scale == 1 else f"; the prediction is multiplied by {scale:.2f}, as learned from the groups left out"
     if result.recipe.method == MEAN:

@@ -197,14 +197,14 @@ class Perturbation:
 
     @property
     def changed(self) -> bool:
-        """Whether a change was detected in the groups from which it is learned; if not, the prediction is no change."""
+        """Whether a change was detected in the groups from which it is learned; if not, the predicted change is 0."""
         return any_changed(self.tests)
 
     @property
     def no_better_than_mean(self) -> bool:
         """Whether the prediction is no more accurate in the checked groups than the mean change of the other groups.
 
-        The prediction is more accurate if the mean difference of the scores exceeds its standard error.
+        The prediction counts as more accurate if the mean difference of the scores exceeds its standard error.
         """
         if self.recipe.method == MEAN:
             return True
@@ -282,7 +282,7 @@ class Perturbation:
 
 
 def mean_accuracy(checks: Sequence[Check], what: str = "predicted") -> Accuracy | None:
-    """Compute the mean accuracy of the prediction or of a baseline; None if it is missing in one of the groups."""
+    """Compute the mean accuracy of the prediction or of a baseline; None if the accuracy in some group is missing."""
     found = [getattr(check, what) for check in checks]
     if not found or any(one is None for one in found):
         return None

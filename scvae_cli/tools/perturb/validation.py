@@ -37,8 +37,8 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
 
     `held_out` says whether the models are trained without the treated cells that they predict. `only_own_parts` says
     whether the change consists only of the group's own changes under the parts of a combination. If `only_own_parts` is
-    True, the model has no change to transfer from other groups, and no group shows how well the model adds shifts. The
-    prediction is then the observed mean shift alone.
+    True, the prediction is the observed mean shift alone, because the model has no change to transfer from other
+    groups, and no group shows how well the model adds shifts.
     """
     methods = METHODS if method == "auto" else (method,)
     least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
@@ -113,7 +113,7 @@ def retrained_trials(
     Raises
     ------
     DataError
-        If the model has batches and the data has no batches. Also raises the errors of `fit`.
+        If the model has batches and the data has no batches. The errors of `fit` are raised, too.
     """
     if model.conditioned and counts.batch is None and counts.covariates is None:
         data = model.config.data
@@ -139,11 +139,11 @@ def retrained_trials(
 
 
 def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
-    """Choose the recipe with the best mean score over some groups; without groups, the first recipe.
+    """Choose the recipe with the best mean score over some groups, or the first recipe if there are no groups.
 
     If the models were trained without the treated cells, the recipe gets the scale with the smallest squared error over
-    the groups. Otherwise, the scale is 1, because models trained on the treated cells do not show how much the changes
-    of new cells are underestimated.
+    the groups. If the models were trained on the treated cells, the scale is 1, because such models do not show how
+    much the changes of new cells are underestimated.
     """
     if not trials:
         return recipes[0]
@@ -161,9 +161,9 @@ def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
 def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
     """Compute the scale with the least squared error; every group has the same weight, even if its changes are small.
 
-    Only the most significant genes are used. With all genes, errors of the prediction in unchanged genes would make the
-    scale too small. A scale learned from few groups is uncertain, so it is shrunk to 1 as if one more group had the
-    scale 1.
+    The scale is computed from the most significant genes alone. With all genes, errors of the prediction in unchanged
+    genes would make the scale too small. A scale learned from few groups is uncertain, so the scale is shrunk to 1 as
+    if one more group had the scale 1.
     """
     scales = []
     for change_g, trial in zip(changes, trials, strict=True):
@@ -174,9 +174,9 @@ def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
 
 
 def checked(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> list[Check]:
-    """Judge, in each group, the recipe that is chosen in the other groups.
+    """Measure, in each group, the accuracy of the recipe that is most accurate in the other groups.
 
-    If there is only one group, the recipe is both chosen and judged in this group.
+    If there is only one group, the recipe is both chosen and evaluated in this group.
     """
     found = []
     for i, trial in enumerate(trials):

@@ -64,7 +64,7 @@ def pseudotime_figure(
     Parameters
     ----------
     result
-        The order.
+        The order of the cells, with the probabilities of the ends.
     xy_n2, axes_names
         Positions of the cells in a plane, and the names of its axes.
     groups_n

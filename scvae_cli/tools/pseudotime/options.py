@@ -57,7 +57,7 @@ class PseudotimeOptions(Reading, Subset, Drawing, Writing):
         if self.root is not None and self.root_cell is not None:
             raise ConfigError("the root was given twice", "use one of --root and --root-cell")
         if self.root is None and self.root_cell is None:
-            raise ConfigError("an order needs --root (or --root-cell)", "name the group or cell where the order begins")
+            raise ConfigError("pseudotime needs --root (or --root-cell)", "name the group or cell where it begins")
         if self.root is not None and self.groupby is None:
             raise ConfigError(
                 "--root names a group, so --groupby is needed",

@@ -132,7 +132,7 @@ def pseudotime(
 
 
 def _graphs(latent: CellGraph, position_md: torch.Tensor, n_ends: int) -> _Graphs:
-    """Make the graphs of expression space for the nodes of the graph of latent space."""
+    """Make the neighbor graphs in expression space, with the same nodes as the neighbor graph in latent space."""
     expression = euclidean_graph(latent.cells, position_md, ORDER_NEIGHBORS)
     return _Graphs(latent=latent, expression=expression, order=order_graph(expression, n_ends))
 

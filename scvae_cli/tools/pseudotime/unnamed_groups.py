@@ -22,7 +22,7 @@ _SHOWN = 6
 
 
 def warning_of_unnamed_groups(result: Pseudotime, group_n: np.ndarray, root: str) -> str | None:
-    """Return a warning about groups whose cells are committed to an end that they do not precede; None without any.
+    """Return a warning about groups that are committed to an end but do not precede this end; None if there are none.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Differences between sampled and real cells in the genes' means, variances and zero fractions.
 
 The real cells are split into two random halves. One half of the real cells is the reference. Sampled cells are compared
-with the reference. As a baseline, equally many real cells of the other half are compared with the reference. A
-difference larger than that of the baseline is an error of the model.
+with the reference. As a baseline, equally many real cells of the other half are compared with the reference. If the
+sampled cells differ more from the reference than these real cells do, the difference is an error of the model.
 
 Letters in array shapes: n cells, g genes.
 """

@@ -94,7 +94,7 @@ def new_batches(
 
 
 def free(design: Design) -> Fixed:
-    """Return covariates of which none has a fixed value."""
+    """Return the covariates of a model without a fixed value for any of them."""
     return Fixed(design=design, categories=(None,) * len(design.batch_keys), values=(None,) * len(design.continuous))
 
 

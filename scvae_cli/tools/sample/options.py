@@ -86,7 +86,7 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
             )
         if self.plot is not None and (self.mean or self.prototype):
             raise ConfigError(
-                "--plot compares drawn counts with those of real cells",
+                "--plot needs drawn counts, which it compares with the counts of real cells",
                 "leave out --plot, or leave out --mean and --prototype",
             )
 

@@ -96,7 +96,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     Raises
     ------
     DataError
-        For an unknown batch.
+        If the batch is unknown.
     ConfigError
         If a library size is requested from a model of real-valued data.
     """
@@ -125,7 +125,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
 
 
 def _named(model: Model, batch_as: str) -> str | None:
-    """Return the batch to decode in as the model names it; None for a model without batches."""
+    """Return the model's name of the batch to decode in; None for a model without batches."""
     if not model.conditioned or batch_as == AVERAGE:
         return AVERAGE if model.conditioned else None
     if model.vae.design is None:

@@ -83,8 +83,9 @@ def sample(
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the
         same batch if the data has cells of this batch. `batch_as` "drawn" draws batches in proportion to their numbers
-        of training cells; KEY=VALUE fixes one of several covariates, and the others are drawn. With a group, "observed"
-        and "drawn" take the library size and the batch of the real cell whose posterior was sampled.
+        of training cells; KEY=VALUE fixes one of several covariates, and all other covariates are drawn. If a group is
+        sampled, "observed" and "drawn" take the library size and the batch of the real cell whose posterior was
+        sampled.
     group
         The cells of `options.group`, whose posteriors are sampled.
 
@@ -164,9 +165,9 @@ def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progre
 def calibrated_for_samples(density: LatentDensity, z_ck: Tensor) -> LatentDensity:
     """Return the density with the off-manifold score calibrated on posterior samples instead of posterior means.
 
-    A posterior sample lies farther from the center than a posterior mean. Along every latent axis that carries no
-    information about the cells, the distance is larger by about one standard deviation of the prior. If the score were
-    calibrated on posterior means, nearly every draw would lie in a hole.
+    A posterior sample lies farther from the center than a posterior mean. Along a latent axis that carries no
+    information about the cells, posterior means lie near 0, and posterior samples vary as much as the prior. If the
+    score were calibrated on posterior means, nearly every draw would lie in a hole.
     """
     return replace(density, heldout_nll=(-_log_prob(density, z_ck)).sort().values)
 

@@ -2,20 +2,21 @@
 
 A cell can fit the model badly in two ways: the decoder explains its counts badly, or few training cells lie near its
 latent position. A lower bound on log p(x) is the sum of two terms: E_q[log p(x|z)] for the counts, and −KL(q ‖ density)
-for the latent position. In these terms, q is the posterior of the cell, and the density is that of the training cells
-in latent space. The two terms are evaluated separately. In the sum of the two terms, the term of the counts would hide
-the term of the position, because it varies by tens of nats between cells by chance.
+for the latent position. The symbol q means the posterior of the cell, and "density" means the density of the training
+cells in latent space. The two terms are evaluated separately, because the term of the counts varies between cells by
+tens of nats by chance. In a sum of the two terms, the term of the counts would hide the term of the position.
 
-How well the decoder explains the counts of a cell depends on the library size and on the cell's state: cells with few
-counts, and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all
-simulated cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated
+How well the decoder explains the counts of a cell depends on the library size and on the state of the cell. Cells with
+few counts, and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with
+all simulated cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated
 cells, as functions of library size and batch. The mean and standard deviation of the term of the counts also depend on
-the latent position. The score of a cell combines, over the two terms, by how many standard deviations each term is
-below its mean. The p-value is the share of the simulated cells with the same score or a higher score. Because scores
-are relative to the library size, a cell of any library size can be compared with all simulated cells. Very small
-p-values are extrapolated: a tail distribution is fitted to the excesses of the highest scores over a threshold, as for
-permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without
-extrapolation, no cell could be significant after adjustment for testing many cells.
+the latent position. Each term of a cell is standardized: the term is subtracted from its mean, and the difference is
+divided by the standard deviation. The anomaly score of the cell combines the two standardized terms (Stouffer's
+method). The p-value of the cell is the share of the simulated cells with the same anomaly score or a higher one.
+Because scores are relative to the library size, a cell of any library size can be compared with all simulated cells.
+Very small p-values are extrapolated: a tail distribution is fitted to the excesses of the highest scores over a
+threshold, as for permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211).
+Without extrapolation, no cell could be significant after adjustment for testing many cells.
 
 Letters in array shapes: n cells, k latent dimensions, b batches, f inputs of the regression on
 library size, batch and latent position, m excesses.
@@ -119,8 +120,8 @@ class _Expectation:
         residual_n = np.abs(fit_n - features_nf @ mean_f)
         log_residual_n = np.log(np.maximum(residual_n, _SMALLEST * residual_n.mean() + 1e-12))
         log_spread_f = _ridge(features_nf, log_residual_n, _SPREAD_RIDGE)
-        # The mean log residual differs from the log standard deviation, so it is shifted until the scores have unit
-        # variance.
+        # The mean of log residuals is not the log of their standard deviation. A constant is therefore added, so that
+        # the scores of the simulated cells have unit variance.
         log_spread_f[0] += 0.5 * np.log(np.mean((residual_n / np.exp(features_nf @ log_spread_f)) ** 2) + 1e-12)
         self.mean_f, self.log_spread_f = mean_f, log_spread_f
 
@@ -173,8 +174,8 @@ class Calibration:
     def p_value(self, score_n: np.ndarray) -> np.ndarray:
         """Compute the share of the simulated cells with the same score or a higher one, shape (n,).
 
-        Shares above 5% are counted, with the cell itself counted as one of the simulated cells. Smaller shares are
-        computed from the tail distribution that was fitted to the highest scores.
+        Shares above 5% are computed by counting simulated cells, and the cell itself counts as one more simulated cell.
+        Smaller shares are computed from the tail distribution that was fitted to the highest scores.
         """
         n_simulated = len(self._ascending)
         below_n = np.searchsorted(self._ascending, score_n, side="left")

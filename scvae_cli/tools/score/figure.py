@@ -55,7 +55,7 @@ def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr:
 def library_quantiles(library_m: np.ndarray, score_m: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, ...]:
     """Compute the median library size and quantiles of the scores, in bins of equally many simulated cells.
 
-    The shapes are (d,) and (d, number of `shares`).
+    The median library sizes have shape (d,), and the quantiles have shape (d, number of `shares`).
     """
     order = np.argsort(library_m, kind="stable")
     bins = np.array_split(order, int(np.clip(len(order) // _CELLS_PER_BIN, 1, _MAX_BINS)))

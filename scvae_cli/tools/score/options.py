@@ -38,7 +38,7 @@ class ScoreOptions(Reading, Subset, Drawing, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """Always True, because the likelihood of a cell depends on its batch."""
+        """Whether the batches of the cells must be known: always, because the likelihood depends on the batch."""
         return True
 
 

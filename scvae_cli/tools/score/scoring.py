@@ -38,11 +38,11 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
         log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S.
 
-    In this formula, p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
+    The density p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
 
-    The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains the counts of the cell, and −KL(q ‖
-    density), how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares the fit of each
-    cell with the fit of simulated cells.
+    The fit of a cell has two parts. E_q[log p(x|z)] measures how well the decoder explains the counts of the cell.
+    −KL(q ‖ density) measures how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares
+    the fit of each cell with the fit of simulated cells.
 
     Parameters
     ----------
@@ -81,7 +81,10 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
 
 class Bounds(NamedTuple):
-    """Bounds as in `Scores` and fits as in `CellFit`, nats, each of shape (n,); and posterior means, shape (n, k)."""
+    """Bounds on the log-likelihood of cells (see `Scores`), fits to the model (see `CellFit`), and posterior means.
+
+    Bounds and fits are in nats and have shape (n,); the posterior means have shape (n, k).
+    """
 
     elbo: np.ndarray
     iwae: np.ndarray

@@ -1,8 +1,8 @@
 """Cells drawn from the model: the reference with which real cells are compared.
 
 The latent position of a cell is drawn from the latent density of the training cells. The position is not drawn from the
-prior, because large regions of the prior contain no cells. The library size and the batch of each simulated cell are
-given. The counts are drawn gene by gene from the decoder's distribution.
+prior, because large regions of the prior contain no cells. The caller gives the library size and the batch of each
+simulated cell. The counts are drawn gene by gene from the decoder's distribution.
 
 Letters in array shapes: n cells, g genes, k latent dimensions.
 """

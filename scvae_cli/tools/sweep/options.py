@@ -74,7 +74,7 @@ class SweepOptions(Drawing, Writing):
                 "--beta and --n-latent were both given", "sweep one of them, and set the other in a --config file"
             )
         if self.beta is None and self.n_latent is None:
-            raise ConfigError("there is nothing to sweep", f"give --beta {BETAS} or --n-latent {DIMENSIONS}")
+            raise ConfigError("no values to sweep were given", f"give --beta {BETAS} or --n-latent {DIMENSIONS}")
         flag, example = ("--beta", BETAS) if self.beta is not None else ("--n-latent", DIMENSIONS)
         values = self.values
         text = ",".join(f"{value:g}" for value in values)

@@ -10,7 +10,8 @@ information, a model predicts the withheld molecules badly. Every prediction com
 the cell's own counts. If predictions did not use the cell's own counts, a latent space that memorizes the noise of
 every cell would appear best.
 
-The rate–distortion curve comes from the same trainings, so it describes only the molecules that were not withheld.
+The models of the rate–distortion curve are trained without the withheld molecules, so the curve does not describe all
+molecules.
 
 Letters in array shapes: n cells, g genes, r runs.
 """
@@ -69,8 +70,8 @@ def sweep(
 ) -> Sweep:
     """Train a model with every value of the varied option, and suggest one of the values.
 
-    If β is varied, the largest β is trained first, and each later run starts from the weights of the previous run. If
-    the number of latent dimensions is varied, every run starts from random weights.
+    If β is varied, the model with the largest β is trained first, and each later training starts from the weights of
+    the previous model. If the number of latent dimensions is varied, every training starts from random weights.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from scvae_cli.tools.annotate.views import coordinates
 
 
 def with_labels(session: Session) -> Model:
-    """Return the model of a session, together with classifiers of the labels of its training.
+    """Train classifiers of the labels with which the model was trained; return the model with the classifiers.
 
     The session must contain the data of the training.
     """

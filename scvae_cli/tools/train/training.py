@@ -64,7 +64,8 @@ def train(request: Request, shell: Shell) -> Outcome:
         if run.data.labels_key is not None:
             try:
                 model = with_labels(session_of_training(model, request.data, shell))
-            except DataError as error:  # few cells are left, for example; the trained model must not be lost
+            except DataError as error:
+                # For example, few labeled cells may be left. The trained model is saved without classifiers.
                 shell.warn(f"the model has no classifiers of labels: {error.message}")
         if folder is not None:
             model.save(folder, force=options.force)

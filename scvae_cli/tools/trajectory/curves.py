@@ -106,9 +106,9 @@ def around_avoided(graph: CellGraph, avoided_m: np.ndarray) -> CellGraph:
 def with_squared_lengths(graph: CellGraph) -> CellGraph:
     """Square the lengths of the edges of a graph.
 
-    A long edge then costs more than many short edges with the same total length, so that shortest paths stay where
-    there are many cells. The length of a shortest path with squared edge lengths is called a Fermat distance (Groisman,
-    Jonckheere & Sapienza, arXiv:1810.09398).
+    With squared lengths, a long edge costs more than many short edges with the same total length, so that shortest
+    paths stay where there are many cells. The length of a shortest path with squared edge lengths is called a Fermat
+    distance (Groisman, Jonckheere & Sapienza, arXiv:1810.09398).
     """
     return replace(graph, lengths=graph.lengths.power(2))
 
@@ -124,16 +124,17 @@ def geodesics(
     """Compute segments of least energy, in a metric in which segments through regions with few cells are long.
 
     Segments among the cells in `avoided` are long, too. `guesses` contains one initial guess for each segment. Each
-    guess has shape (t, k), with any t ≥ 2. Returns the segments in the same order. The number of points of a returned
-    segment does not depend on the guess.
+    guess has shape (t, k), with any t ≥ 2. Returns one segment for each guess, in the order of the guesses. The number
+    of points of a returned segment does not depend on the guess.
 
     Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is Σ
     (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost`, y are the Fisher–Rao coordinates of the decoded
     expression, and Δt is the constant distance between consecutive points in the parameter of the spline. After the
     first optimization, the segment is resampled at constant speed and optimized again. If the straight line between the
-    ends is not much longer than the segment in this metric, the straight line is a second initial guess. The shorter
-    one of the two optimized segments is then returned. If cells are avoided, there is no second guess, because a
-    straight line would cross the gap between two branches instead of following cells.
+    ends is not much longer than the segment (with lengths weighted by w), the straight line is a second initial guess.
+    If a segment was optimized from two guesses, the shorter result is returned.
+    If cells are avoided, there is only one guess, because a straight line would cross the gap between two branches
+    instead of following cells.
     """
     solved = _solved(geometry, density, guesses, avoided, progress=progress)
     if avoided is not None:

@@ -1,7 +1,7 @@
 """Four signs that a trajectory is implausible.
 
-The trajectory returns to an earlier state, has a gap without cells, passes groups that are farther from the start than
-the end is, or goes back along a known order of the cells.
+A trajectory is implausible if it returns to an earlier state, has a gap without cells, passes groups that are farther
+from the start than the end is, or goes back along a known order of the cells.
 
 Letters in array shapes: n cells, t steps, g genes, j nearest cells.
 """
@@ -32,8 +32,8 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
     """Find the longest excursion of a trajectory that comes back to where it began.
 
     `y_tg` are the Fisher–Rao coordinates of the decoded steps. Returns three steps: where the excursion begins, where
-    it is farthest, and where it has come back. Returns None if no excursion comes back. The distance of a step from the
-    other two steps is the distance from the nearer one. If there are very many steps, only some are compared, at
+    it is farthest, and where it has come back. Returns None if no excursion comes back. At the farthest step, the
+    distance from the nearer end of the excursion is largest. If there are very many steps, only some are compared, at
     regular intervals.
 
     >>> there_and_back = np.array([[0.0], [1], [2], [3], [2], [1], [0.1]])

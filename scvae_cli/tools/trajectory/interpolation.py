@@ -231,7 +231,10 @@ def _groups_beyond(
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
-    """Find the step at which a trajectory turns, in the first order along which it goes back; None if it never does."""
+    """Find the step at which a trajectory turns, in the first order along which it goes back.
+
+    The result is None if the trajectory goes back along none of the orders.
+    """
     for root, time_n in orders:
         if np.isfinite(time_n[trajectory.steps.nearest_tj]).all():
             step = earliest_step(trajectory.steps.nearest_tj, time_n)
@@ -266,8 +269,9 @@ def described(
         The trajectory, and all trajectories of the bundle, in the coordinates of the networks. `bundle_ptk` is None
         without a bundle.
     ends
-        Populations at the start and at the end, whose cells may belong to the trajectory although they lie beyond its
-        ends. The entry of an end is None if the end is a single cell, or all cells of a time point.
+        Populations at the start and at the end of the trajectory. Cells of these populations may belong to the
+        trajectory although they lie beyond its ends. The entry of an end is None if the end is a single cell, or all
+        cells of a time point.
     seed
         Random seed of the posterior samples from which the 5% and 95% quantiles of the expected counts are computed.
     library, batch_as, name, kind, labels, endpoint, couple

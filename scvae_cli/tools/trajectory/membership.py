@@ -5,8 +5,8 @@ are Fisher–Rao distances between decoded states. Distances in latent space are
 latent dimensions in use equally wide: unrelated cells are hardly farther away than the cells of the same population. A
 cell belongs to the trajectory in two cases:
 
-1. The cell lies in the tube. The width of the tube at a step is computed from the covariance of the components of the
-   latent density at the step, minus the posterior variance of the cells around the step, in the metric of the decoder.
+1. The cell lies in the tube. The width of the tube at a step is computed from the covariance of posterior means around
+   the step, in the metric of the decoder.
 2. The cell lies in the cloud around an end of the trajectory. The cloud contains the cells of the end's population that
    form one normal distribution with the cells in the tube. Most populations extend beyond the point where a trajectory
    ends.
@@ -134,7 +134,7 @@ def project(points_nd: Tensor, path_td: Tensor) -> tuple[np.ndarray, np.ndarray]
 
 
 def _states(geometry: Geometry, mean_nk: Tensor, points_tk: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Compute decoded states of the cells and the steps on the directions of largest variance, (n, d) and (t, d)."""
+    """Project the decoded states of cells, (n, d), and of steps, (t, d), on the directions of largest variance."""
     some_sk = mean_nk[:: -(-len(mean_nk) // _DIRECTION_CELLS)]
     step_tg = coordinates(geometry, points_tk)
     some_sg = torch.cat([coordinates(geometry, some_sk), step_tg])
@@ -153,12 +153,12 @@ def _widths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the width of the tube at every step, beside the trajectory and beyond its ends, each of shape (t,).
 
-    C is the covariance of posterior means around a step: the covariance of the density's components, weighted by how
-    likely each component is at the step, minus the posterior variance `var_tk` of the cells around the step. In the
-    metric M = LLᵀ of the decoder, the squared distance of posterior means from the step is a quadratic form with the
-    matrix A = LᵀCL. The distribution of the squared distance is close to a gamma distribution with the same mean tr A
-    and variance 2 tr A² (Satterthwaite 1946). Beside the trajectory, only the part of A perpendicular to the trajectory
-    counts.
+    The matrix C is the covariance of posterior means around a step. To compute C, the covariances of the components of
+    the density are averaged, weighted by how likely each component is at the step. The posterior variance `var_tk` of
+    the cells around the step is then subtracted. In the metric M = LLᵀ of the decoder, the squared distance of
+    posterior means from the step is a quadratic form with the matrix A = LᵀCL. The distribution of the squared distance
+    is close to a gamma distribution with the same mean tr A and variance 2 tr A² (Satterthwaite 1946). The width beside
+    the trajectory is computed only from the part of A that is perpendicular to the trajectory.
     """
     device = geometry.vae.reference_library.device
     metric_tkk = geometry.metric(points_tk.to(device)).cpu().double()
@@ -173,14 +173,17 @@ def _widths(
 
 
 def _of_means(covariance_tkk: Tensor, var_tk: Tensor) -> Tensor:
-    """Compute the covariance of posterior means: that of posterior samples minus the mean posterior variance."""
+    """Compute the covariance of posterior means: the covariance of samples minus the mean posterior variance."""
     value_tk, vector_tkk = torch.linalg.eigh(covariance_tkk.double() - torch.diag_embed(var_tk.double()))
     result: Tensor = (vector_tkk * value_tk.clamp_min(0)[:, None, :]) @ vector_tkk.transpose(1, 2)
     return result
 
 
 def _quantile(form_tkk: Tensor) -> np.ndarray:
-    """Compute the distance that contains the fraction HELD of the points, for quadratic forms of normal variables."""
+    """Compute the distance within which the fraction HELD of the points lies.
+
+    The squared distances are quadratic forms of normal variables.
+    """
     mean_t = torch.diagonal(form_tkk, dim1=1, dim2=2).sum(1).clamp_min(1e-30).numpy()
     square_t = form_tkk.square().sum((1, 2)).clamp_min(1e-60).numpy()
     freedom_t = mean_t**2 / square_t
@@ -189,7 +192,7 @@ def _quantile(form_tkk: Tensor) -> np.ndarray:
 
 
 def _nearest_cells(state_nd: Tensor, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Find the nearest cells of some cells by decoded state, without the cells themselves, shape (rows, j).
+    """Find the nearest other cells of some cells, by distances of decoded states, shape (rows, j).
 
     If there are very many cells, the nearest cells are looked up among a random subset.
     """

@@ -63,9 +63,9 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
     )
     endpoint: Endpoint = option(
         "extreme",
-        help="Position that represents a group. density: the position with the highest density of cells. extreme: as "
-        "density, but the trajectory ends at the most differentiated cells of the last group, those farthest from the "
-        "start. centroid: the mean of the group's cells.",
+        help="Position that represents a group. density: the position with the highest density of cells. extreme: the "
+        "same as density, except that the last group is represented by its most differentiated cells, those farthest "
+        "from the start. centroid: the mean of the group's cells.",
         panel=TRAJECTORY,
     )
     couple: Coupling = option(

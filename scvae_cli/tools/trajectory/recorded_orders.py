@@ -15,7 +15,10 @@ from scvae_cli.session import Session
 
 
 def recorded_orders(session: Session, names: SlotNames) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the root of each order, and the position of each cell from 0 to 1, shape (n,); NaN for cells left out."""
+    """Yield the root of each order, and the position of each cell from 0 to 1, shape (n,).
+
+    The position of a cell is NaN if the order leaves out the cell.
+    """
     for record in read_runs(session.store, names.key_added).values():
         root, name = (record["options"].get(key) for key in ("root", "name"))
         if not (isinstance(root, str) and isinstance(name, str)) or record["model_hash"] != session.model.hash:

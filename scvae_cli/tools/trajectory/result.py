@@ -45,9 +45,9 @@ class Trajectory:
     steps, nearest_names_tj
         Description of every step (`Steps`), and names of the cells nearest to every step.
     mean_tg, low_tg, high_tg
-        Expected counts at every step, and 5% and 95% quantiles of the expected counts. Without a
-        bundle, the quantiles are taken over the posterior of the cells around each step. With a bundle (trajectories
-        between paired cells), the quantiles are taken over all trajectories of the bundle.
+        Expected counts at every step, and 5% and 95% quantiles of the expected counts. Without a bundle, the quantiles
+        are taken over the posterior of the cells around each step. With a bundle (trajectories between paired cells),
+        the quantiles are taken over all trajectories of the bundle.
     changes
         Summary of the changes of every gene along the trajectory.
     pseudotime_n

@@ -73,8 +73,8 @@ def coupled(
     """Draw pairs of cells from the first and the last population, as the ends of paths.
 
     Pairs are drawn from the transport plan that moves one population onto the other with the least sum of squared
-    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). All paths pass the waypoints of `single` between
-    their ends. A pair is repeated only if the plan has fewer pairs than `n_paths`.
+    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). Between their ends, all paths pass the intermediate
+    waypoints of `single`. A pair is repeated only if the plan has fewer pairs than `n_paths`.
     """
     import ot
 
