@@ -15,8 +15,9 @@ def amount(n: int, one: str, many: str | None = None) -> str:
 
 
 def noun(n: int, one: str, many: str | None = None) -> str:
-    """Return the singular noun `one` if `n` is 1, and otherwise the plural `many` (by default the regular plural of
-    `one`).
+    """Return a noun in the singular if `n` is 1, and otherwise in the plural.
+
+    The plural is `many`, or the regular plural of `one`.
 
     >>> noun(1, "gene"), noun(2, "gene"), noun(2, "epoch")
     ('gene', 'genes', 'epochs')

@@ -27,7 +27,7 @@ from scvae_cli.verbs import VERBS
 class PythonShell:
     """The `Shell` (interface to the user) of the Python API: it issues Python warnings, and shows no other messages.
 
-    Warnings name the arguments of the Python function of `verb` instead of command-line flags.
+    Warnings name the arguments of a Python function instead of command-line options.
     """
 
     def __init__(self, verb: Verb) -> None:
@@ -36,7 +36,7 @@ class PythonShell:
     progress: Progress = staticmethod(silent)
 
     def info(self, text: str) -> None:
-        """Show nothing, because Python callers see warnings, but no other messages."""
+        """Show nothing, because the Python API shows only warnings."""
 
     def warn(self, text: str) -> None:
         """Issue a Python warning."""
@@ -44,9 +44,9 @@ class PythonShell:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Yield a function that says whether a stop was requested; the function always returns False.
+        """Yield a function that always returns False, because Python functions are not asked to stop.
 
-        No request to stop is needed, because Ctrl-C stops a Python function with a KeyboardInterrupt.
+        Ctrl-C stops a Python function with a KeyboardInterrupt.
         """
         yield lambda: False
 

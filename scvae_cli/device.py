@@ -90,7 +90,7 @@ def _bf16_products() -> Iterator[None]:
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Context manager that seeds torch's random generators, and restores their earlier states at the end.
 
-    The generator of the CPU is seeded. If `device` is a GPU, the generator of this GPU is seeded too.
+    The generator of the CPU is seeded. If `device` is a GPU, the generator of the GPU is also seeded.
     """
     import torch
 
@@ -188,10 +188,10 @@ def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def bound_spinning() -> None:
     """Limit how long idle CPU threads occupy their core before they sleep. Call this function before torch is imported.
 
-    By default, idle threads of torch (OpenMP) wait in a loop and occupy a CPU core forever. A training that takes 10 s
-    alone then takes minutes while another training runs. On an idle machine, the limit is longer than the pauses
-    between the computations of a training, so the limit costs no time. While other processes are running, a shorter
-    limit is set, because a training is then faster.
+    By default, idle threads of torch (OpenMP) wait in a loop and occupy a CPU core forever. If two trainings run at the
+    same time, a training of 10 s takes minutes. On an idle machine, threads wait longer than the pauses between the
+    computations of a training, so a training is not slowed down. If other processes are running, threads wait for a
+    shorter time.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0

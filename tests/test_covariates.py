@@ -477,12 +477,12 @@ def test_options_that_exclude_each_other_are_refused(cells, options, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["old"] * 3, "does not hold numbers in all of its 345 cells"),
-        ([True, False, True], "does not hold numbers"),
+        (["old"] * 3, "is not a column of numbers"),
+        ([True, False, True], "is not a column of numbers"),
         ([1.0, np.nan, np.inf], r"missing or not finite for 2 cells"),
         ([3.0, 3.0, 3.0], r"has the same value \(3\) in all 3"),
         ([1e300, -1e300, 1e308], "too large"),
-        (pd.Categorical(["1", "2", "1"]), "does not hold numbers"),
+        (pd.Categorical(["1", "2", "1"]), "is not a column of numbers"),
     ],
     ids=["text", "booleans", "missing", "constant", "large", "categories"],
 )
@@ -493,7 +493,6 @@ def test_columns_that_are_no_numbers_are_refused(cells, values, message):
     if column is None:
         column = np.concatenate([np.asarray(values), np.random.default_rng(0).normal(size=adata.n_obs - 3)])
     adata.obs["number"] = pd.Categorical(column) if isinstance(values, pd.Categorical) else column
-    message = message.replace("345", str(adata.n_obs))
     with pytest.raises(DataError, match=message):
         scvae.train(adata, **TINY, continuous_key="number")
     assert not scvae.check(adata, continuous_key="number").ok or "too large" in message

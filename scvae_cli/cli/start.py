@@ -1,4 +1,4 @@
-"""The entry point of the command line, in which Ctrl-C never shows a traceback, not even while modules are imported."""
+"""The entry point of the command line. Ctrl-C shows no traceback, even while modules are imported."""
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Replacements for standard output and standard error that accept any text and never interrupt a command.
 
-A terminal or pipe may not support characters such as "→", may be closed, or may be full. A command that has finished
-its work must not fail because its last line cannot be printed. Standard output and standard error are therefore
-replaced by streams that store the first error that occurs while text is printed. At the end of the command,
-`Streams.finish` raises an error if the result could not be printed.
+Standard output may be closed, may be a file on a full disk, or may have an encoding without characters such as "→". A
+command that has finished its work must not fail because its last line cannot be printed. Standard output and standard
+error are therefore replaced by streams that store the first error that occurs while text is printed. At the end of the
+command, `Streams.finish` raises an error if the result could not be printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ ERRORS = "scvae_plain"
 
 
 class PatientStream(io.RawIOBase):
-    """A stream that stores the first error of a write instead of raising the error, and then discards all data."""
+    """A stream whose writes raise no errors.
+
+    After a failed write, the stream stores the error and discards all data.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -93,9 +96,8 @@ class Streams:
 def replace_streams() -> Streams:
     """Replace standard output and standard error of this process.
 
-    A closed stream is first connected to the null device, which discards all data. Without the null device, the
-    operating system would give the number of the closed stream to a data file, and messages would be written into the
-    data file.
+    A closed stream is first connected to the null device, which discards all data. If a stream stayed closed, a data
+    file could take the place of the stream, and messages would be written into the data file.
     """
     register_plain_characters()
     for descriptor in range(3):
@@ -111,7 +113,7 @@ def replace_streams() -> Streams:
 
 
 def register_plain_characters() -> None:
-    """Register the error handler `ERRORS`, which replaces characters that a text encoding lacks by ASCII text."""
+    """Register the error handler `ERRORS`, which replaces characters that are not in an encoding."""
     codecs.register_error(ERRORS, _plainly)
 
 
@@ -122,7 +124,10 @@ def _text(stream: PatientStream, old: TextIO | None, *, line_buffering: bool) ->
 
 
 def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace a character that an encoding lacks. Bytes of file names that are not UTF-8 are written unchanged."""
+    """Replace a character that the encoding of a stream does not have.
+
+    A byte that is not valid UTF-8, for example in a file name, is written unchanged.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character, after = error.object[error.start], error.start + 1

@@ -47,10 +47,10 @@ def replacing(
 ) -> Iterator[Path]:
     """Context manager that yields a temporary path and renames it to `target` if the `with` block raises no error.
 
-    The `with` block must write to the existing file at the temporary path, and must not replace the file by another
-    one. The new file gets the owner, group, permissions (with access control lists) and extended attributes of the old
-    file. A warning names the attributes that could not be kept. During the `with` block, signals are delayed, and
-    another process of scvae that writes the same target waits.
+    The temporary file exists when the `with` block starts. The `with` block must write into this file and must not
+    replace the file. The new file gets the owner, group, permissions (with access control lists) and extended
+    attributes of the old file. A warning names the attributes that could not be kept. During the `with` block, signals
+    are delayed, and no other process of scvae can write the same target.
 
     Parameters
     ----------
@@ -134,8 +134,8 @@ def check_new_file(target: Path, *, force: bool) -> None:
 def check_writable(target: Path) -> None:
     """Check before a computation that a file can be written.
 
-    Raises a DataError if the folder does not exist or is read-only, the target is a folder, a device or a pipe, or the
-    file is read-only.
+    Raises a DataError if the folder does not exist, if the folder or the file is read-only, or if the target is not a
+    regular file.
     """
     target = resolved(target)
     folder = target.parent
@@ -220,7 +220,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def warn_of_lost(target: Path, lost: Collection[str]) -> None:
-    """Warn of properties of a replaced file or folder, such as its owner, that the new one could not keep."""
+    """Warn if properties of a replaced file or folder, such as the owner, were lost."""
     if lost:
         text = f"{target} was replaced by a new file, which could not keep {', '.join(dict.fromkeys(lost))}"
         warnings.warn(ScvaeWarning(text), stacklevel=3)
@@ -253,7 +253,7 @@ def _remove_orphans(target: Path) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path, seen: Fingerprint) -> Iterator[int]:
-    """Open a file that still has the fingerprint `seen`, and lock the file so that no HDF5 program writes to it."""
+    """Open a file and lock it against writing by HDF5 programs; raise a DataError if the file was changed before."""
     _check_unchanged(path, seen)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -280,7 +280,7 @@ def _check_unchanged(path: Path, seen: Fingerprint) -> None:
 
 
 def _check_target(target: Path, there: Fingerprint | None, *, force: bool) -> None:
-    """Raise a DataError if another program has written the target since this write began."""
+    """Raise a DataError if another program has written the target since the write began."""
     if there is not None:
         _check_unchanged(target, there)
     elif target.exists():
@@ -304,7 +304,7 @@ def _clone(source: int, copy: int) -> None:
 
 
 def _finish(descriptor: int, sibling: Path, target: Path, copy_of: Path | None) -> list[str]:
-    """Give the temporary file the permissions and attributes of the target; return those that could not be kept."""
+    """Copy the permissions and attributes of the target to the temporary file; return what could not be copied."""
     here, there = os.fstat(descriptor), os.stat(sibling, follow_symlinks=False)
     if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
         raise OSError(errno.ESTALE, "another program replaced the temporary file")

@@ -1,7 +1,7 @@
 """Warnings about covariates that are confounded with other columns of obs, or with each other.
 
-The decoder adds the effects of several covariates. If the cells of one category of a batch key (lane 1) all have the
-same category of another batch key (donor A), the data determine only the sum of the effects of the two categories.
+The decoder adds the effects of several covariates. For example, if all cells of lane 1 come from donor A, the data
+determine only the sum of the effects of lane 1 and donor A.
 
 Letters in array shapes: n cells, q batch keys, v continuous keys.
 """
@@ -26,8 +26,8 @@ _CORRELATED = 0.95
 def warn_of_confounding(store: CellStore, counts: Counts, data: DataConfig, warn: Callable[[str], None]) -> None:
     """Warn before a training if covariates are confounded with columns of obs, or with each other.
 
-    Columns whose values each occur in one batch only, such as samples nested in donors, cause no warning before a
-    training, but `scvae check` reports them.
+    No warning is given for a column that divides the batches into smaller groups, as samples divide donors. Columns
+    that divide the batches into smaller groups are reported by `scvae check`.
     """
     library_n = None if counts.real else counts.library_n
     keys = (*data.batch_keys, *data.continuous_keys)

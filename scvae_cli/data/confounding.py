@@ -7,10 +7,10 @@ the value of C: H(C|B) / H(C) is near 0, where H is the entropy. In the second r
 numeric column C lies between batches: η² is near 1. In the third relation, the value of C determines the batch:
 H(B|C) / H(B) is near 0, where H is the entropy.
 
-If batches have few cells each, a column can be confounded with the batch by chance. A column is therefore reported
-only if its values differ much less within batches than after a random assignment of the values to the cells. The mean
-and the variance over all random assignments are computed with formulas (Mantel, Cancer Research 27:209, 1967), so no
-values are shuffled.
+If batches have few cells each, a column can be confounded with the batch by chance. A column is therefore reported only
+if its values differ much less within batches than expected for values that are assigned to the cells at random. The
+mean and the variance over all random assignments are computed with formulas (Mantel, Cancer Research 27:209, 1967), so
+no values are shuffled.
 
 Letters in array shapes: n cells, b batches, c values of a column. The computing time is proportional to the number of
 cells.
@@ -314,7 +314,7 @@ def _same_group(size: np.ndarray) -> _PairSums:
 
 
 def _is_no_chance(joint: sp.csr_matrix) -> bool:
-    """Whether cells of the same row of a contingency table share a column far more often than by chance."""
+    """Whether the rows and columns of a contingency table depend on each other too strongly for chance."""
     size_row, size_column = (np.asarray(joint.sum(axis=axis)).ravel() for axis in (1, 0))
     n = float(size_row.sum())
     different = n * n - float(np.square(size_column).sum())
@@ -326,11 +326,11 @@ def _is_no_chance(joint: sp.csr_matrix) -> bool:
 
 
 def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums, n: float) -> float:
-    """Return how many standard deviations `observed` lies below its mean over all random assignments of the cells.
+    """Return how many standard deviations `observed` lies below the mean over random assignments of the cells.
 
-    For each pair of cells, two functions of the pair are multiplied; `observed` is the sum of the products over all
-    pairs. `groups` and `differences` are the sums of the two functions, and `n` is the number of cells. The result is 0
-    if all random assignments of the cells give the same sum.
+    `observed` is a sum over all pairs of cells; each term of the sum is the product of two functions of the pair.
+    `groups` and `differences` are the sums of the two functions, and `n` is the number of cells. The result is 0 if all
+    random assignments of the cells give the same sum.
     """
     if n < 4:
         return 0.0

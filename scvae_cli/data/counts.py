@@ -1,6 +1,6 @@
 """The class `Counts`, which contains raw counts, and functions that check whether values are raw counts.
 
-For a model with a normal likelihood, a `Counts` object contains real numbers, and its field `real` is True.
+For a model with a normal likelihood, a `Counts` object contains real-valued data, and the field `real` is True.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -50,7 +50,7 @@ _FAULTS_OF_REAL: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Raw counts of n cells × g genes, or real numbers.
+    """Raw counts of n cells × g genes, or real-valued data for a normal likelihood.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Counts:
     def library_n(self) -> np.ndarray:
         """Library size of each cell: the sum of its counts over all genes, shape (n,), float64.
 
-        For real numbers, the library size of every cell is set to 1.
+        For real-valued data, the library size of every cell is set to 1.
         """
         if self.real:
             return np.ones(self.n_cells)
@@ -108,7 +108,10 @@ class Counts:
 
     @property
     def filled(self) -> np.ndarray:
-        """Mask of the cells that have counts, shape (n,), bool. For real numbers, all values are True."""
+        """Mask of the cells that have counts, shape (n,), bool.
+
+        For real-valued data, all values of the mask are True.
+        """
         if self.real:
             return np.ones(self.n_cells, dtype=bool)
         filled: np.ndarray = np.diff(self.matrix.indptr) > 0
@@ -148,7 +151,7 @@ class Counts:
     def genes(self, columns: np.ndarray) -> Counts:
         """Return the counts of some genes, in the order of the given indices.
 
-        If the indices select all genes in their current order, the same `Counts` object is returned.
+        If the indices select all genes in their current order, the `Counts` object itself is returned.
         """
         if np.array_equal(columns, np.arange(self.n_genes)):
             return self
@@ -164,16 +167,17 @@ def read_counts(
     real: bool = False,
     rounding: Rounding | None = None,
 ) -> Counts:
-    """Read the raw counts or the real numbers of a store (a file or an AnnData).
+    """Read raw counts or real-valued data from a store (a file or an AnnData).
 
-    If `layer` is given, the values are read from this layer. Without `layer`, real numbers are read from X, and raw
-    counts are read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. With
+    If `layer` is given, the values are read from this layer. Without `layer`, raw counts are read from the first of
+    `layers["counts"]`, X and raw that contains only non-negative integers, and real-valued data are read from X. With
     `rounding`, a matrix with fractions of counts is read and rounded if no matrix contains only integers. If the counts
     are read from raw, only the genes in var_names are read. Features that are not genes according to
     var["feature_types"] are left out of raw counts.
 
-    Raises a DataError if there are no cells or genes, if gene or cell names are not unique or have line breaks, or if
-    no matrix contains only raw counts. With `real`, a matrix may contain any finite numbers.
+    Raises a DataError if there are no cells or genes, or if no matrix contains only raw counts. If `real` is True, a
+    matrix may contain any finite numbers. Names of genes or cells that are not unique, or that have line breaks, also
+    raise a DataError.
     """
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
@@ -259,8 +263,8 @@ def read_rows(
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 
-    If `layer` is given, only the name of this layer is returned. Without `layer`, only X is returned if `real` is True.
-    Raises a DataError if the layer does not exist, or there is no matrix.
+    If `layer` is given, only this layer is returned. For real-valued data without a `layer`, only X is returned. Raises
+    a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
         if layer not in store.layer_keys:
@@ -287,12 +291,12 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:
-    """Find a value that is not a raw count; return the reason and the value's index, or None if all are raw counts.
+    """Find a value that is not a raw count, and return the reason and the index of the value.
 
-    With `real`, the values must be finite and not too large for float32. With `fractions`, the values must be finite
-    and not negative. Values very close to a whole number, and negative values very close to 0, are always accepted. The
-    possible faults are checked in a fixed order. The first fault that occurs is returned, with the index of the first
-    value that has this fault.
+    The result is None if all values are raw counts. If `real` is True, any finite values that fit into float32 are
+    accepted. If `fractions` is True, finite values that are not negative are accepted. Values very close to a whole
+    number, and negative values very close to 0, are always accepted. If a matrix has several kinds of wrong values,
+    only one kind is returned.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
@@ -319,8 +323,7 @@ def _load(
 ) -> Counts | str:
     """Read a whole matrix.
 
-    If the matrix cannot be used, return the reason as text. A matrix cannot be used, for example, if a value is not a
-    raw count or, with `real`, not a finite number.
+    If the matrix cannot be used, return the reason as text.
     """
     all_genes = store.matrix_genes(name)
     wanted = set(store.gene_names if features is None else store.gene_names[features.are_genes])

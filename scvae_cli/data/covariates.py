@@ -99,8 +99,7 @@ def read_covariates(
     """Read the covariates of every cell in the data.
 
     If `partly` is True, values may be missing, in some cells or in all. If `partly` is False, a DataError is raised if
-    a column does not exist or lacks a value. A DataError is also raised if a continuous key has values that are not
-    numbers.
+    a column does not exist or lacks a value. A DataError is raised if a continuous key has values that are not numbers.
     """
     n = len(store.cell_names)
     categories: list[np.ndarray] = []

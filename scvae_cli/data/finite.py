@@ -15,9 +15,10 @@ _GROUPS = ("obs", "var", "obsm", "varm", "layers")
 
 
 def finite_slots(slots: Sequence[Slot]) -> list[Slot]:
-    """Check the values of slots (elements of an AnnData); blocks of rows are checked when they are read.
+    """Check that the values of slots (elements of an AnnData) are finite numbers.
 
-    Tables of results in uns are not checked, because they may have missing values.
+    A matrix in blocks of rows is checked later, when each block is read. Tables of results in uns are not checked,
+    because they may have missing values.
 
     Raises
     ------

@@ -44,7 +44,7 @@ class GeneNames:
     others: frozenset[str] = frozenset()
 
     def ids_of(self, named: Iterable[str] | str) -> tuple[str, ...]:
-        """Return the ids of genes that are named by id, by symbol, or as the method `shown` names them.
+        """Return the ids of genes. A gene may be named by its id, by its symbol, or by the name that `shown` returns.
 
         Each id is returned once, in the order of the names. A name that is the id of one gene and the symbol of another
         gene means the gene with that id. A DataError is raised if several genes have the name as their symbol, or if
@@ -77,8 +77,8 @@ class GeneNames:
     def shown(self, ids: Iterable[str]) -> list[str]:
         """Return the names by which genes are shown in lists and figures.
 
-        A gene is shown by its symbol, or by its id if it has no symbol. If another gene has the same symbol, or has
-        this symbol as its id, the gene is shown by its symbol and its id.
+        A gene is shown by its symbol, or by its id if it has no symbol. If the symbol is also the symbol or the id of
+        another gene, both the symbol and the id of the gene are shown.
         """
         return [self._name_by_id.get(str(gene), str(gene)) for gene in ids]
 

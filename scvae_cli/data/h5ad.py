@@ -217,7 +217,7 @@ class H5adFile:
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
         """Read the names of cells or genes.
 
-        The usual format is read without anndata, because anndata is slow to import.
+        Names in the format "string-array" are read without anndata, because anndata is slow to import.
         """
         refuse_outside(item, self.title)
         if isinstance(item, h5py.Dataset):
@@ -239,8 +239,8 @@ class H5adFile:
     def _categorical(self, codes: h5py.Dataset, categories: h5py.Dataset) -> Any:
         """Read a categorical column in the format of anndata before 0.8.
 
-        The old format stores codes and categories in different places. anndata can read data frames in the old format
-        only as a whole, and not column by column.
+        Before version 0.8, anndata stored the codes and the categories of a column in different places. anndata can
+        read a data frame in the format before 0.8 only as a whole, and not column by column.
         """
         import pandas as pd
 
@@ -315,8 +315,8 @@ def _location(name: str, file: h5py.File) -> str:
 def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
     """Read a column of a data frame from a file of anndata before 0.7.
 
-    The old format stores a data frame as one array with named fields, and the categories of a categorical column in
-    uns.
+    Before version 0.7, anndata stored a data frame as one array with named fields. The categories of a categorical
+    column were stored in uns.
     """
     values: np.ndarray = frame[key]
     if categories is not None:

@@ -47,8 +47,8 @@ def write_dense(
 ) -> None:
     """Write consecutive dense blocks as one array.
 
-    Compression is useful if some columns are constant, for example NaN in every row. If the values vary in all columns,
-    as expected counts do, compression makes the array smaller by only a seventh, and writing takes five times as long.
+    Compression is useful if some columns are constant, for example NaN in every row. Compression makes an array of
+    expected counts smaller by only a seventh, and writing takes five times as long.
     """
     dataset = None
     row = 0

@@ -90,7 +90,7 @@ def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
     """Context manager that writes an AnnData to a new file, which appears if the `with` block raises no error.
 
     The complete file is written to a temporary path before the `with` block starts, and is renamed after the block.
-    Raises a DataError in the same cases as `create_h5ad`.
+    Raises a DataError if the file exists and `force` is False, or if the file cannot be written.
     """
     from anndata.io import write_elem
 

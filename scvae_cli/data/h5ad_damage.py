@@ -1,7 +1,7 @@
 """Detection of damage in an .h5ad file: checks before memory is allocated, and messages for errors of libraries.
 
-A few damaged bytes of a file can declare an array of any size. The checks of this module compare the declared size of
-an element with the number of bytes that are stored.
+If a few bytes of a file are damaged, an array may declare an enormous size. The checks of this module compare the
+declared size of an element with the number of bytes that are stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def reason_of(error: Exception) -> str:
 
 
 def check_stored(item: h5py.Dataset) -> h5py.Dataset:
-    """Return an HDF5 dataset, or raise a ValueError if its stored bytes are too few for its declared size."""
+    """Return an HDF5 dataset, or raise a ValueError if far fewer bytes are stored than the dataset declares."""
     if not isinstance(item, h5py.Dataset):
         raise ValueError(f"{item.name} is a group, not an array")
     if item.dtype.itemsize > _LONGEST_VALUE:
@@ -71,8 +71,8 @@ def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
 def check_column(item: Any, length: int) -> None:
     """Check a column of a data frame before anndata reads it.
 
-    Raises a ValueError if the column is not a vector, a categorical or a nullable array, if the column does not have
-    `length` values, or if its values are neither numbers nor text.
+    Raises a ValueError if the column does not have `length` values, or if the values are neither numbers nor text.
+    Categorical and nullable columns are accepted.
     """
     if not isinstance(item, h5py.Group):
         values = check_vector(item, length)

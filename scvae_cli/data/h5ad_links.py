@@ -23,8 +23,8 @@ _DEEPEST = 6
 def refuse_outside(item: h5py.Group | h5py.Dataset, title: str) -> None:
     """Raise a DataError if some values of an element are stored outside HDF5 or in a file that is missing.
 
-    A virtual dataset shows values of other HDF5 files. If one of the other files is missing, HDF5 would silently return
-    fill values.
+    A virtual dataset shows values of other HDF5 files. If a source file of a virtual dataset is missing, HDF5 would
+    silently return fill values.
     """
     for dataset in _datasets(item, _DEEPEST):
         if dataset.external is not None:
@@ -44,7 +44,7 @@ def refuse_outside(item: h5py.Group | h5py.Dataset, title: str) -> None:
 def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
     """Raise a DataError if slots would be written into another file through a link, or would replace a link.
 
-    Links to groups of the same file are followed.
+    A link to a group within the file itself is followed.
     """
     for path in paths:
         parts = path.split("/")
@@ -65,7 +65,7 @@ def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
 
 
 def refuse_relative_links(file: h5py.File, folder: Path, title: str) -> None:
-    """Raise a DataError if relative links in a copy of the file, in another folder, would point to missing files."""
+    """Raise a DataError if a copy of the file in the folder `folder` would have links to missing files."""
     here = Path(os.fsdecode(file.filename)).resolve().parent
     if folder.resolve() == here:
         return

@@ -31,7 +31,7 @@ def is_matrix(item: Any) -> bool:
 
 
 def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
-    """Return the shape of a matrix; matrices from before anndata 0.7 are supported.
+    """Return the shape of a matrix, which may have been written by anndata before 0.7.
 
     Raises a ValueError if a sparse matrix has no shape, or its shape is not two whole numbers.
     """
@@ -46,8 +46,9 @@ def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
 def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
     """Read a matrix in an open file as consecutive CSR blocks of rows; `title` is the name of the file in messages.
 
-    Raises a DataError if the element is not a matrix or does not contain numbers, and a ValueError if its parts do not
-    fit together. The caller must have compared the shape of the matrix with the numbers of cells and genes.
+    Raises a DataError if the element is not a matrix or does not contain numbers. Raises a ValueError if the arrays of
+    a sparse matrix do not fit together. The caller must have compared the shape of the matrix with the numbers of cells
+    and genes.
     """
     refuse_outside(item, title)
     if not is_matrix(item):
@@ -72,7 +73,7 @@ def _pointers(item: h5py.Group, n: int) -> np.ndarray:
     check_vector(item["indices"], stored)
     indptr = whole_numbers(check_vector(item["indptr"], n + 1)[:], "indptr").astype(np.int64)
     if indptr[0] != 0 or indptr[-1] > stored or (np.diff(indptr) < 0).any():
-        raise ValueError(f"the pointers (indptr) of {item.name} do not rise from 0 to the number of its values")
+        raise ValueError(f"the pointers (indptr) of {item.name} do not rise from 0 to the number of stored values")
     return indptr
 
 
@@ -96,8 +97,7 @@ def check_compressed(item: h5py.Group, n_lines: int, n_across: int) -> None:
     Raises
     ------
     ValueError
-        If the values are not numbers, the pointers do not rise from 0 to the number of values, or an index is out of
-        range.
+        If the values are not numbers, or if the pointers or indices do not fit the size of the matrix.
     """
     if check_vector(item["data"]).dtype.kind not in "fiub":
         raise ValueError(f"{item.name} does not hold numbers")

@@ -12,7 +12,7 @@ from scvae_cli.data.h5ad_heaps import check_heaps
 
 
 def check_all_stored(path: Path) -> None:
-    """Raise a ValueError if an array of the file declares a size that its stored bytes cannot hold.
+    """Raise a ValueError if far fewer bytes are stored for an array of the file than the array declares.
 
     Errors of h5py are not caught.
     """

@@ -203,7 +203,9 @@ def _warn_of_usually_none(
 
 
 def values_by_label(column: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
-    """Return the value of each label in a column of numbers or booleans, shape (c,); None for other columns.
+    """Return the value of each label in a column of numbers or booleans, shape (c,).
+
+    The result is None for a column of texts.
 
     >>> values_by_label(np.array([2.0, 1.0, np.nan]), ["1", "2"])
     array([1., 2.])

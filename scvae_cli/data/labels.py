@@ -2,9 +2,9 @@
 
 A label is the text form of a value of a column. Another module, `scvae_cli/labels.py`, turns values of every type into
 labels. The function `matching`, in this module, looks up a label in two steps. First, `matching` searches for a label
-with the text that the caller gave. If no label has this text, and all labels are numbers, True or False, `matching`
-then searches for the label with the same numeric value. The values 1, 1.0, "1", "1.0" and True therefore all find the
-label "1". If a column of strings contains both "1.0" and "1", the two strings remain different labels.
+with the text that the caller gave. If no label has this text, and all labels are numbers or booleans, `matching`
+searches for a label with the same numeric value. The values 1, 1.0, "1", "1.0" and True therefore all find the label
+"1". If a column of strings contains both "1.0" and "1", the two strings remain different labels.
 
 Letters in array shapes: n cells.
 """
@@ -85,7 +85,7 @@ def are_measurements(values: np.ndarray) -> bool:
 
 
 def matching(given: object, labels: Collection[str]) -> str | None:
-    """Return the label in `labels` that matches the value `given` of a caller, or None if no label matches.
+    """Return the label in `labels` that matches the value `given`, or None if no label matches.
 
     >>> matching(1.0, ["1", "2"]), matching("1.0", ["1", "2"]), matching("2", ["1.0", "2.0"])
     ('1', '1', '2.0')
@@ -114,10 +114,10 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 
 
 def in_natural_order(labels: Collection[str]) -> list[str] | None:
-    """Sort labels that are numbers, or that differ only in one number or range of numbers; otherwise return None.
+    """Sort labels by the number that each label contains, such as "day 3" and "day 12".
 
-    A hyphen between two numbers, as in "80-100", is not read as a minus sign. Dates have three numbers and are not
-    sorted.
+    The labels may differ only in one number or one range of numbers; otherwise, the result is None. A hyphen between
+    two numbers, as in "80-100", is not read as a minus sign. Dates have three numbers and are not sorted.
 
     >>> in_natural_order(["10", "9", "-1"]), in_natural_order(["E10", "E9.5"]), in_natural_order(["day 3", "day 12"])
     (['-1', '9', '10'], ['E9.5', 'E10'], ['day 3', 'day 12'])
@@ -163,7 +163,7 @@ def _number_given(label: str) -> float | None:
 def _number_of_label(label: str) -> float | None:
     """Return the number of a label that is written as Python prints a number or boolean ("1", "1.0", "True").
 
-    The result is None for other labels, such as "1E2" or "01".
+    The result is None for labels that Python would print differently, such as "1E2" or "01".
     """
     if label in ("True", "False"):
         return int(label == "True")

@@ -133,7 +133,7 @@ class CellTable:
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
-        """Return a table of other cells of the same matrix; the two tables share one copy of the matrix on the GPU."""
+        """Return a table of the cells in the rows `cells` of the matrix; the matrix itself is not copied."""
         other = copy.copy(self)
         other._choose(cells)
         return other
@@ -163,15 +163,16 @@ class CellTable:
         return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over all cells in order. Each item is a pair: indices of at most `size` cells, and a minibatch."""
+        """Iterate over minibatches of at most `size` cells; each item is a pair (indices of the cells, minibatch)."""
         for start in range(0, self.n_cells, size):
             rows = np.arange(start, min(start + size, self.n_cells))
             yield rows, self.take(rows)
 
     def in_batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over cells in the given order. Each item is a pair: indices of at most `size` cells, and a minibatch.
+        """Iterate over minibatches of the cells in the given order.
 
-        All minibatches have nearly the same size.
+        Each item is a pair (indices of the cells, minibatch). All minibatches have nearly the same size, which is at
+        most `size` cells.
         """
         batches = even_batches(order, size)
         at_once = max(1, GATHERED_CELLS // size)

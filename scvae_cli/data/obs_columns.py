@@ -42,9 +42,9 @@ def obs_values(
 ) -> np.ndarray:
     """Read a column of obs.
 
-    Raises a DataError if the column does not exist. The hint lists the columns that the option `purpose` accepts.
-    Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True, and columns
-    in `without` are never listed.
+    Raises a DataError if the column does not exist. The hint of the error lists the columns that the option `purpose`
+    accepts. Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True, and
+    columns in `without` are never listed.
     """
     if key not in store.obs_keys:
         names = [name for name in store.obs_keys if name not in without]
@@ -83,8 +83,8 @@ def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndar
     value_n = _numbers_of(store, key)
     if value_n is None:
         raise DataError(
-            f"{store.title}: obs[{key!r}] does not hold numbers in all of its {amount(len(store.cell_names), 'cell')}",
-            "--continuous-key takes a column of numbers; for a column of categories, use --batch-key",
+            f"{store.title}: obs[{key!r}] is not a column of numbers",
+            "--continuous-key takes numbers; for a column of categories, use --batch-key",
         )
     bad_n = ~np.isfinite(value_n)
     if bad_n.any() and not partly:
@@ -98,7 +98,10 @@ def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndar
 
 
 def _numbers_of(store: CellStore, key: str) -> np.ndarray | None:
-    """Return a column as float64, with NaN for missing values, or None if some values are not numbers."""
+    """Return a column as float64, with NaN for missing values.
+
+    The result is None if the column is not a column of numbers.
+    """
     try:
         values = store.obs_column(key)
     except DataError:  # the column cannot be read, or another column has the same name

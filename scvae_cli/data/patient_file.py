@@ -22,8 +22,8 @@ class PatientFile(io.FileIO):
     HDF5 cannot handle a failed write: closing the file then also fails, with a page of messages and sometimes a crash.
     HDF5 calls the functions of this class. If a function of this class raised an exception, HDF5 would ignore the
     exception and leave a wrong file. Data that cannot be written are therefore kept in memory, HDF5 closes the file
-    normally, and `check` then raises the error. At most the rest of one block and the caches of HDF5 are kept in
-    memory. If `new` is True, an empty file is created; otherwise an existing file is opened.
+    normally, and `check` then raises the error. Few data are kept in memory, because `watch` raises the error before
+    the next block is written. If `new` is True, an empty file is created; otherwise an existing file is opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -78,7 +78,7 @@ class PatientFile(io.FileIO):
             return self.tell() if size is None else size
 
     def flush(self) -> None:
-        """Do nothing, because the file has no buffer, and because an error must not reach HDF5."""
+        """Do nothing, because the file has no buffer."""
 
     def check(self) -> None:
         """Raise the stored error, if there is one."""

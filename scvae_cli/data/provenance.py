@@ -23,10 +23,10 @@ def provenance(
 ) -> Slot:
     """Create the record of one run of a command. The record lists all slots that the run writes.
 
-    An earlier run of the same name may have written slots that this run does not replace. The record lists the slots
-    with old results separately, each with the hash of the model that gave the old result. A warning names the slots
-    with old results, because users could mistake old results for results of this run. `store` is None if the slots are
-    written to a new file.
+    An earlier run with the name of the new run may have written slots that the new run does not replace. The record
+    lists the slots with old results separately, each with the hash of the model that gave the old result. A warning
+    names the slots with old results, because users could mistake old results for results of the new run. `store` is
+    None if the slots are written to a new file.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}

@@ -122,9 +122,9 @@ def sign_of_normalization(block: sp.csr_matrix) -> str | None:
 
     Returns a text that describes the sign, or None if no sign was found.
 
-    One sign of a normalization is that all cells have the same total, before or after a logarithm is undone. Another
-    sign of a normalization is that all values of a cell are multiples of one number (the value of a single molecule),
-    which differs from cell to cell.
+    One sign of a normalization is that the values of every cell have the same sum. Another sign of a normalization is
+    that all values of a cell are multiples of one number (the value of a single molecule), which differs from cell to
+    cell. To recognize log-normalized values, the logarithm is undone first.
     """
     undone: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "normalized": lambda x: x,
@@ -163,9 +163,9 @@ def _rows_of(block: sp.csr_matrix) -> Iterator[np.ndarray]:
 
 
 def _unit(values: np.ndarray) -> float:
-    """Return the smallest of all values and differences between values of a cell.
+    """Return the value of a single molecule in a normalized cell.
 
-    In a normalized cell, the smallest value or difference is the value of a single molecule.
+    The value is the smallest number among the values of the cell and the differences between these values.
     """
     ordered = np.sort(values)
     steps = np.diff(ordered)

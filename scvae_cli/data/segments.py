@@ -98,7 +98,9 @@ class Segment:
         self._side = None
 
     def send(self, room: Tensor, values: np.ndarray) -> None:
-        """Copy values to the first rows of a tensor on the device, after all earlier operations of the device."""
+        """Copy values to the first rows of a tensor on the device, when all earlier operations of the device have
+        ended.
+        """
         arriving = torch.from_numpy(np.ascontiguousarray(values))
         if self._side is not None:
             # In a separate stream (queue of GPU operations), the copy runs in parallel with the current steps.
@@ -119,7 +121,7 @@ class Segment:
 
 
 def _room(batch_n: np.ndarray, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Allocate a tensor for the batches or labels of all cells of a segment: indices, or rows of a design matrix."""
+    """Allocate a tensor with one index, or one row of a design matrix, for each cell of a segment."""
     return torch.zeros((*shape, *batch_n.shape[1:]), dtype=torch.as_tensor(batch_n[:0]).dtype, device=device)
 
 

@@ -191,7 +191,10 @@ def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
 
 
 class _Curves:
-    """A table of the proportion ρ times exp(batch effect) for each lineage, batch and grid step (rows) and gene."""
+    """A table of the proportions ρ, each multiplied by exp(batch effect).
+
+    Each row of the table belongs to a lineage, a batch and a grid step, and each column belongs to a gene.
+    """
 
     def __init__(self, varm: Mapping[str, Any]) -> None:
         factor_bg = np.exp(np.asarray(varm["true_batch_log_effect"])).T

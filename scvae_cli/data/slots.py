@@ -192,8 +192,8 @@ class SlotNames:
 def slug(name: str) -> str:
     """Convert a name to a key for an HDF5 file, where a character such as "/" has a special meaning.
 
-    Letters of all scripts are kept, and special characters are replaced by "_". Different names may give the same key.
-    `provenance.refuse_another` then refuses to overwrite the result of another name.
+    Letters of all scripts are kept, and special characters are replaced by "_". If two names give the same key,
+    `provenance.refuse_another` refuses to overwrite the first result.
 
     >>> slug("CD4+ T/naive"), slug("γδ T")
     ('CD4_T_naive', 'γδ_T')

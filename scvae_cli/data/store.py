@@ -55,7 +55,10 @@ class CellStore(Protocol):
         """
 
     def var_column(self, key: str) -> np.ndarray:
-        """Read a column of var as g values. Missing values and errors are the same as in `obs_column`."""
+        """Read a column of var as g values; missing values are NaN or None.
+
+        Raises a DataError if the column cannot be read.
+        """
 
     def obs_order(self, key: str) -> list[str] | None:
         """Return the categories of an ordered categorical column of obs, in order; None for any other column."""

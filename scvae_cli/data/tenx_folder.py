@@ -40,8 +40,7 @@ def read_tenx_folder(folder: Path) -> AnnData:
     Raises
     ------
     ValueError
-        If a file is missing or damaged, the numbers of features or cells differ between files, lines of the features
-        have different numbers of fields, or the matrix has two values for the same feature and cell.
+        If a file is missing or damaged, or if the files differ in the number of features or cells.
     DataError
         If the folder contains several matrices.
     """

@@ -48,7 +48,7 @@ def check_matrix(matrix: Path) -> tuple[int, int, int]:
 def read_rows(table: Path, n: int) -> list[list[str]]:
     """Return the fields of each line of a table without a header; empty lines are skipped.
 
-    Raises a ValueError if the table has many more than `n` lines, or if a line is very long or has zero bytes (NUL).
+    Raises a ValueError if the table has too many lines, a line that is too long, or zero bytes (NUL).
     """
     rows: list[list[str]] = []
     with open_text(table) as file:

@@ -46,8 +46,8 @@ def only_writer(
     Raises
     ------
     ScvaeError
-        If another process holds the lock for more than `wait` seconds, or if the path of the lock file is not a file.
-        The class of the error is `error`.
+        If another process still holds the lock after `wait` seconds, or if a folder or link has the name of the lock
+        file. The argument `error` is the class of the error to raise.
     OSError
         If the lock file cannot be created.
     """

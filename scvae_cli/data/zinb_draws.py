@@ -26,12 +26,11 @@ def draw_zinb(
 ) -> sp.csr_matrix:
     """Draw zero-inflated negative binomial (NB) counts x from their exact distribution, n × g, float32.
 
-    One uniform number u in [0, 1) is drawn for each count, whose zero-inflation probability is π. If u/(1 − π) ≥ 1, the
-    count is a zero from zero inflation; otherwise u/(1 − π) is again uniform in [0, 1). The probability of a nonzero
-    count is at most (1 − π)μ, so every count with u ≥ (1 − π)μ is set to zero without further computation. If the mean
-    μ is small, each remaining count x is drawn by inversion of the distribution function: x is the number of integers
-    k ≥ 0 with u/(1 − π) < P(NB > k). If the mean μ is large, each remaining count is drawn from a Poisson distribution
-    with a gamma-distributed mean.
+    One uniform number u in [0, 1) is drawn for each count. If u/(1 − π) ≥ 1, where π is the zero-inflation probability,
+    the count is zero. Otherwise, u/(1 − π) is again uniform in [0, 1). The probability of a nonzero count is at most (1
+    − π)μ, so a count whose number u is at least (1 − π)μ is set to zero without further computation. If the mean μ is
+    small, each remaining count is drawn by inversion of the distribution function of the NB. If the mean μ is large,
+    each remaining count is drawn from a Poisson distribution with a gamma-distributed mean.
 
     Parameters
     ----------
@@ -68,7 +67,9 @@ def draw_zinb(
 
 
 def _invert_nb(u: FloatArray, mu: FloatArray, theta: FloatArray) -> IntArray:
-    """Return the number of integers k ≥ 0 with u < P(NB(μ, θ) > k), for 1-D arrays; the number is 0 if u ≥ 1."""
+    """Draw NB(μ, θ) counts by inversion: for each uniform number u, count the integers k ≥ 0 with P(NB(μ, θ) > k) >
+    u.
+    """
     log_zero = -theta * np.log1p(mu / theta)
     counts = np.zeros(u.size, np.int64)
     alive = np.flatnonzero(u < -np.expm1(log_zero))

@@ -9,7 +9,7 @@
 - kBET (Büttner et al. 2019, doi:10.1038/s41592-018-0254-1) compares, for each cell, the batches of its neighbors with
   the batches of all cells by a χ² test. The acceptance rate of kBET is the fraction of cells for which the χ² test is
   not significant. If cell types are known, the acceptance rate is computed within each cell type and averaged over the
-  cell types. A cell type that is more frequent in one batch therefore does not lower the acceptance rate.
+  cell types. The acceptance rate is therefore not lowered by cell types whose frequency differs between batches.
 
 The functions for iLISI and kBET were compared with scib-metrics (`tests/data/make_scib_mixing.py`).
 

@@ -19,7 +19,7 @@ def has_harmony() -> bool:
 
 
 def harmony(pca_nc: np.ndarray, batch_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Correct principal components for batches. The result has shape (n, c), and n must be larger than c.
+    """Correct principal components for batches, shape (n, c). There must be more cells (n) than components (c).
 
     Parameters
     ----------

@@ -38,8 +38,7 @@ def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Predict the label of each cell by a vote of its 15 nearest cells.
 
     The result is True for each cell whose label is predicted correctly, shape (n,). The cells are divided at random
-    into five parts. The label of a cell is predicted only from cells of the four parts to which the cell does not
-    belong.
+    into five parts. The labels of the cells of one part are predicted from the cells of the other four parts.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Principal components of log-normalized counts, which are the usual embedding of cells in scanpy.
 
-The counts of each cell are scaled to the median library size and log1p-transformed. Real numbers, which have no library
-size, are used without a transformation.
+The counts of each cell are scaled to the median library size and log1p-transformed. Real-valued data are used without a
+transformation.
 
 Letters in array shapes: n cells, g genes, c components.
 """
@@ -20,7 +20,7 @@ COMPONENTS = 30
 
 
 def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_matrix:
-    """Scale counts to one library size and return their log1p, shape (n, g). Real numbers are returned unchanged.
+    """Scale counts to one library size and return their log1p, shape (n, g). Real-valued data are returned unchanged.
 
     `library` is the library size to which counts are scaled. If `library` is None, the median library size of the cells
     is used.

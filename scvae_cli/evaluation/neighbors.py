@@ -14,7 +14,7 @@ NEIGHBORS = 15
 def nearest_neighbors(x_nk: np.ndarray, n_neighbors: int = NEIGHBORS) -> np.ndarray:
     """Return the indices of the nearest other cells of each cell by Euclidean distance, nearest first, shape (n, m).
 
-    If there are not enough cells, the neighbors are all other cells.
+    If the data have at most m + 1 cells, the neighbors of a cell are all other cells.
     """
     return neighbors_and_distances(x_nk, n_neighbors)[0]
 

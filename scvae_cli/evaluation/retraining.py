@@ -1,8 +1,8 @@
 """Repetition of the training of a model on other cells or with another decoder.
 
 The recipe (`scvae_cli.training.recipe`) chooses every training setting that the user did not choose. A model records
-its settings, but not whether the user or the recipe chose them. Settings that equal those of the recipe are treated as
-chosen by the recipe, and are chosen again for the new training.
+its settings, but not whether the user or the recipe chose them. If a setting of the model equals the choice of the
+recipe, the recipe chooses the setting again for the new training.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:
 
 
 def requested_config(model: Model) -> RunConfig:
-    """Return the settings with which the training of a model is repeated on counts of its genes.
+    """Return the settings for a repeated training of a model on counts that contain only the genes of the model.
 
-    Settings that equal those of the recipe are set to None, so that the new training chooses them again.
+    A setting that equals the automatic choice is set to None, so that the new training chooses the setting again.
     """
     config = model.config.of_all_genes()
     n_training, n_genes = int(model.facts["n_training"]), len(model.genes)
@@ -64,9 +64,9 @@ def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silen
     """Return a model that was trained on some of the given cells, and the counts of the cells that were used.
 
     If there are more than 20,000 cells, at most 20,000 cells at regular intervals of the rows are used. Every training
-    holds out some of its cells. If a training on the used cells would hold out the same cells as the training of the
-    given model, the given model is returned. If a training would hold out other cells, a new model is trained on the
-    used cells. The cells must have the genes of the model, and batches if the model has batches.
+    holds out some of its cells. No new model is trained if the training would hold out exactly the held-out cells of
+    `model`; `model` itself is then returned. The cells must have the genes of the model, and batches if the model has
+    batches.
 
     Raises
     ------

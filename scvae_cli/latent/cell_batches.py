@@ -31,7 +31,7 @@ def refuse_lacking(store: CellStore, model: Model) -> None:
 
 
 def batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
-    """Return the batch of every cell, which the encoder of a model needs if batches were mapped onto the model.
+    """Return the batch of every cell, for a model onto which batches were mapped.
 
     If the model was trained without batches, cells without a batch are treated like the training cells.
 
@@ -65,8 +65,8 @@ def batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
 def warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> None:
     """Warn if cells come from batches that were not in the training data. Cells of new batches can still be embedded.
 
-    `warn_of_new_batches` also warns if values of continuous keys lie far outside the range of the training values.
-    `categories` is False if no warning of new batches is needed, because cells of new batches will be refused.
+    `warn_of_new_batches` also warns if values of continuous keys lie far outside the range of the training values. If
+    `categories` is False, the function does not warn of new batches.
     """
     design = model.vae.design
     keys = model.config.data.batch_keys

@@ -45,12 +45,14 @@ def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[T
 
 @torch.inference_mode()
 def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) -> np.ndarray:
-    """Compute expected counts at latent positions in the coordinates of the networks, shape (t, g), float32.
+    """Compute expected counts at latent positions, shape (t, g), float32.
+
+    The latent positions are in the coordinates that the encoder and the decoder use.
 
     Raises
     ------
     DataError
-        If `batch_as` names a batch that the model does not have, or if the library size is invalid or "observed".
+        If the model has no batch with the name `batch_as`, or if `library` is neither "median" nor a number above 0.
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()
@@ -62,9 +64,10 @@ def posterior_band(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the 5% and the 95% quantile of the expected counts of every gene at some latent positions.
 
-    `var_tk` is the posterior variance of a cell at each position z. Samples from N(z, var) are decoded, and the
-    quantiles of their expected counts are returned. The quantiles show how uncertain the expected counts of the cell
-    are, because the latent position of the cell is uncertain. The two quantiles have the shape (t, g), in float32.
+    `var_tk` is the posterior variance of a cell at each latent position. Samples from the posterior at each position
+    are decoded, and the quantiles of the expected counts are returned. The quantiles show how uncertain the expected
+    counts of the cell are, because the latent position of the cell is uncertain. The two quantiles have the shape (t,
+    g), in float32.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)

@@ -27,9 +27,9 @@ def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mi
     """Return the batches over which decoded counts are averaged, or None if `batch_as` equals the default `usual`.
 
     For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, `batch_as`
-    fixes some covariates (see `fixed_covariates`). Decoded counts are averaged over the categories of batch keys that
-    are not fixed, with the proportions of the training cells. Continuous keys that are not fixed have their mean
-    values.
+    fixes some covariates (see `fixed_covariates`). For a batch key that is not fixed, decoded counts are averaged over
+    the categories of the key. Each category is weighted by the number of training cells in the category. Continuous
+    keys that are not fixed have their mean values.
 
     Raises
     ------
@@ -82,15 +82,15 @@ class Fixed:
     values: tuple[float | None, ...]
 
     def combination(self, b: int) -> tuple[str, ...]:
-        """Return combination `b` of the training, in which fixed categories replace the original categories."""
+        """Return the combination of categories with index `b`; fixed categories replace the original categories."""
         own = self.design.combinations[b]
         return tuple(one if one is not None else mine for one, mine in zip(self.categories, own, strict=True))
 
     def rows(self, index_n: np.ndarray) -> np.ndarray:
-        """Return the rows of the design matrix for some combinations of the training, shape (n, r).
+        """Return the rows of the design matrix for the combinations of categories with the given indices, shape (n, r).
 
-        Fixed categories replace the categories of the combinations. Continuous keys that are not fixed have their mean
-        values. For a model without batch keys, the result has one row.
+        Fixed categories replace the original categories of a combination. Continuous keys that are not fixed have their
+        mean values. For a model without batch keys, the result has one row.
         """
         design = self.design
         if not design.batch_keys:
@@ -122,14 +122,14 @@ class Fixed:
 def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
     """Read from the text KEY=VALUE[,KEY=VALUE…] which covariates of a model with several covariates are fixed.
 
-    A category that occurs in the training only together with one category of another key (for example a donor with a
-    single site) also fixes the other key. `batch_as` may also be the name of a combination of categories, as `scvae
-    info` lists it. The name of a combination fixes all batch keys.
+    If all training cells of a donor come from one site, fixing the donor also fixes the site. `batch_as` may also be
+    the name of a combination of categories, as `scvae info` lists it. The name of a combination fixes all batch keys.
 
     Raises
     ------
     DataError
-        If the model does not have a key or category, or if a value of a continuous key is not a finite number.
+        If the model does not have a key or category that `batch_as` names, or if the value of a
+        continuous key is not a finite number.
     """
     design = model.vae.design
     assert design is not None, "models with one batch key have batches"
@@ -163,7 +163,7 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
     Raises
     ------
     DataError
-        If `fixed_covariates` raises a DataError for `batch_as`.
+        If `batch_as` is not valid for the model.
     """
     if model.vae.design is None or batch_as in (None, AVERAGE, "observed", "drawn"):
         return []
@@ -179,7 +179,9 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
 
 
 def _pairs(text: str, keys: Sequence[str], categories: dict[str, Sequence[str]], hint: str) -> list[tuple[str, str]]:
-    """Split KEY=VALUE[,KEY=VALUE…] at the given keys. A value may contain commas, and may be quoted as in Python."""
+    """Split KEY=VALUE[,KEY=VALUE…] at the given keys. A value, such as the name of a batch, may contain commas and may
+    be put in quotes.
+    """
     either = "|".join(re.escape(key) for key in sorted(keys, key=len, reverse=True))
     next_key, literal = (
         re.compile(rf",\s*(?=(?:{either})=)"),

@@ -31,7 +31,7 @@ _LEAST_SIMILARITY = 1e-6
 def order_graph(expression: CellGraph, n_ends: int = 0) -> CellGraph:
     """Connect cells that are near to each other in diffusion coordinates.
 
-    The lengths of paths in the resulting graph order the cells.
+    Cells can then be ordered by the lengths of paths in the resulting graph.
 
     Parameters
     ----------
@@ -71,12 +71,14 @@ def _widths(graph: CellGraph) -> np.ndarray:
 def diffusion_coordinates(similarity: sp.csr_matrix, n_coordinates: int, n_components: int = 1) -> np.ndarray:
     """Compute the coordinates whose Euclidean distances are multiscale diffusion distances, shape (m, d).
 
-    If edges were added to connect c > 1 components of the graph, c − 1 coordinates only separate the components. The
-    c − 1 separating coordinates are computed in addition to the requested coordinates, and with the same factor λ/(1−λ)
-    as the first requested coordinate. With larger factors, the gaps between components would dominate all distances.
+    If edges were added to connect c > 1 components of the graph, c − 1 coordinates only separate the components.
+    Coordinates that separate components are computed in addition to the requested coordinates. The factor λ/(1−λ) of a
+    coordinate that separates components is reduced to the factor of the first requested coordinate. With larger
+    factors, the gaps between components would dominate all distances.
 
-    The similarity of two nodes is first divided by the densities of the two nodes, so that distances do not depend on
-    how many cells there are along a branch (Coifman & Lafon 2006, doi:10.1016/j.acha.2006.04.006, with α = 1).
+    The similarity of two nodes is first divided by the densities of the two nodes (Coifman & Lafon 2006,
+    doi:10.1016/j.acha.2006.04.006, with α = 1). Distances therefore do not depend on how many cells there are along a
+    branch.
     """
     from scipy.sparse.linalg import eigsh
 

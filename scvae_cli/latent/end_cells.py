@@ -55,8 +55,8 @@ def extreme(graph: CellGraph, density: LatentDensity, cells: np.ndarray, start: 
     """Return the node of a population at which a trajectory from the node `start` ends.
 
     Cells differentiate away from the start, so the cells farthest from the start are the most differentiated cells.
-    Distances are Fisher–Rao lengths along the neighbor graph. Of the 20% of the population's core that are farthest
-    from the start, the node with the highest latent density is chosen.
+    Distances are Fisher–Rao lengths along the neighbor graph. Among the 20% of the nodes that are farthest from the
+    start, the node with the highest latent density is chosen.
     """
     nodes = core(graph, cells, ~unusual(graph, density))
     distance_n = graph.distances([start])[0, nodes]

@@ -43,7 +43,8 @@ def expected_counts(
     with_zero_inflation: bool | None = None,
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Compute the expected counts of every cell, in blocks of cells. A block has shape (cells, g), float32.
+    """Compute the expected counts of every cell, in blocks of cells. A block contains the expected counts of several
+    cells, shape (number of cells, g), float32.
 
     Parameters
     ----------
@@ -121,8 +122,8 @@ def expected_counts(
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
     """Return the library size at which cells are decoded, or None for the observed library size of each cell.
 
-    `library` is "observed", "median" or a number of counts. `usual` is the default of the calling function. For a model
-    of real numbers, which has no library size, `library` must equal `usual`.
+    `library` is "observed", "median" or a number of counts. `usual` is the default of the calling function. A model of
+    real-valued data has no library size, so `library` must equal `usual`.
 
     Raises
     ------
