@@ -133,9 +133,7 @@ def _of_container() -> int | None:
 
 
 def _of_process() -> int | None:
-    """Return the number of bytes that the limit `ulimit -v` still allows this process to allocate; None if there is no
-    limit.
-    """
+    """Return how many bytes `ulimit -v` still allows this process to use, or None without a limit."""
     import resource
 
     most, _ = resource.getrlimit(resource.RLIMIT_AS)

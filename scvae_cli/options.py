@@ -145,7 +145,7 @@ class Declared:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that the option accepts; the tuple is empty if the option accepts any text, or no text at all."""
+        """The words that the option accepts, or an empty tuple if the option is not limited to certain words."""
         for kind in self.alternatives:
             if get_origin(kind) is Literal:
                 return get_args(kind)
@@ -271,7 +271,7 @@ def option(default: Any = MISSING, **declared: Any) -> Any:
 
 
 def section(options: type[Options], *, without: frozenset[str] = frozenset()) -> Any:
-    """Make a dataclass field that contains a group of options; the command line shows these options like all others.
+    """Make a dataclass field that contains a group of options. The command line does not show the grouping.
 
     Parameters
     ----------
@@ -358,7 +358,7 @@ def _declared(ordered: list[Any], kinds: dict[str, Any], *, nested: bool) -> Ite
 def build(
     options: type[Options], given: Mapping[str, Any], *, within: str = "", hidden: frozenset[str] = frozenset()
 ) -> Any:
-    """Make an options object, including the options objects of its sections, from a mapping of names to values.
+    """Make an options object, and the options objects of its sections, from a mapping of names to values.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Functions that numba compiles and that run on several threads.
 
 When numba compiles a Python function, numba also compiles a copy of every function that the Python function calls.
-Numba compiles a function with a parallel loop four times. Numba would therefore compile a function that is called in a
-parallel loop five times. A function that is called by its address in memory is compiled only once.
+Numba compiles a parallel loop four times, so a function that is called in the loop would be compiled five times in all.
+A function that is called by its address in memory is compiled only once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def use_threads() -> int:
-    """Make numba use as many threads as torch if numba has enough, and return torch's number of threads.
+    """Make numba use the same number of threads as torch, if possible, and return torch's number of threads.
 
     Callers divide their work according to the returned number alone, so that every run computes sums in the same order.
     """
@@ -40,9 +40,9 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
     """Return a function that looks up the address of `function`, and a function that calls `function` by its address.
 
     `function` must be compiled by numba and return nothing. `types` are the numba types of the arguments of `function`,
-    with one tuple for each combination of types that is allowed. Calls with other types of arguments raise an error.
-    Python code calls the first returned function with the index of a tuple in `types`. Compiled code calls the second
-    returned function with the address, followed by the arguments.
+    with one tuple for each combination of types that is allowed. Arguments of types that are not in `types` raise an
+    error. Python code calls the first returned function with the index of a tuple in `types`. Compiled code calls the
+    second returned function with the address, followed by the arguments.
     """
 
     @functools.cache

@@ -4,7 +4,7 @@ The function `ask` opens the data and the model, checks the destination, compute
 makes the report.
 
 Each command that uses a trained model is a subclass of `Question`. Each subclass implements only the steps in which the
-commands differ. Every other command of scvae is a function that takes a `Request` and a `Shell` and returns an
+commands differ. A command that needs no trained model is a function that takes a `Request` and a `Shell` and returns an
 `Outcome`.
 """
 
@@ -365,10 +365,9 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
 
 
 def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> None:
-    """Raise a ConfigError if an additional file, such as a figure, is also the data, the output or another additional
-    file.
+    """Raise a ConfigError if two options name the same file.
 
-    If two options named the same file, one result would overwrite another result or the data.
+    The results of two options in one file would overwrite each other.
     """
     options = request.options
     taken = [resolved(file) for file in (request.data, options.output) if isinstance(file, Path)]

@@ -204,7 +204,7 @@ class Session:
     ) -> Session:
         """Open further data with the model and the device of this session.
 
-        The layer and the rounding of counts are the same as in the training.
+        The counts are read from the layer that the training used, and rounded as in the training.
 
         Raises
         ------
@@ -247,8 +247,8 @@ class Session:
     def umap(self) -> np.ndarray | None:
         """Return the positions of the cells on the UMAP of `scvae embed --umap`, shape (n, 2).
 
-        If the data have no such UMAP, the positions are those on scanpy's UMAP (obsm["X_umap"]). The result is None if
-        the data have neither UMAP, or if some cells have no position on the UMAP.
+        If the data have no UMAP of scvae, the positions on scanpy's UMAP (obsm["X_umap"]) are returned. The result is
+        None if the data have no UMAP, or if some cells have no position on the UMAP.
         """
         for key in (SlotNames().umap, "X_umap"):
             xy = self.store.obsm(key)
@@ -453,7 +453,7 @@ class Session:
         return provenance(None if new_file else self.store, names, run, slots, facts)
 
     def counts_and_batches(self, *, partly: bool = False) -> Counts:
-        """Return the counts, with the covariates of the cells if the model uses covariates that the data contain.
+        """Return the counts of the cells, and add the covariates that the model uses and the data contain.
 
         If `partly` is False and any covariate of any cell is missing, the counts are returned without covariates. If
         `partly` is True, the counts are returned with those covariates that are not missing.

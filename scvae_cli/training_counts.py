@@ -1,4 +1,4 @@
-"""Reading the data for a training, with messages about them, and opening the same data with the trained model."""
+"""Reading the data for a training, and opening the same data with the trained model."""
 
 from __future__ import annotations
 

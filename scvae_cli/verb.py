@@ -104,7 +104,7 @@ class Request:
 
     @property
     def model_folder(self) -> Any:
-        """The model of the request or, if the request names no model, the folder DATA.scvae next to the data file.
+        """The model of the request. The default is the folder DATA.scvae next to the data file.
 
         The value is None if the request names no model and the data are not a file.
         """

@@ -1,4 +1,4 @@
-"""The embedding of cells in expression space (`scvae_cli.model.expression_space`), in blocks of cells.
+"""Positions of cells in expression space (`scvae_cli.model.expression_space`).
 
 Letters in array shapes: n cells, k latent dimensions, j components, m random directions, g genes.
 """
@@ -59,9 +59,9 @@ def expression_positions(
 
 @torch.inference_mode()
 def state_positions(model: Model, mean_nk: Tensor, *, progress: Progress = silent) -> np.ndarray:
-    """Compute the position of every cell's decoded state along the principal components of expression space.
+    """Compute each decoded state's position along the principal components of expression space, shape (n, j).
 
-    The result has the shape (n, j).
+    A decoded state is the expression that the decoder computes at the posterior mean of a cell.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Mean, variance and fraction of zeros of every gene, and their differences between two sets of cells.
+"""Mean, variance and fraction of zeros of every gene, and a comparison of these statistics between two sets of cells.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -53,7 +53,7 @@ class GeneMoments:
 
     @property
     def zero_g(self) -> np.ndarray:
-        """Fraction of cells without a count of each gene, shape (g,)."""
+        """Fraction of zeros of every gene, shape (g,)."""
         return 1 - self._seen_g / max(self.n_cells, 1)
 
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
@@ -61,8 +61,8 @@ class GeneMoments:
 
         `other` must have at least as many cells as `self`.
 
-        Real numbers may have any sign and unit. The means of real numbers are therefore compared in standard deviations
-        of the cells in `other`, and fractions of zeros are not compared.
+        If `real` is True, the difference between two means is divided by the standard deviation of the gene over the
+        cells of `other`, and fractions of zeros are not compared.
         """
         if real:
             varies = other.varies_g

@@ -1,13 +1,14 @@
 """The neighbor graph of the cells, in which the length of an edge is a Fisher–Rao distance.
 
-The nodes of the graph are cells at their posterior means. The decoded state of a cell is the decoded expression at its
-posterior mean, in Fisher–Rao coordinates (`model/geometry.py`). Each node is connected to its nearest nodes in latent
-space. The length of an edge is the distance between the decoded states of its two cells. If there are very many cells,
-only a random subset of the cells are nodes.
+Each node of the graph is a cell, and the position of the node is the posterior mean of the cell. The decoded state of a
+cell is the expression that the decoder computes at the posterior mean, in Fisher–Rao coordinates (`model/geometry.py`).
+Each node is connected to its nearest nodes in latent space. The length of an edge is the distance between the decoded
+states of its two cells. If there are very many cells, only a random subset of the cells are nodes.
 
-Because of the prior, cells vary equally along every latent dimension in use, whether many or few genes change along the
-dimension. A graph of neighbors in latent space therefore separates two cell fates even if only a few genes distinguish
-the fates. `euclidean_graph` makes a neighbor graph in any other coordinates, such as positions in expression space.
+The prior makes the variance of the cells about 1 along every latent dimension in use, even if only a few genes change
+along the dimension. A graph of neighbors in latent space therefore separates two cell fates even if only a few genes
+distinguish the fates. `euclidean_graph` makes a neighbor graph from coordinates of any kind, such as positions in
+expression space.
 
 Letters in array shapes: n cells, k latent dimensions, d coordinates, g genes, m nodes, j neighbors.
 """
@@ -136,7 +137,7 @@ def euclidean_graph(cells: np.ndarray, point_md: Tensor, n_neighbors: int = NEIG
 
 
 def _graph(cells: np.ndarray, point_md: Tensor, y_mg: Tensor, n_neighbors: int) -> CellGraph:
-    """Connect each point to its nearest points. The lengths of the edges are distances in the coordinates y."""
+    """Connect each point to its nearest points. The length of an edge is the distance between two rows of `y_mg`."""
     j = min(n_neighbors, len(cells) - 1)
     neighbors_mj = _without_itself(nearest(point_md, point_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
@@ -183,7 +184,8 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:
     """Remove each node from the list of its neighbors.
 
-    If a node is not in the list of its neighbors, because many nodes are identical, the farthest neighbor is removed.
+    If many nodes have the same position, a list of neighbors may lack the node itself. The farthest neighbor is then
+    removed.
     """
     itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True
@@ -199,10 +201,10 @@ def _components(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
 
 
 def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
-    """Find edges that join the connected components of a graph into one component.
+    """Find edges that join the connected components of a graph into one component, shape (edges, 2).
 
     In each round, every component except the largest is connected to the nearest node outside the component. The result
-    has the shape (edges, 2). Two components that are nearest to each other get two edges, which may be identical.
+    may contain the same edge twice.
     """
     bridges = np.empty((0, 2), dtype=edges.dtype)
     while True:
@@ -218,7 +220,7 @@ def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
 
 
 def _lengths(y_mg: Tensor, edges: np.ndarray) -> np.ndarray:
-    """Compute the distance between the coordinates of the two nodes of every edge."""
+    """Compute the length of every edge: the Euclidean distance between two rows of `y_mg`."""
     parts = []
     for part in torch.split(torch.as_tensor(edges), max(1, BLOCK_VALUES // y_mg.shape[1])):
         difference_eg = y_mg.index_select(0, part[:, 0])

@@ -28,7 +28,7 @@ class Population:
     cells: np.ndarray
 
     def candidates(self) -> np.ndarray:
-        """Return the indices of the cells, or of cells at regular intervals if there are more than 500 cells."""
+        """Return the indices of at most 500 cells of the population, chosen at regular intervals."""
         return self.cells[:: -(-len(self.cells) // _ALWAYS_NODES)]
 
 
@@ -38,8 +38,9 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
     The purity of a node is the fraction of its neighbors that belong to the population. The core contains the nodes
     whose purity is close to the highest purity in the population. Where a small population borders on a large
     population, the density of the cells may be highest at the border, only because cells of the large population are
-    near. Cells at the border are not typical of the small population, so the core does not contain them. Only nodes in
-    the mask `usual_m`, shape (m,), are chosen, unless the mask excludes the whole population.
+    near. Cells at the border are not typical of the small population, so the core does not contain them. The mask
+    `usual_m`, shape (m,), selects the nodes that may belong to the core. If the mask selects no node of the population,
+    the mask is ignored.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)

@@ -31,9 +31,9 @@ _REFINED_CELLS = 256
 def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = None) -> CellTable:
     """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
-    `batch_n` is the batch of each cell, as `known_batches` returns it. If batches were mapped onto the model, the
-    encoder uses the batch of each cell, so the table always has batches. If batches were mapped and `batch_n` is None,
-    the batches are read from `counts`, and batches unknown to the model have the index −1.
+    `batch_n` is the batch of each cell, as `known_batches` returns it. The encoder of a model with mapped batches needs
+    the batch of each cell. If the model has mapped batches and `batch_n` is None, the batches are read from `counts`,
+    and an unknown batch has the index −1.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> Posterior:
     """Compute the mean and the variance of the posterior q(z|x) of every cell, each of shape (n, k), on the CPU.
 
-    Positions are in the coordinates of encoder and decoder, not along the canonical axes.
+    Means and variances refer to the latent axes of encoder and decoder, not to the canonical axes.
     """
     table, parts = cell_table(model, counts), []
     with progress("Encoding", table.n_cells) as advance:
@@ -94,13 +94,12 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
 
     For a model with one batch key, the result contains the index of each cell's batch, shape (n,). For a model with
     several covariates, the result is the design matrix of the cells (`scvae_cli.model.design`), shape (n, r). The
-    categories of a cell may form a combination that is not in the training.
+    combination of categories of a cell need not occur in the training cells.
 
     Raises
     ------
     DataError
-        If the model has batches or continuous keys that the data lack, or if a cell belongs to a batch or category that
-        the model does not have.
+        If the data lack a covariate of the model, or if a covariate has a category that the model does not know.
     """
     if model.vae.design is not None:
         return _known_rows(model.vae.design, counts)
@@ -123,7 +122,7 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def batches_if_known(model: Model, counts: Counts) -> np.ndarray | None:
-    """Return the result of `known_batches`, or None if the batch of a cell is unknown or the model has no batches."""
+    """Return the result of `known_batches` if the model knows the batch of every cell, and otherwise None."""
     design, covariates = model.vae.design, counts.covariates
     if design is None:
         known = counts.batch is not None and bool((positions_in(model.batches, counts.batch) >= 0).all())
@@ -135,11 +134,10 @@ def batches_if_known(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def batches_where_known(model: Model, counts: Counts) -> np.ndarray | None:
-    """Return the batch of each cell as `known_batches` does, but accept cells without a batch or of unknown batches.
+    """Return the batch of each cell as `known_batches` does, but without an error if the batch of a cell is unknown.
 
-    The index of a cell without a known batch is −1. For a model with several covariates, unknown categories and values
-    are replaced by averages over the training cells in the design matrix. The result is None if no batches were read
-    from the data.
+    The index of an unknown batch is −1. For a model with several covariates, unknown categories and values are replaced
+    by averages over the training cells in the design matrix. The result is None if no batches were read from the data.
     """
     design = model.vae.design
     if design is not None:
@@ -152,10 +150,11 @@ def batches_where_known(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def strata(model: Model, counts: Counts) -> np.ndarray | None:
-    """Return an index of each cell's batch, or of each cell's combination of categories, shape (n,).
+    """Return an index of each cell's batch, shape (n,).
 
-    Two cells have the same index if and only if their batches, or combinations, are equal. The indices may differ from
-    the batch indices of the model. The result is None for a model without batches.
+    For a model with several batch keys, every combination of categories counts as one batch.
+
+    The indices need not equal the batch indices of the model. The result is None for a model without batches.
     """
     if not model.batches or counts.batch is None:
         return None
@@ -166,7 +165,7 @@ def strata(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def _known_rows(design: Design, counts: Counts) -> np.ndarray:
-    """Return each cell's row of the design matrix, or raise a DataError if a category or value is unknown."""
+    """Return the design matrix of the cells. A DataError is raised if a category or a value is unknown."""
     covariates = counts.covariates
     keys = (*design.batch_keys, *(one.key for one in design.continuous))
     if covariates is None:

@@ -42,7 +42,7 @@ _LEAST_SET = 16
 class Refined(NamedTuple):
     """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats.
 
-    The increase of the ELBO is estimated with other random numbers than the optimization uses. A cell whose ELBO did
+    The increase of the ELBO is estimated with random numbers that the optimization did not use. A cell whose ELBO did
     not increase keeps the posterior of the encoder, so the increase is never negative.
     """
 
@@ -103,10 +103,10 @@ def _optimize(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise:
 def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield an endless sequence of standard normal vectors of shape (k,) in float64.
 
-    The vectors form sets of fixed size. Each vector is standard normal, but the vectors of a set are not independent.
-    The directions of the vectors are the axes of randomly rotated orthogonal frames. The lengths of the vectors are
-    stratified: one length is drawn from each quantile interval, in random order. The average of a quadratic function
-    over the vectors of a set and their negatives is therefore close to its expected value.
+    The vectors come in sets of equal size. The vectors of a set are spread evenly, so an average over a set varies less
+    than an average over independent vectors. The directions of the vectors are the columns of random orthogonal
+    matrices. The lengths of the vectors are stratified: one length is drawn from each quantile interval, in random
+    order.
     """
     # scipy is imported within the function, because every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
@@ -123,7 +123,7 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute gradients of each cell's negative ELBO with respect to mean and log variance.
+    """Compute gradients of each cell's negative ELBO with respect to the mean and log variance of its posterior.
 
     The gradients are computed from a posterior sample and its mirror image about the mean.
     """

@@ -2,9 +2,9 @@
 
 The prior is the same in all directions, so the latent axes of each training are rotated nearly at random. The decoded
 expression of the cells is nearly the same in each training. The canonical axes are therefore the axes along which the
-latent position of the cells explains most of the variance of their decoded expression. Decoded expression is measured
-by the coordinate y of `geometry.py`. One unit of the coordinate y is the standard deviation of a single count around
-its expected value or, for real numbers, the standard deviation of the noise.
+latent position of the cells explains most of the variance of the decoded expression. Decoded expression is measured by
+the coordinate y of `geometry.py`. One unit of the coordinate y is the standard deviation of a single count around its
+expected value or, for real numbers, the standard deviation of the noise.
 
 Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The canonical axes are the left
 singular vectors of the matrix C^(−½) Cov(z, y). The matrix C^(−½) Cov(z, y) equals C^(½) B, where B = C⁻¹ Cov(z, y) are
@@ -12,9 +12,8 @@ the slopes of a linear regression of y on z. The canonical axes are sorted by ex
 Along each axis, the distribution of the cells usually has a longer and a shorter tail. The sign of each canonical axis
 is chosen so that the longer tail of the cells is on the positive side.
 
-The eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z), could be used as axes too.
-However, the eigenvectors of the mean of J_yᵀJ_y agree less between trainings than the canonical axes do. The mean of
-J_yᵀJ_y also depends on directions along which the cells do not vary, and on small irregularities of the decoder.
+The eigenvectors of the mean metric J_yᵀJ_y (`geometry.py`) are not used as axes, because these eigenvectors differ more
+between trainings than the canonical axes do.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on the rotation.
@@ -45,8 +44,8 @@ class CanonicalAxes:
     """A rotation of latent space to the canonical axes.
 
     Row i of `rotation_kk` is the ith canonical axis in the latent coordinates that encoder and decoder use. The
-    strength of an axis is the variance of the coordinate y that this axis alone explains, summed over genes. Strengths
-    are in descending order.
+    strength of an axis is the variance of decoded expression that this axis alone explains, summed over genes.
+    Strengths are in descending order.
     """
 
     rotation_kk: Tensor
@@ -71,8 +70,8 @@ class CanonicalAxes:
     def near_ties(self) -> list[int]:
         """Return the indices of axes that are about as strong as the next axis.
 
-        Two axes of similar strength may swap or mix between trainings. Very weak axes are ignored: an index is not
-        returned if the next axis has at most a thousandth of the strength of the strongest axis.
+        Two axes of similar strength may swap or mix between trainings. Axes with at most a thousandth of the strength
+        of the strongest axis are ignored.
 
         >>> CanonicalAxes(torch.eye(3), torch.tensor([4.0, 3.9, 1.0])).near_ties()
         [0]
@@ -86,7 +85,7 @@ class CanonicalAxes:
 def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
     """Compute the canonical axes of a decoder from the posterior means of cells.
 
-    If there are more than 5,000 cells, only cells at regular intervals are used.
+    At most 5,000 cells are used, chosen at regular intervals.
     """
     mean_nk = mean_nk[:: -(-len(mean_nk) // _CELLS)]
     centered_nk = (mean_nk - mean_nk.mean(0)).double().cpu()

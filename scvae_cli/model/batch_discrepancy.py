@@ -1,4 +1,4 @@
-"""Difference between the latent positions of the cells of one batch and those of the other batches.
+"""Difference between the latent positions of the cells of one batch and of the cells of all other batches.
 
 Letters in array shapes: n cells, k latent dimensions, b batches.
 """
@@ -18,7 +18,7 @@ LEAST_SQUARE = 5.0
 
 
 def batch_discrepancy(position_nk: Tensor, *members: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the maximum mean discrepancy between each batch and all other batches, and its gradient.
+    """Compute maximum mean discrepancies between each batch and all other batches, and the gradient of their mean.
 
     The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w) (Gretton et al. 2012, Journal of Machine
     Learning Research 13:723). In the formula of the discrepancy, z and z' are the positions of two cells of the batch,

@@ -240,7 +240,7 @@ class Model:
 
 
 def _covariates(vae: VAE) -> dict[str, Any]:
-    """Return the batches and, if there is a design, the continuous keys, in the form that config.json stores."""
+    """Return the names of the batches, and the statistics of the continuous keys, as config.json stores them."""
     design = vae.design
     if design is None:
         return {"batches": list(vae.batches)}
@@ -356,7 +356,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
 
 
 def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
-    """Read the classifiers of labels; their values are checked only when the classifiers are used."""
+    """Read the classifiers of labels. The classifiers are checked when they are first used."""
     names = tuple(check_names("labels", config["labels"]))
     if len(names) < 2 or config["labels_kind"] not in KINDS or any(map(is_reserved, names)):
         raise ValueError("config.json has fewer than two labels, labels of an unknown type, or reserved label names")
@@ -366,7 +366,10 @@ def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
 
 
 def _expression_space(latent: dict[str, torch.Tensor]) -> ExpressionSpace:
-    """Make the map to expression space from its tensors. Optional tensors that are not in the file become None."""
+    """Make the map to expression space from the tensors of latent.safetensors.
+
+    Optional tensors that are not in the file become None.
+    """
     given = {f.name: latent[f.name] for f in fields(ExpressionSpace) if f.default is MISSING or f.name in latent}
     return ExpressionSpace(**given)
 
@@ -507,7 +510,7 @@ def _swap(new: Path, folder: Path) -> None:
 
 
 def _recover(folder: Path) -> None:
-    """Complete the replacement of a model folder that a crash interrupted between two renames."""
+    """Finish or undo the replacement of a model folder, if a crash interrupted the replacement."""
     previous = _previous(folder)
     if not previous.is_dir():
         return

@@ -4,8 +4,8 @@ Letters in array shapes: n cells, g genes. Symbols: x is a count, μ its mean, �
 zero-inflation logit, σ the logistic function, lgΓ the log gamma function and ψ its derivative.
 
 Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
-binomial distribution: σ(−h) for zeros, and 1 for other counts and for models without zero inflation. One count has the
-log-probability
+binomial distribution. For a count of zero in a model with zero inflation, w = σ(−h), and otherwise w = 1. One count has
+the log-probability
 
     L = x·(η − log θ − ℓ) − h + [x = 0]·softplus(h) − softplus(−a) + lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1)
 
@@ -15,11 +15,11 @@ where [x = 0] is 1 for a count of zero, and 0 otherwise. The derivatives of L ar
 
 The mean μ is the library size times the softmax of the logits over genes. Let d_g be ∂L/∂η of gene g. The derivative of
 the log-probability of a cell with respect to the logit of gene g is then d_g − softmax_g · Σ d, with the sum over all
-genes. The Poisson distribution is the limit of large θ. The log-probability and its derivatives share logarithms and
-exponentials, so one pass over the genes computes the log-probability and the derivatives.
+genes. The Poisson distribution is the limit of large θ. The log-probability and its derivatives contain the same
+logarithms and exponentials, so all are computed in one pass over the genes.
 
-On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. On other devices and in other precisions,
-`dense_nll` computes the log-probability and its derivatives in plain torch.
+On a CPU in float32, the log-probability and its derivatives are computed by compiled code (`compiled/count_nll.py`),
+and otherwise by `dense_nll` in plain torch.
 """
 
 from __future__ import annotations
@@ -88,15 +88,15 @@ def dense_nll(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, x_ng: Tensor,
     *, with_gradient: bool, share_n: Tensor | None = None,
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
-    """Compute the negative log-probability of each cell's counts, and the gradients of the mean over the cells.
+    """Compute the loss of each cell (the negative log-probability of its counts), and gradients of the mean loss.
 
-    The negative log-probabilities are in nats, shape (n,), float64. The counts `x_ng` are a dense matrix, on any device
-    and in any precision. `share_n` is the weight of each cell in the mean. If `share_n` is None, every cell has the
-    weight 1/n.
+    The losses are in nats, shape (n,), float64. The counts `x_ng` are a dense matrix, on any device and in any
+    precision. `share_n` is the weight of each cell in the mean loss. If `share_n` is None, every cell has the weight
+    1/n.
 
-    A GPU can record a training step that calls `dense_nll` as a CUDA graph (a fixed sequence of operations), because no
-    operation waits for the GPU and no shape depends on the counts. `dense_nll` does not use `torch.where` with a Python
-    number, because `torch.where` would copy the number to the GPU and wait.
+    No operation of `dense_nll` waits for the GPU, and no shape depends on the counts. A training step with `dense_nll`
+    can therefore be recorded as a CUDA graph (a fixed sequence of operations). `torch.where` with a Python number would
+    copy the number to the GPU and wait, so `torch.where` is not used here.
     """
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g

@@ -1,8 +1,8 @@
 """The density of the cells in latent space: a Gaussian mixture, and the off-manifold score of a point.
 
 The Gaussian mixture is fitted to posterior samples of training cells. The number of mixture components is chosen so
-that the posterior samples of held-out cells have the highest density. The aggregated posterior, that is, the mixture of
-the posteriors of all cells, is not used, because its density is very low at any point that is not close to a cell.
+that the posterior samples of held-out cells have the highest density. The mixture of all cells' posteriors is not used,
+because its density is very low at any point that is not close to a cell.
 
 The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than the
 point. If there are fewer than ten held-out cells, the point is compared with the training cells too, so that the score
@@ -42,7 +42,7 @@ _PRIOR_POINTS_PER_DIMENSION = 8.0
 
 @dataclass(frozen=True)
 class LatentDensity:
-    """A Gaussian mixture, and the densities of held-out cells with which the density of a point is compared.
+    """A Gaussian mixture, and the densities of held-out cells, from which off-manifold scores are computed.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class LatentDensity:
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw points from the density. The points have shape (n, k) and are on the CPU."""
+        """Draw points from the density, shape (n, k), on the CPU."""
         component_n = torch.multinomial(self.log_weight_c.cpu().exp(), n, replacement=True, generator=generator)
         z_nk = torch.randn(n, self.mean_ck.shape[1], generator=generator, dtype=self.mean_ck.dtype)
         for c, (mean_k, whiten_kk) in enumerate(zip(self.mean_ck.cpu(), self.whiten_ckk.cpu(), strict=True)):
@@ -100,7 +100,7 @@ class LatentDensity:
         return torch.einsum("nc,ckj->nkj", share_nc, lower_ckk @ lower_ckk.transpose(1, 2))
 
     def nll_at(self, share: float) -> float:
-        """Return the quantile at the fraction `share` of the held-out cells' negative log density, nats."""
+        """Return the quantile `share` of the negative log densities of the held-out cells, nats."""
         return float(torch.quantile(self.heldout_nll.double(), share))
 
     def to(self, device: torch.device) -> LatentDensity:
@@ -120,9 +120,8 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
     """Fit a Gaussian mixture to training cells, and compute the densities of held-out cells for off-manifold scores.
 
     `training` and `heldout` contain the posterior means and variances of cells, each of shape (n, k). If there are
-    fewer than ten held-out cells, the off-manifold score also compares a point with the training cells, because scores
-    from a few held-out cells alone never come close to 1. Training cells lie at a slightly higher density than unseen
-    cells, so scores that use training cells are slightly too high.
+    fewer than ten held-out cells, the off-manifold score also compares a point with the training cells. The score is
+    then slightly too high, because training cells lie at a slightly higher density than held-out cells.
     """
     noise = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""The design matrix of a decoder with several covariates, which says which effects are added for each cell.
+"""The design matrix of a decoder with several covariates, which selects the effects for each cell.
 
 The decoder's output for a cell is shifted by a sum of effects. The sum of effects contains one effect for the cell's
 category in each batch key. For each continuous key, the sum contains an effect times the cell's standardized value:
@@ -10,8 +10,8 @@ for each category of the cell, 0 for other categories, and the standardized valu
 of categories have no additional effects (interactions). The shift for a new combination of categories is therefore
 known if each of its categories occurred in the training.
 
-If one category of a key occurs only together with one category of another key (donors nested in sites), the data
-determine the sum of the two effects, but not each effect separately.
+If batch keys are nested, for example donors in sites, the data determine the sum of the effects of donor and site, but
+not each effect separately.
 
 A decoder with a single batch key and no continuous key has no design matrix, because the shift of a cell is simply the
 effect of its batch.
@@ -50,7 +50,7 @@ class Continuous:
     def far(self) -> tuple[float, float]:
         """Lower and upper limit beyond which a value is far outside the range of the training values.
 
-        A limit is half the range below the minimum or above the maximum of the training values.
+        The limits are minimum − width/2 and maximum + width/2, where width = maximum − minimum of the training values.
         """
         margin = (self.most - self.least) / 2
         return self.least - margin, self.most + margin
@@ -93,7 +93,9 @@ class Design:
 
     @classmethod
     def of(cls, covariates: CellCovariates, training: np.ndarray) -> Design:
-        """Return the design for some cells. `training` contains the indices of the training cells.
+        """Return the design that describes the covariates of some cells.
+
+        `training` contains the indices of the training cells.
 
         Raises
         ------
@@ -131,7 +133,7 @@ class Design:
 
     @cached_property
     def combination_br(self) -> np.ndarray:
-        """The design matrix of the combinations, at the mean of each continuous key, float32, shape (b, r)."""
+        """The design matrix with one row for each combination of categories, float32, shape (b, r)."""
         row_br = np.zeros((len(self.combinations), self.n_effects), dtype=np.float32)
         for q, (names, block) in enumerate(zip(self.categories, self.blocks, strict=True)):
             position = {name: i for i, name in enumerate(names)}
@@ -147,9 +149,10 @@ class Design:
     def rows(self, covariates: CellCovariates, share_b: np.ndarray | None = None) -> np.ndarray:
         """Return the design matrix for some cells, float32, shape (n, r).
 
-        A cell with an unknown category of a batch key gets the average over the categories of this key, weighted by the
-        proportions `share_b` of the combinations. A cell without a value of a continuous key gets the mean of the key.
-        A DataError is raised if a value of a continuous key lies too far outside the range of the training values.
+        For a cell with an unknown category of a batch key, the row contains the proportions of all categories of this
+        key. These proportions follow from the proportions `share_b` of the combinations. A missing value of a
+        continuous key is replaced by the mean of the key. A DataError is raised if a value of a continuous key lies too
+        far outside the range of the training values.
         """
         row_nr = np.zeros((len(covariates.value_nv), self.n_effects), dtype=np.float32)
         average_r = None if share_b is None else share_b @ self.combination_br

@@ -12,7 +12,7 @@ from scvae_cli.data.minibatches import Minibatch
 
 
 def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: bool) -> Tensor:
-    """Compute log(1 + x · depth / library) − center, shape (n, g), float32.
+    """Compute log(1 + x · depth / library) − center from the counts x, shape (n, g), float32.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Expression space: coordinates of cells whose Euclidean distances measure differences in expression.
+"""Expression space: coordinates in which Euclidean distances between cells measure differences in expression.
 
-The same distance in latent space may be a small or a large change of expression, depending on the position. Neighbors,
+A step of length 1 in latent space changes the expression little at some positions, and strongly at others. Neighbors,
 clusters and UMAPs are therefore better computed in expression space. The expression of a cell in gene g is
 
     e_g = y_g(z) + w · r_g.
@@ -14,19 +14,19 @@ clusters and UMAPs are therefore better computed in expression space. The expres
   contains sampling noise, and also differences between cells that the latent space does not describe. The sum y + r is
   approximately the isometric coordinate of the observed count, corrected for library size and batch.
 - **w** is the weight of the residuals. With w = 0, cells lie on the smooth manifold of the decoder, and Leiden
-  clustering splits this manifold into too many clusters. The weight w is at most 1. The weighted residuals add at most
-  the fraction `NOISE_SHARE` to the variance of the decoded states along the first axes of the embedding.
+  clustering splits this manifold into too many clusters. The weight w is at most 1. Along the first axes of the
+  embedding, the weighted residuals increase the variance by at most the fraction `NOISE_SHARE`.
 
 The embedding has two kinds of axes.
 
 - The first axes of the embedding are the principal components of y over the training cells, on which the expression e
-  is projected. The components of y are used, because most components of e would follow the noise in the residuals of
-  the training cells. Along components that follow the noise of the training cells, new cells would have only a quarter
-  of the variance and lie apart from the training cells.
+  is projected. The components of the decoded states y are used, because most components of the expression e would
+  follow the noise in the residuals of the training cells. The noise of new cells differs from the noise of the training
+  cells, so new cells would lie apart.
 - The last axes of the embedding are random directions, on which the residuals are projected. The projected residuals
   contain noise of equal strength in all cells. Leiden clustering finds communities in a graph of neighbors. Without
   noise, neighbors lie in order along the manifold of the decoder, and at scanpy's default resolution a cell type is
-  split into several clusters. With the noise, cells that cannot be distinguished by their counts become neighbors at
+  split into several clusters. With noise, cells that cannot be distinguished by their counts become neighbors at
   random. The variance of the noise is `NOISE_SHARE` times the variance of the decoded states (`benchmarks/recipe.md`).
 
 Principal components and random directions are stored in the model, so new cells are embedded along the same axes as the
@@ -119,8 +119,9 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
     """Compute the decoded states y and the Pearson residuals r of some cells, each of shape (n, g).
 
     A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
-    differences from the expectation in an average batch. If `cells.batch_n` is None, all cells are treated as cells of
-    an unknown batch. With a design matrix, the rows of cells of unknown batches already contain the average effects.
+    computed from the expected counts in an average batch. If `cells.batch_n` is None, all cells are treated as cells of
+    an unknown batch. For a model with a design matrix, `cells.batch_n` already contains average effects for cells of
+    unknown batches.
     """
     head, depth = vae.decoder.head, vae.reference_library
     average_ng = own_ng = _reference_mean(vae, mean_nk, _average_batch(vae, mean_nk))
@@ -153,7 +154,7 @@ def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
-    """Compute the weight of the residuals, the components and the random directions from some training cells.
+    """Fit expression space to training cells: the components, the random directions, and the weight of the residuals.
 
     The sign of each component is chosen such that the positions of the training cells have a positive skewness along
     the component.

@@ -1,8 +1,8 @@
 """Checks of the files of a model folder.
 
-A model folder may come from an untrusted source, so every part of the folder is checked. The sizes of the network in
-config.json are compared with each other and with the sizes of the files before a network is made. A check that fails
-raises a ValueError that describes the fault.
+A model folder may come from an untrusted source, so every part of the folder is checked. Before a network is made, the
+sizes in config.json are compared with the sizes of the files. A check that fails raises a ValueError that describes the
+fault.
 
 Letters in array shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
 """
@@ -71,7 +71,7 @@ def check_design(batches: Any, continuous: Any, data: DataConfig) -> Design:
     if not isinstance(batches, list) or not all(isinstance(one, list) and len(one) == len(keys) for one in batches):
         raise ValueError("a combination of categories in config.json does not have one category for each batch key")
     if bool(batches) != bool(keys):
-        raise ValueError("config.json has batch keys without combinations of categories, or the reverse")
+        raise ValueError("config.json must have combinations of categories if, and only if, the model has batch keys")
     for one in batches:
         if not all(isinstance(category, str) for category in one):
             raise ValueError("the categories of the batch keys are not all texts")
@@ -104,7 +104,7 @@ def empty_network(
     design: Design | None = None,
     n_bytes: int,
 ) -> VAE:
-    """Return a network without memory for its weights.
+    """Return a network whose weights take no memory (torch's meta device).
 
     A ValueError is raised if a file of `n_bytes` bytes is too small for the weights of the network.
     """
@@ -192,7 +192,7 @@ def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -
 
 
 def check_number(name: str, value: Any, *, whole: bool = False, least: float = -math.inf) -> None:
-    """Check that a value is a number of at least `least`. Infinity is accepted, and NaN is refused."""
+    """Check that a value is a number that is not smaller than `least`. Infinity is accepted, and NaN is refused."""
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         raise ValueError(f"{name} is missing or out of range")

@@ -39,7 +39,7 @@ _METRIC_POINTS = 64
 
 @dataclass(frozen=True)
 class Geometry:
-    """Fisher–Rao geometry of a decoder. Dropout is never applied, not even in training mode.
+    """Fisher–Rao geometry of a decoder. No dropout is applied, even if the network is in training mode.
 
     Expression is compared at the library size `library`, in counts per cell. If `library` is None, the median library
     size of the training cells is used.
@@ -55,7 +55,7 @@ class Geometry:
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
         """Compute isometric coordinates y at latent points, and their derivatives J_y·v along directions v.
 
-        The coordinates have shape (n, g), the derivatives (m, n, g). The results are differentiable.
+        The coordinates have shape (n, g), and the derivatives have shape (m, n, g). The results are differentiable.
         """
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library

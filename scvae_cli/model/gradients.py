@@ -1,4 +1,4 @@
-"""Types of the results of layers and losses whose gradients are computed by formulas, and not by autograd.
+"""Types of results that are needed to compute gradients by formulas instead of autograd.
 
 Letters in array shapes: n cells, g genes, h hidden units.
 """

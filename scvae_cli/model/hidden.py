@@ -46,7 +46,7 @@ class NormalizedHidden(nn.Module):
         self.dropout = dropout
 
     def forward(self, a_nh: Tensor) -> Tensor:
-        """Compute hidden units from the output of the linear part."""
+        """Compute hidden units from the output of the linear map of a layer."""
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
             # Compiled code takes half a second to start, so compiled code is used only for training and not for a
             # single pass.

@@ -14,7 +14,7 @@ from torch import Tensor
 def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
     """Compute the isometric coordinate y of some means, shape (n, g).
 
-    The result has no gradient with respect to the inverse dispersion θ, which is None for a Poisson distribution.
+    The inverse dispersion θ receives no gradient. For a Poisson distribution, `theta_g` is None.
 
     >>> isometric(torch.tensor([[4.0]]), None)
     tensor([[4.]])

@@ -35,10 +35,9 @@ class Operations(Protocol):
         """Compute the hidden units dropout(SiLU(LayerNorm(a))) of a layer."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute gradients with respect to the input of `hidden`, and to weight and bias of its LayerNorm.
+        """Compute gradients with respect to the input (n, h), weight (h,) and bias (h,) of `hidden`.
 
-        The gradients have the shapes (n, h), (h,) and (h,). `d_hidden_nh` is the gradient of the loss with respect to
-        the result of `hidden`.
+        `d_hidden_nh` is the gradient of the loss with respect to the result of `hidden`.
         """
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +51,7 @@ class Operations(Protocol):
         """
 
     def without_padding(self, weight_nb: Tensor) -> Tensor:
-        """Set the rows of cells that only pad the minibatch to zero, shape (n, b)."""
+        """Return a copy of a matrix in which the rows of padding cells are 0, shape (n, b)."""
 
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
@@ -179,9 +178,9 @@ class ElboGradients:
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
         """Run the backward pass through some layers, and store the gradients of their parameters.
 
-        The function returns the gradient with respect to the output of the first linear map, and the gradient with
-        respect to the input of this map. `of_genes` says whether the inputs of the first linear map are genes. If the
-        inputs are genes, no gradient with respect to the inputs is needed, and the other gradient is returned twice.
+        The function returns the gradients with respect to the output and the input of the first linear map. `of_genes`
+        says whether the input of the first linear map is gene expression. The gradient with respect to gene expression
+        is not needed, so the gradient with respect to the output is then returned twice.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):
@@ -198,7 +197,7 @@ class ElboGradients:
         self.gradients[linear.bias] = d_nh.sum(0)
 
     def _head(self, decoder: Decoder, h_nh: Tensor, weight_nb: Tensor | None) -> Tensor:
-        """Compute forward and backward pass of the likelihood head, and return the gradient of its input `h_nh`."""
+        """Compute forward and backward pass of the likelihood head, and return the gradient with respect to `h_nh`."""
         head, effect = decoder.head, decoder.batch
         assert isinstance(head, CountHead), "`can_train` accepts only models of counts"
         bias_g, n_genes = head.outputs.bias, head.n_genes

@@ -1,8 +1,8 @@
 """Additional parameters of batches that were mapped onto a trained model.
 
 - **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells. A
-  treatment, for example, may change other genes in T cells than in monocytes. A mapped batch therefore has an
-  additional effect z·slope, which is linear in the latent position z.
+  treatment, for example, may change some genes in T cells only, and other genes in monocytes only. A mapped batch
+  therefore has an additional effect z·slope, which is linear in the latent position z.
 - **Encoder**: a mapped batch has a shift of the first hidden layer, which is equivalent to a shift of the input. A
   mapped batch also has an affine map of the posterior mean, mean + mean·turn + move. The shift and the affine map
   move the cells of a mapped batch to the latent positions of similar training cells.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 
 class Responses(nn.Module):
-    """The changes of the effects of the mapped batches along the latent axes.
+    """Effects of mapped batches that change linearly along the latent axes.
 
     The mapped batches are the last batches of a model.
     """
@@ -33,13 +33,13 @@ class Responses(nn.Module):
     def forward(self, z_nk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
         """Return the additional shift of the log proportions at some latent positions, shape (n, g).
 
-        `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b). If weights
-        of the last batches are left out, these weights are 0.
+        `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b). The last
+        columns of the weights may be left out if they are 0.
         """
         return self._along(z_nk, self._shares(batch, n_batches))
 
     def push(self, v_mnk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
-        """Return the changes of the additional shift along m directions per position, shape (m, n, g)."""
+        """Return the changes of the shift of log proportions along directions `v_mnk`, shape (m, n, g)."""
         return self._along(v_mnk, self._shares(batch, n_batches))
 
     def _shares(self, batch: Tensor, n_batches: int) -> Tensor:
@@ -73,6 +73,6 @@ class EncoderShifts(nn.Module):
         return first_nh + member_nb @ self.hidden_bh
 
     def mean_nk(self, mean_nk: Tensor, member_nb: Tensor) -> Tensor:
-        """Apply the affine map of each cell's batch to its posterior mean, shape (n, k)."""
+        """Transform the posterior mean of each cell by the affine map of the cell's batch, shape (n, k)."""
         turned_nk = torch.einsum("nb,nk,bkj->nj", member_nb, mean_nk, self.turn_bkk)
         return mean_nk + turned_nk + member_nb @ self.move_bk

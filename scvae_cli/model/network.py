@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
-        """Return the value to use for each gene that new data lack, shape (g,), or None if all these values are 0."""
+        """Return the values that replace missing genes in new data, shape (g,). None means zeros."""
         return None
 
 
@@ -90,13 +90,13 @@ class RealEncoder(Encoder):
         self.register_buffer("scale_g", torch.ones(n_genes))
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:  # noqa: ARG002  # all encoders have this argument
-        """Compute the input of the encoder, shape (n, g); real numbers are not scaled to a library size."""
+        """Standardize the features of the cells, shape (n, g)."""
         return (cells.x_ng - self.centre_g) / self.scale_g
 
     def absent_g(self) -> np.ndarray:
-        """Return the value to use for each feature that new data lack: the mean over the training cells, shape (g,).
+        """Return the values that replace missing features in new data: the means over the training cells, shape (g,).
 
-        Zero is not used for missing features, because zero may be far from the values of all cells.
+        Missing features are not set to 0, because 0 may be far from the values of all cells.
         """
         return np.asarray(self.centre_g.cpu())
 
@@ -107,9 +107,9 @@ class BatchEffect(nn.Module):
     For counts, the shifted output is the log proportion of a gene. In a linear decoder, which has no hidden layer, only
     the output is shifted.
 
-    With a design matrix (`design.py`), there is one effect for each category and each continuous key, and a shift is
-    the sum of the effects of a cell. With a design matrix, b is the number of effects, and the batches are combinations
-    of categories. `combination_br` is the design matrix of the combinations.
+    A model with several covariates has a design matrix (`design.py`), and one effect for each category and each
+    continuous key. The shift of a cell is then the sum of its effects. With a design matrix, the letter b in array
+    shapes counts effects, not batches. `combination_br` is the design matrix of the combinations.
     """
 
     combination_br: Tensor | None
@@ -134,10 +134,10 @@ class BatchEffect(nn.Module):
     def weights(self, batch: Tensor) -> Tensor:
         """Return the weights of the effects for each cell, shape (n, b).
 
-        `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). For a batch
-        index, the weights of a cell are 1 for its batch and 0 for other batches. With a design matrix, the weights are
-        the row of the cell's batch in the design matrix. If the weights are proportions of batches, the shift is the
-        weighted mean of the shifts of the batches. If weights of the last batches are left out, these weights are 0.
+        `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). A batch index
+        means a weight of 1 for this batch and 0 for all other batches. In a model with a design matrix, a batch index
+        selects a row of the design matrix as weights. If the weights are proportions of batches, the shift is the
+        weighted mean of the shifts of the batches. The last columns of the weights may be left out if they are 0.
         """
         if batch.dim() == 2:
             return batch.to(self.gene_bg.dtype)
@@ -156,7 +156,7 @@ class BatchEffect(nn.Module):
 
 
 def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
-    """Return the indicator of each cell's batch: 1 in the column of its batch and 0 elsewhere, shape (n, b)."""
+    """Return a matrix with 1 in the column of each cell's batch, and 0 in all other columns, shape (n, b)."""
     # Batch effects are computed as a matrix product with indicators and not by indexing. The gradient of indexing sums
     # over the cells of a batch in the order in which threads happen to run. With indexing, two trainings with the same
     # seed would therefore differ.
@@ -205,7 +205,7 @@ class CountHead(nn.Module):
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to expected counts, and its change along directions.
+        """Compute the contribution of one batch to expected counts, and changes of this contribution along directions.
 
         Expected counts are averaged over batches. `share` is the weight of the batch, by which the expected counts of
         the batch are multiplied. The contribution has shape (n, g), and the changes along m directions have shape
@@ -274,7 +274,10 @@ class CountOutput(NamedTuple):
         return nll_and_gradients(self.raw_ng, self.bias_g, self.log_theta_g, cells, with_gradient=False)[0]
 
     def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:
-        """Compute expected counts μ, or (1 − π)μ with the zero inflation π if `with_zero_inflation`, shape (n, g)."""
+        """Compute expected counts, shape (n, g): (1 − π)μ if `with_zero_inflation` is True, and otherwise μ.
+
+        The symbol π stands for the probability of zero inflation.
+        """
         mean_ng = torch.softmax(self.logits_ng, dim=1) * library_n.unsqueeze(1)
         zero_logit_ng = self.zero_logit_ng
         if with_zero_inflation and zero_logit_ng is not None:

@@ -16,9 +16,9 @@ from scvae_cli.model.vae import VAE
 def with_new_batches(vae: VAE, new: Sequence[str], *, reference: str) -> VAE:
     """Return a copy of a network that also has the batches `new`.
 
-    The effects of a new batch on the decoder are the mean effects of the batches of the training, and all other
-    parameters of mapped batches (`mapped_batches.py`) are 0. The new batches have no weight in averages over batches.
-    The results of the network for cells of all other batches therefore remain identical.
+    The effect of a new batch on the decoder is at first the mean effect of the training batches. The additional
+    parameters of the new batches (`mapped_batches.py`) are at first 0. Averages over batches do not include the new
+    batches. For cells of the old batches, the copy therefore gives the same results as the original network.
 
     Parameters
     ----------

@@ -51,7 +51,7 @@ class NormalHead(nn.Module):
 
     @torch.no_grad()
     def start(self, mean_g: Tensor, sd_g: Tensor) -> None:
-        """Initialize μ at the mean of each feature, and a learned σ at the standard deviation, each of shape (g,)."""
+        """Initialize μ and a learned σ at the mean and the standard deviation of each feature, each of shape (g,)."""
         self.centre_g.copy_(mean_g)
         self.scale_g.copy_(sd_g)
         self.outputs.bias.zero_()
@@ -84,7 +84,7 @@ class NormalHead(nn.Module):
         share: float,
         library: Tensor | float,  # noqa: ARG002  # all heads have this argument
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to the means, and its change along directions.
+        """Compute the contribution of one batch to the means, and the changes of this contribution along directions.
 
         Means are averaged over batches. `share` is the weight of the batch, by which the means of the batch are
         multiplied. The contribution has shape (n, g), and the changes along m directions have shape (m, n, g).
@@ -96,7 +96,7 @@ class NormalHead(nn.Module):
         return mean_ng * self.isometric_slope(mean_ng)
 
     def isometric_slope(self, mean_ng: Tensor) -> Tensor:
-        """Compute the derivative 1/σ of the isometric coordinate, shape (g,); σ receives no gradient."""
+        """Compute the derivative 1/σ of the isometric coordinate, shape (g,), without a gradient for σ."""
         return (-self.log_sd_g.detach().to(mean_ng)).exp()
 
     def typical_loss(self, nll: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class Mixture(NamedTuple):
-    """The batches over which decoded counts are averaged, in the form that `BatchEffect` takes, and their weights."""
+    """Batches over which decoded counts are averaged, and the weight of each batch in the average."""
 
     batch_b: Tensor
     share_b: tuple[float, ...]
@@ -183,13 +183,13 @@ class VAE(nn.Module):
         *,
         with_zero_inflation: bool = False,
     ) -> Tensor:
-        """Compute expected counts, shape (n, g): μ, or (1 − π)μ with the probability π of zero inflation.
+        """Compute expected counts, shape (n, g): (1 − π)μ if `with_zero_inflation` is True, and otherwise μ.
 
-        The expected counts of a cell are scaled such that their sum is the library size. Positions are in the
-        coordinates of encoder and decoder, not along the canonical axes. `batch` gives the batch of each position, as
-        in `decode`. If `batch` is a mixture of batches, the expected counts are averaged over the batches of the
-        mixture. If `batch` is None, the expected counts are averaged over all batches, weighted by the proportions of
-        the batches in the training cells.
+        The symbol π stands for the probability of zero inflation. The expected counts of a cell are scaled such that
+        their sum is the library size. The positions `z_nk` are in the coordinates of encoder and decoder, not along the
+        canonical axes. `batch` gives the batch of each position, as in `decode`. If `batch` is a mixture of batches,
+        the expected counts are averaged over the batches of the mixture. If `batch` is None, the expected counts are
+        averaged over all batches, weighted by the proportions of the batches in the training cells.
         """
         lowered = with_zero_inflation and self.config.likelihood == "zinb"
         batch = self.average if batch is None else batch

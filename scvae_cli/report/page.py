@@ -113,7 +113,7 @@ def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
 
 
 def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
-    """Hatch the steps of a trajectory where there are no cells, which are True in the mask `off_t`.
+    """Hatch the steps of a trajectory at which there are no cells, as given by the mask `off_t`.
 
     The x axis shows the position along the trajectory. If `above` is True, the hatching covers the drawing and makes
     the drawing paler. If `above` is False, the hatching is behind the drawing.

@@ -1,9 +1,10 @@
 """Saving the state of a training between epochs, and resuming the training from this state.
 
 A resumed training gives the same result as an uninterrupted training, bit for bit. The state of a training is saved in
-one file next to the folder of the future model. The file begins with a line of JSON; weights and optimizer state follow
-in the safetensors format. The file with the saved state is replaced in one step, so that it always contains the
-complete state of one epoch. The saved state of a training is removed when the trained model is saved.
+one file, next to the folder in which the model will be saved. The file begins with a line of JSON; weights and
+optimizer state follow in the safetensors format. The file with the saved state is replaced in one step, so that it
+always contains the complete state of one epoch. The saved state of a training is removed when the trained model is
+saved.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Checkpoint:
         self._run_hash = run_hash
 
     def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
-        """Save the current state of a training, in place of any state that was saved before.
+        """Save the current state of a training, replacing the state that was saved before.
 
         Raises a ModelError if the file of the saved state cannot be written.
         """
@@ -74,8 +75,8 @@ class Checkpoint:
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
         """Restore the saved state of a training, and return the history of the training, one row per epoch.
 
-        Raises a ModelError if there is no saved state, if the saved state is damaged, or if it belongs to other data or
-        to another configuration.
+        Raises a ModelError if the saved state is missing or damaged. A ModelError is also raised if the saved training
+        had other data or other options.
         """
         most = most_bytes(tensors_of(trainer).values())
         try:

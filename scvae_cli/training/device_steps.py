@@ -1,13 +1,13 @@
 """Training steps that run on a device (a GPU) without waiting for the host (the CPU).
 
-A GPU computes a training step in less time than the CPU needs to start the operations of the step one by one. The data
-of many steps (a segment) are therefore copied to the GPU before the first of these steps (`data/segments.py`). The data
-of a step are its cells, its random numbers and the factors of the optimizer. A counter on the GPU selects the data of
+A GPU computes a training step in less time than the CPU needs to start the operations of the step one by one. The CPU
+therefore prepares many steps at once (a segment), and copies the data of the segment to the GPU (`data/segments.py`).
+The data of a step include its cells, its random numbers and its learning rate. A counter on the GPU selects the data of
 each step. One training step is recorded as a CUDA graph (a fixed sequence of GPU operations), and the recorded
 operations are repeated for every step. `torch.compile` can also compile the training step. The CPU reads the losses of
 one segment of steps after it has started the next segment, so that the GPU always has work.
 
-On a CPU, the training steps run without a CUDA graph, so that the tests can run the steps on a CPU.
+The tests run the training steps on a CPU, without a CUDA graph.
 
 Letters in array shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors of the
 optimizer.
@@ -42,7 +42,7 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Inputs of a training step: indices of its cells in a `CellTable`, KL weight, and factors of the optimizer."""
+    """Inputs of a training step: the indices of its cells, the KL weight, and the optimizer's `Factors`."""
 
     cells: np.ndarray
     kl_weight: float
@@ -71,7 +71,7 @@ class Losses:
 
 
 class DeviceSteps:
-    """Training steps on a device, with minibatches of at most `n_cells` training cells of a `CellTable`.
+    """Training steps on a device, with at most `n_cells` cells in a minibatch.
 
     `mixing` is the weight of the discrepancy between the batches (`model/batch_discrepancy.py`). `labeling` is the
     weight of the cross-entropy of the labels (`model/label_loss.py`).
@@ -135,9 +135,9 @@ class DeviceSteps:
         at.add_(1)
 
     def _prepared(self) -> Callable[[], None]:
-        """Return the training step in the fastest form that works: compiled, recorded as a CUDA graph, both or neither.
+        """Compile the training step and record it as a CUDA graph, where possible, and return the result.
 
-        If a training step cannot be compiled or recorded, training takes longer, but its results do not change.
+        If compiling or recording fails, training takes longer, but the results do not change.
         """
         on_gpu = self._compute.device.type == "cuda"
         if self._compute.compiles:

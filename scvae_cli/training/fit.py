@@ -289,7 +289,7 @@ def fit_to_end(
 
 @torch.inference_mode()
 def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Compute posterior means and variances of evenly spaced training cells and of all held-out cells."""
+    """Compute posterior means and variances of all held-out cells and of a regular subset of the training cells."""
 
     def encode(table: CellTable, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [

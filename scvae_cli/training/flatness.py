@@ -8,14 +8,14 @@ of a line in latent space is the length of the corresponding curve of decoded ex
 The penalty of `--flat` is a weighted sum of three terms, called stress, flatness and evenness. None of the three terms
 depends on the scale of decoded expression, so the penalty neither enlarges nor shrinks the latent space.
 
-- **Stress** is min_s Σ(sL − d)² / Σd², where the sums run over pairs of cells. In the stress, d is the latent distance
-  of a pair of cells, L is the Fisher–Rao length of the line between the two cells, and s is one scale for all pairs.
-  The stress is the criterion of multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of the
-  squared latent distances that scaled Fisher–Rao lengths do not explain. Flatness and evenness constrain latent
+- **Stress** compares the latent distance d of two cells with the Fisher–Rao length L of the straight line between the
+  two cells. The formula of the stress is min_s Σ(sL − d)² / Σd², with sums over pairs of cells, and one scale s for all
+  pairs. The stress is the criterion of multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of
+  the squared latent distances that scaled Fisher–Rao lengths do not explain. Flatness and evenness constrain latent
   distances only weakly, because flatness and evenness are not computed in the gaps between groups of cells. The stress
-  trains both the encoder and the decoder, whereas flatness and evenness train only the decoder. When the stress trained
-  only the decoder, the penalty lowered the ELBO by a third to a half more, and latent distances agreed less well with
-  Fisher–Rao lengths.
+  trains both the encoder and the decoder, whereas flatness and evenness train only the decoder. If the stress trained
+  only the decoder, the penalty would lower the ELBO more, and latent distances would agree less well with Fisher–Rao
+  lengths.
 - **Flatness** is (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F. In the formula of flatness, C is the covariance of the
   cells' posterior means, E is the mean over the points at which M is computed, α is E[tr(MC)] / tr C, and ‖·‖_F is the
   Frobenius norm. If the cells vary equally along all latent directions, flatness is the penalty ‖M/α − I‖²_F of FlatVI
@@ -23,18 +23,18 @@ depends on the scale of decoded expression, so the penalty neither enlarges nor 
   cells differ. If flatness also included unused latent dimensions, the decoder would use these dimensions, and the KL
   would increase. The gradient of flatness includes the gradient of α. If α were treated as a constant, training could
   lower flatness by shrinking M as a whole, until the posterior collapses.
-- **Evenness** is E[k log(tr M / k) − log det M]. Evenness is 0 if decoded expression changes equally fast along all
-  latent directions. The more slowly decoded expression changes along a latent direction, the larger is the gradient of
-  evenness along this direction. The gradient of flatness, in contrast, vanishes along latent directions in which
-  decoded expression does not change.
+- **Evenness** is E[k log(tr M / k) − log det M] for k latent dimensions. Evenness is 0 if decoded expression changes
+  equally fast along all latent directions. The more slowly decoded expression changes along a latent direction, the
+  larger is the gradient of evenness along this direction. The gradient of flatness, in contrast, vanishes along latent
+  directions in which decoded expression does not change.
 
 The metric M is computed exactly, and at only a few posterior samples of each minibatch, because each computation of M
-needs k derivatives of decoded expression. FlatVI also computes the metric M at points between posterior samples. In
-scvae, the lines of the stress cover the space between cells. When the metric M was also computed between posterior
-samples, the ELBO decreased and nothing improved. The stress needs no derivatives along latent directions, so the stress
-can be computed for many pairs of cells. The penalty of `--flat` is applied in every third training step, with three
-times its weight. Models that were trained with the penalty in every step were about as good, and the penalty took three
-times as long. The penalty of `--flat` has its full weight from the first step on.
+needs k derivatives of decoded expression. FlatVI also computes the metric M at points between posterior samples. When
+scvae also computed M between posterior samples, the ELBO decreased and nothing improved. The stress needs no
+derivatives along latent directions, so the stress can be computed for many pairs of cells. The penalty of `--flat` is
+applied in every third training step, with three times its weight. Models that were trained with the penalty in every
+step were about as good, and the penalty took three times as long. The penalty of `--flat` has its full weight from the
+first step on.
 
 Letters in array shapes: n cells, p points or pairs, t positions along a line, k latent dimensions, g genes, h hidden
 units.
@@ -69,8 +69,8 @@ def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
 
     Stress is computed from the posterior means `mean_nk` of a minibatch. Flatness and evenness are computed at some of
     the posterior samples `z_nk`. The decoder is evaluated without dropout and at the reference library size. The
-    penalty has no gradient with respect to the posterior samples. The cells of the stress and the points of flatness
-    and evenness are drawn with torch's random number generator.
+    penalty has no gradient with respect to the posterior samples. The cells and the points at which the three terms are
+    computed are drawn with torch's random number generator.
     """
     mean_nk = mean_nk.float()
     # Flatness and evenness have no gradient for the encoder. Otherwise, the encoder would move cells to positions where

@@ -108,7 +108,7 @@ class Rollback:
 
 @dataclass(frozen=True, kw_only=True)
 class Converged:
-    """Event: the held-out loss has stopped decreasing, so training ends before the largest number of epochs."""
+    """Event: the held-out loss has stopped decreasing, so training ends before the maximum number of epochs."""
 
     epoch: int
 
@@ -246,7 +246,7 @@ class Trainer:
         return broken
 
     def _epoch(self) -> Iterator[tuple[np.ndarray, float]]:
-        """Take the steps of an epoch, and yield the cells of each step and their mean loss before the step."""
+        """Take the steps of an epoch, and yield the cells and the loss of each step."""
         schedule = self.schedule
         self.vae.train()
         self.vae.scale_dropout(self._eased_dropout if schedule.eased else 1.0)
@@ -312,7 +312,7 @@ class Trainer:
     def _by_autograd(
         self, cells: Minibatch, noise_nk: Tensor, kl_weight: float, *, flat: bool
     ) -> tuple[float, dict[Tensor, Tensor]]:
-        """Compute the loss of some cells, with or without the penalty of `--flat`, and its gradients."""
+        """Compute the loss of some cells, and the gradients of the loss; `flat` adds the penalty of `--flat`."""
         parameters = list(self.vae.parameters())
         with self._compute.matrix_products():
             terms = self.vae.elbo_terms(cells, noise_nk)
@@ -331,10 +331,7 @@ class Trainer:
         return (loss + penalty).item(), dict(zip(parameters, both, strict=True))
 
     def _discrepancy(self, mean_nk: Tensor, cells: Minibatch) -> Tensor:
-        """Compute the weighted penalty on differences between batches in latent space, a differentiable scalar in nats.
-
-        The penalty of `--mix-batches` is described in `model/batch_discrepancy.py`.
-        """
+        """Compute the penalty of `--mix-batches` times its weight, in nats (`model/batch_discrepancy.py`)."""
         effect = self.vae.decoder.batch
         if not self._mixing or effect is None or cells.batch_n is None:
             return mean_nk.new_zeros(())

@@ -2,27 +2,27 @@
 
 All parameters of the model that do not belong to new batches remain unchanged. An effect of a new batch is described by
 its difference δ from the mean effect of the batches on which the model was trained. The differences δ are shrunk toward
-0, because new batches may have few cells. The loss that the training of new batches minimizes is
+0, because new batches may have few cells. The training of new batches minimizes the loss
 
     mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy.
 
 In the loss, τ is the typical size of the differences δ, n is the number of new cells, and λ is the weight of the
 discrepancy. For effects on genes, τ is the typical difference of a gene's log proportion between batches. Before the
-training, the function `typical_difference` compares observed and expected counts of the genes, and estimates τ from the
-part of their differences that is not due to chance. If observed and expected counts differ only by chance, τ is 0, and
+training, the function `typical_difference` estimates τ from the differences between observed and expected counts of the
+genes, without the variance that is due to chance. If observed and expected counts differ only by chance, τ is 0, and
 the effects of the new batch are not trained.
 
 The effects of a batch may differ between populations of cells (`model/mapped_batches.py`). The likelihood alone cannot
 distinguish the effect of a batch on one population from a change of the latent positions of this population. The loss
-therefore contains a discrepancy, as the loss of a training with batches does. The discrepancy is the maximum mean
-discrepancy (a distance between distributions) between the posterior means of the new cells and of the training cells. A
-model contains no training cells, so the model simulates cells that replace the training cells. The weight λ of the
-discrepancy grows with the number of new cells, because a few cells may happen to come from few populations.
+therefore contains a discrepancy, like the loss of `train` with batches. The discrepancy is the maximum mean discrepancy
+(a distance between distributions) between the posterior means of the new cells and of the training cells. A model
+contains no training cells, so the model simulates cells that replace the training cells. The weight λ of the
+discrepancy grows with the number of new cells, because a small number of cells may not represent all populations.
 
-Each new batch shifts the first hidden layer of the encoder. A shift of the hidden layer can have the same effect as any
-change of the encoder's input that is equal for all cells of a batch, such as a factor for every gene. A shift of the
-hidden layer needs far fewer parameters than a change of the input. An affine map of the posterior mean corrects
-differences between batches that depend on the cell population.
+Each new batch shifts the first hidden layer of the encoder. A shift of the hidden layer can correct any change of the
+encoder's input that is equal for all cells of a batch. A shift of the hidden layer needs far fewer parameters than a
+change of the input. An affine map of the posterior mean corrects differences between batches that depend on the cell
+population.
 
 Letters in array shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches, s simulated cells.
 """
@@ -122,8 +122,8 @@ def typical_difference(
 
     The log ratio of observed to expected counts of a gene varies by chance with the variance 1/I, where I is the Fisher
     information of the counts on their log mean. The estimated variance τ² of the true differences is the value for
-    which r² / (τ² + 1/I) has the mean 1 over the genes, where r is the log ratio of a gene (Paule & Mandel 1982,
-    doi:10.6028/jres.087.022).
+    which r² / (τ² + 1/I) has the mean 1 over the genes, where r is a gene's log ratio and I is the Fisher information
+    of the gene's counts (Paule & Mandel 1982, doi:10.6028/jres.087.022).
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def simulated_positions(model: Model, *, seed: int) -> Tensor:
 
 
 def _differences(sums_3g: np.ndarray, present_g: np.ndarray) -> tuple[float, np.ndarray]:
-    """Estimate τ and each gene's difference for one new batch; genes that the data lack have the count 0."""
+    """Estimate the difference δ of each gene for one new batch, and the typical size τ of the differences."""
     tau, present_difference_g = typical_difference(*sums_3g[:, present_g])
     difference_g = np.log(0.5 / (sums_3g[1] + 0.5))
     difference_g[present_g] = present_difference_g
@@ -256,7 +256,7 @@ def _evenly(cells: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.ndarray]]:
-    """Compute the quantities from which the training of the new effects starts.
+    """Compute the data that the training of the new effects needs.
 
     Returns the output of the encoder's first linear map, shape (n, h), and for each new batch the three arguments of
     `typical_difference`, shape (3, g).
@@ -324,7 +324,7 @@ def _minibatches(random: np.random.Generator, n_cells: int, n_steps: int) -> Ite
 def _elbo_terms(
     vae: VAE, effects: NewEffects, cells: Minibatch, first_nh: Tensor, n_known: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the two terms of the negative ELBO, as `VAE.elbo_terms` does, and the posterior means, shape (n, k)."""
+    """Compute the two terms of the negative ELBO, and the posterior means, shape (n, k)."""
     assert cells.batch_n is not None, "the new batches"
     assert vae.decoder.batch is not None, "the decoder of a model with batches has batch effects"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
@@ -343,7 +343,7 @@ def _elbo_terms(
 def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effects: NewEffects, n_known: int) -> Tensor:
     """Compute the discrepancy between new batches and simulated cells, a differentiable scalar.
 
-    Each new batch is compared with all other cells, which are the cells of other new batches and the simulated cells.
+    Each new batch is compared with the simulated cells and with the cells of all other new batches.
     """
     assert cells.batch_n is not None, "the new batches"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)

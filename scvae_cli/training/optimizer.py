@@ -1,13 +1,13 @@
 """AdamW with a running average of the weights.
 
 The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
-saved. The averaged weights are about as good as weights after a decay of the learning rate to zero, and are available
-at any step. Training therefore needs no planned step at which the learning rate is lowered.
+saved. The averaged weights are about as good as the weights of a training in which the learning rate falls to zero, and
+are available at any step. Training therefore needs no planned step at which the learning rate is lowered.
 
 On a CPU, a compiled loop visits each parameter once, and updates the moments, the parameter and its running average.
-Plain torch would need a dozen loops over the parameters. On a GPU, the optimizer uses plain torch. A GPU can record an
-optimizer step in plain torch once and repeat the recorded operations (a CUDA graph), because the numbers that differ
-between steps (`Factors`) can be tensors.
+Plain torch would need a dozen loops over the parameters. On a GPU, the optimizer uses plain torch, so that an optimizer
+step can be recorded once and then repeated (a CUDA graph). The numbers that change from step to step (`Factors`) are
+tensors on the GPU.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def labels_to_learn(counts: Counts, heldout: np.ndarray, train: TrainConfig) -> 
     Raises
     ------
     DataError
-        If no labeled cells are left to learn from, or no labeled cells are left to test predictions.
+        If there are too few labeled cells to learn the labels and to test the predictions.
     """
     if counts.labels is None or not train.label_weight:
         return None

@@ -39,7 +39,7 @@ RATE = 8e-3
 
 
 class Regularization(NamedTuple):
-    """Dropout rates of encoder and decoder, weight decay, and the factor on the dropout rates late in the training."""
+    """Dropout rates of encoder and decoder, weight decay, and the factor that lowers dropout late in the training."""
 
     encoder_dropout: float
     decoder_dropout: float
@@ -50,10 +50,8 @@ class Regularization(NamedTuple):
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None, n_labeled: int = 0) -> RunConfig:
     """Replace settings that are None by defaults that suit the numbers of cells and genes.
 
-    The settings are the size of the network, batch size, learning rate, dropout rates, weight decay, the factor on the
-    dropout rates late in the training, and the weights of batches and labels. `n_genes` is the number of modeled genes
-    or features. If `n_genes` is None, the number of features is assumed to be large. `n_labeled` is the number of
-    labeled cells.
+    `n_genes` is the number of modeled genes or features. If `n_genes` is None, the number of features is assumed to be
+    large. `n_labeled` is the number of labeled cells.
     """
     model, train = config.model, config.train
     n_latent, n_hidden = SMALL_NETWORK if n_training < VERY_FEW_CELLS else USUAL_NETWORK

@@ -1,7 +1,6 @@
 """Restoring a training from a saved state, which may come from a source that is not trusted.
 
-Before anything is restored, all parts of a saved state are compared with the training that would continue from the
-state.
+Before anything is restored, all parts of the saved state are checked: they must fit the training that will continue.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 The learning rate first rises (warm-up) and then decreases in proportion to 1/√n, where n is the number of steps so far.
 The schedule of the learning rate therefore needs no planned length of the training. The KL weight rises from 0 to β in
-at most 400 steps; in a short training, it rises during the first third of the training. When the held-out loss stops
-decreasing noticeably, dropout and the learning rate are lowered. When the held-out loss stops decreasing for the second
-time, training ends. If the configuration keeps dropout constant, training ends when the held-out loss stops decreasing
-for the first time.
+at most 400 steps; in a short training, it rises during the first third of the training. When the held-out loss has
+nearly stopped decreasing, dropout and the learning rate are lowered. When the held-out loss stops decreasing for the
+second time, training ends. If the configuration keeps dropout constant, training ends when the held-out loss stops
+decreasing for the first time.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Schedule:
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
-        """Create a schedule; values for `max_epochs` and `patience` that are None follow from the steps per epoch."""
+        """Create a schedule; the defaults of `max_epochs` and `patience` depend on the number of steps per epoch."""
         assert config.learning_rate is not None, "`settle` replaces None before the training"
         assert config.eased_dropout is not None, "`settle` replaces None before the training"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))

@@ -1,4 +1,4 @@
-"""Starting a training from the weights of another model, which halves the training time if only β differs."""
+"""Starting a training from the weights of a model with the same settings except β, to halve the training time."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def refuse_unlike(model: Model, config: RunConfig, counts: Counts, heldout: np.n
 
 @torch.no_grad()
 def take_over(vae: VAE, model: Model, beta: float) -> float:
-    """Copy the weights of a model to a newly initialized VAE, and return the length of the KL warm-up.
+    """Copy the weights of a model to a newly initialized VAE.
 
-    The length of the KL warm-up is returned as a fraction of the usual length.
+    Returns the length of the KL warm-up as a fraction of the usual length.
 
-    If `beta` is the β of the copied model, training continues from the copied weights. With another `beta`, each weight
-    matrix is moved most of the way back to its initial values.
+    If `beta` is the β of the copied model, training continues from the copied weights. If `beta` is not the β of the
+    copied model, each weight matrix is moved most of the way back to its initial values.
     """
     continues = model.config.train.beta == beta
     fresh = {name: p.clone() for name, p in vae.named_parameters()}

@@ -45,8 +45,7 @@ def fused_nll(
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
     """Compute the same results as `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
 
-    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16 (16 bits). The matrix products
-    that use the gradient with respect to the raw outputs would round it anyway.
+    With `narrow`, the gradient with respect to the raw outputs is in bfloat16 (16 bits).
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)
@@ -218,7 +217,7 @@ def _all_rows(
 
 @compiled()
 def _filled(n: int, value: Any) -> Any:
-    """Return an array filled with one number. The code is a loop, because numba compiles `np.full` more slowly."""
+    """Return an array filled with one number. numba compiles this loop faster than `np.full`."""
     made = np.empty(n, float32)
     for i in range(n):
         made[i] = value
@@ -227,7 +226,10 @@ def _filled(n: int, value: Any) -> Any:
 
 @compiled()
 def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
-    """Write `values`, followed by `others`, to the array that is not empty: `wide` (float32) or `narrow` (bfloat16)."""
+    """Write `values`, and then `others`, to the array that is not empty.
+
+    The array `wide` is in float32, and `narrow` is in bfloat16.
+    """
     n = len(values)
     for i in range(min(n, len(narrow))):
         narrow[i] = _bfloat16(values[i])
@@ -261,7 +263,7 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 
 @compiled()
 def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
-    """Fill two tables of zeros, each of shape (counts, g), with terms of the log-probability.
+    """Fill two tables with terms of the log-probability. Each table has shape (counts, g), and contains zeros at first.
 
     Row x of `table` becomes t = lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1), and row x of `slopes` becomes the derivative dt/dθ. For a
     Poisson distribution, row x of `table` becomes −lgΓ(x+1), and `slopes` is not used.
@@ -284,7 +286,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
 
 @compiled()
 def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
-    """Compute the log gamma term of a count x that is too large for the table, minus the last entry of the table."""
+    """Compute by how much the log gamma term of a count x exceeds the last entry of the table."""
     last = float64(TABLE_COUNTS)
     more = _stirling(last + 1.0) - _stirling(x + 1.0)
     if kind != _POISSON:

@@ -1,4 +1,4 @@
-"""Code compiled for the CPU that computes the encoder's input, a dense matrix, in one pass over each cell's counts.
+"""Compiled code that computes the encoder's input on a CPU, in one pass over the counts of each cell.
 
 Letters in array shapes: n cells, g genes, m nonzeros.
 """
@@ -19,9 +19,9 @@ from scvae_cli.parallel import array, by_address, use_threads
 
 
 def fused_log1p(cells: Minibatch, scale_n: Tensor, centre_g: Tensor) -> Tensor:
-    """Compute log(1 + x · scale) − center from the counts x, with a scale per cell and a center per gene.
+    """Compute log(1 + x · scale) − center from the counts x, shape (n, g), float32.
 
-    The result is in float32 and has shape (n, g).
+    Each cell has its own scale, and each gene has its own center.
     """
     nonzeros = cells.nonzeros
     input_ng = torch.empty(cells.n_cells, cells.n_genes)

@@ -42,10 +42,9 @@ def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float)
 
 
 def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute gradients with respect to the arguments a, weight and bias of `hidden_units`.
+    """Compute gradients with respect to the arguments a (n, h), weight (h,) and bias (h,) of `hidden_units`.
 
-    The gradients have the shapes (n, h), (h,) and (h,). `d_hidden_nh` is the gradient of the loss with respect to the
-    hidden units.
+    `d_hidden_nh` is the gradient of the loss with respect to the hidden units.
     """
     gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
     slope, normal, inverse_sd = (t.numpy() for t in made[1:])

@@ -19,7 +19,7 @@ from scvae_cli.model.network import Encoder
 class CompiledOperations:
     """Implementation of `manual_backward.Operations` on the CPU.
 
-    The seeds of dropout are drawn with torch's random number generator, as in a training with autograd.
+    The seeds of dropout are drawn with torch's random number generator.
     """
 
     cells: Minibatch

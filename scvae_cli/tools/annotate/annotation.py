@@ -177,7 +177,7 @@ def annotate(
 def _everything(learned: Learned, lesson: Lesson | None, query: Coordinates, *, reference: Session | None) -> Metric:
     """Return the Mahalanobis metric of all cells: the labeled cells and the cells of the query.
 
-    For saved classifiers, the held-out cells represent the labeled cells.
+    Saved classifiers contain only the held-out cells, which then represent all labeled cells.
     """
     with np.errstate(all="ignore"):  # the classifiers of a model from a stranger may have any finite numbers
         state_nj = learned.scaling.states(query)

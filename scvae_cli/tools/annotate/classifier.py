@@ -5,11 +5,11 @@ with an L2 penalty predicts the label. The predictions of the views are combined
 
     log p(label) = Σ_v w_v · log p_v(label) + constant,
 
-where the weights w_v ≥ 0 minimize the cross-entropy of held-out labeled cells. The sum of the weights acts as the
-inverse temperature in temperature scaling (Guo et al. 2017, doi:10.48550/arXiv.1706.04599), so the weights also
-calibrate the probabilities. A view that generalizes worse to held-out cells gets a smaller weight. With few labeled
-cells, the genes improve the predictions little. With many labeled cells, the genes add information that the model
-lacks.
+where the weights w_v ≥ 0 minimize the cross-entropy of held-out labeled cells. The weights also calibrate the
+probabilities: their sum acts as the inverse temperature of temperature scaling (Guo et al. 2017,
+doi:10.48550/arXiv.1706.04599). A view that generalizes worse to held-out cells gets a smaller weight. With few labeled
+cells, the view of the genes improves the predictions little. With many labeled cells, the genes add information that
+the model lacks.
 
 Letters in array shapes: n cells, m labeled cells, c labels, v views of a cell, j coordinates.
 """

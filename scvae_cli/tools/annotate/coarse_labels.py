@@ -26,8 +26,8 @@ def coarse_labels(known: KnownLabels, session: Session, fine_key: str, key: str,
     ------
     DataError
         If the column does not exist, if there is only one coarse label, or if there are as many coarse labels as fine
-        labels. If the cells of a fine label have several coarse labels, or no coarse label at all. If a coarse label is
-        called "unknown", or has the name of a fine label that belongs to another coarse label.
+        labels. Each fine label must have exactly one coarse label. A coarse label must not be called "unknown", and
+        must not have the name of a fine label that belongs to another coarse label.
     """
     title = session.store.title
     column = obs_values(session.store, key, purpose="--coarse-key", without=annotated_columns(session.store, key_added))

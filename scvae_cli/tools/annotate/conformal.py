@@ -1,14 +1,14 @@
 """Conformal p-values: how unusual a score is among the scores of held-out labeled cells.
 
-A cell's p-value for a label is the share of held-out cells of this label whose scores are as low as the cell's score,
-or lower. If a cell has a label and is exchangeable with the held-out cells of this label, its p-value for the label is
-uniformly distributed, or larger. A prediction set holds all labels whose p-value exceeds 1 − coverage. A prediction set
+A cell's p-value for a label is the share of held-out cells of this label whose scores are not higher than the cell's
+score. If a cell is exchangeable with the held-out cells of its true label, the p-value for this label is at most α with
+a probability of at most α. A prediction set holds all labels whose p-value exceeds 1 − coverage. A prediction set
 therefore contains the true label with a probability of at least `coverage`.
 
 The scores come from several classifiers, one for each part of the labeled cells (`held_out_parts`). A score of a
 classifier is compared with the scores that this classifier gives to its own held-out cells (cross-conformal prediction;
 Vovk 2015, doi:10.1007/s10472-013-9368-4). The score of a labeled cell is compared with the scores of the held-out cells
-in the other parts.
+in all parts except its own part.
 
 Rare labels, which have few held-out cells, are calibrated together, because a few cells do not show how low scores can
 be. If the held-out cells of all rare labels together are still too few, rare labels are calibrated with all held-out
@@ -28,9 +28,9 @@ import numpy as np
 def enough_cells(rate: float) -> int:
     """Return how many held-out cells of a label are needed to find the cells whose p-values are at most `rate`.
 
-    With n held-out cells, p-values are rounded up to multiples of 1/(n + 1). With 50 cells or more, this rounding
-    increases the coverage of prediction sets by at most 2 percentage points. With 2/rate cells or more, the smallest
-    possible p-value is at most half the rate.
+    With n held-out cells, p-values are rounded up to multiples of 1/(n + 1). With 50 cells or more, the rounding of
+    p-values increases the coverage of prediction sets by at most 2 percentage points. With 2/rate cells or more, the
+    smallest possible p-value is at most half the rate.
 
     >>> enough_cells(0.1), enough_cells(0.01), enough_cells(0.0)
     (50, 200, 50)

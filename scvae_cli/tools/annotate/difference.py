@@ -1,13 +1,14 @@
 """Test whether cells without a label differ from labeled cells: can a classifier distinguish the two kinds of cells?
 
-Prediction sets have the requested coverage, and probabilities are calibrated, for cells that are exchangeable with the
-labeled cells. To test exchangeability, a classifier learns to distinguish cells without a label from labeled cells. The
-classifier is tested on cells that it has not seen (Lopez-Paz and Oquab 2017, doi:10.48550/arXiv.1610.06545). For each
-predicted label, equal numbers of labeled cells and cells without a label are compared. Different proportions of the
-labels alone do little harm, because prediction sets and "unknown" are calibrated for each label separately.
+If cells are exchangeable with the labeled cells, their prediction sets have the requested coverage, and their
+probabilities are calibrated. To test exchangeability, a classifier learns to distinguish cells without a label from
+labeled cells. The classifier is tested on cells that it has not seen (Lopez-Paz and Oquab 2017,
+doi:10.48550/arXiv.1610.06545). For each predicted label, equal numbers of labeled cells and cells without a label are
+compared. A difference in the proportions of the labels alone does little harm, because prediction sets and "unknown"
+are calibrated for each label separately.
 
-The result is the area under the ROC curve of the classifier. The area is 0.5 if the two kinds of cells are alike, and 1
-if the classifier is always right.
+The result is the area under the ROC curve of the classifier. The area is 0.5 if cells with and without a label are
+alike, and 1 if the classifier is always right.
 
 Letters in array shapes: n cells, c labels, j coordinates.
 """
@@ -45,7 +46,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether labeled cells and cells without a label differ by much more than chance."""
+        """Whether the classifier clearly distinguishes labeled cells from cells without a label."""
         return self.auc > max(LEAST, 0.5 + ERRORS * self.standard_error)
 
 
@@ -96,7 +97,10 @@ def some_cells(cells: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def _balanced(x_nj: np.ndarray, kind_n: np.ndarray, label_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep equal numbers of labeled and other cells of each label; leave out labels with fewer cells than folds."""
+    """Choose equal numbers of labeled cells and of cells without a label for each predicted label.
+
+    Labels with fewer cells than folds are left out.
+    """
     kept = [np.empty(0, dtype=np.int64)]
     for label in np.unique(label_n):
         cells = [np.flatnonzero((label_n == label) & (kind_n == kind)) for kind in (0, 1)]

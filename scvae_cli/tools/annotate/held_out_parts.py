@@ -3,8 +3,8 @@
 The labeled cells are divided into `PARTS` parts, as in a cross-validation. For each part, one classifier learns from
 the cells of all other parts. Each labeled cell therefore has a prediction from a classifier that has not seen its
 label, and every classifier learns from most cells of a rare label. If a label has only one cell, all classifiers learn
-from this cell, and the cell is never held out. If the model was trained with the label of a cell, the cell is never
-held out either: the latent position of the cell depends on the label, so the predicted label would be too accurate.
+from this cell, and the cell is never held out. A cell is also never held out if the model was trained with its label.
+The latent position of the cell then depends on the label, so the label would be too easy to predict.
 
 Letters in array shapes: n cells, m labeled cells, c labels.
 """
@@ -42,7 +42,7 @@ def chosen_cells(code_n: np.ndarray, n_labels: int, *, seed: int, most: int = MO
 
 
 def _limit(size_c: np.ndarray, most: int) -> int:
-    """Return the largest number of cells per label, 1 or more, with which at most `most` cells are chosen in all.
+    """Return the largest number of cells per label with which at most `most` cells are chosen, but at least 1.
 
     >>> _limit(np.array([100, 10, 3]), 50), _limit(np.array([10, 10]), 50), _limit(np.array([10, 10]), 1)
     (37, 10, 1)

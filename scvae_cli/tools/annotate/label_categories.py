@@ -1,4 +1,4 @@
-"""Columns of predicted labels. Labels that are numbers or booleans in their column keep their type.
+"""Columns of predicted labels. If known labels are numbers or booleans, predicted labels have the same type.
 
 Letters in array shapes: n cells, c labels.
 """

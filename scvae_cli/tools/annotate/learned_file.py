@@ -1,4 +1,4 @@
-"""Conversion of classifiers of labels to tensors, which a model folder can contain, and of tensors to classifiers.
+"""Conversion of label classifiers to the tensors that a model folder stores, and back.
 
 A model folder may come from a stranger, so all shapes and ranges are checked.
 
@@ -164,7 +164,7 @@ def _values(labels: StoredLabels) -> np.ndarray | None:
 
 
 def _check_shapes(arrays: Mapping[str, np.ndarray], lengths: dict[str, int]) -> None:
-    """Check that each letter in the names of the tensors has the same length everywhere, and that no length is 0."""
+    """Check that dimensions with the same letter have the same length in all tensors, and that no length is 0."""
     for name, array in arrays.items():
         letters = "" if name in _SCALES else name.rpartition("_")[2]
         if array.ndim != len(letters) or 0 in array.shape:

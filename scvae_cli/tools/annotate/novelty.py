@@ -1,12 +1,12 @@
 """Recognition of cells that belong to none of the known types, by relative Mahalanobis distances.
 
 The novelty of a cell is its squared Mahalanobis distance from the nearest known type, minus its squared Mahalanobis
-distance from all cells (Ren et al. 2021, doi:10.48550/arXiv.2106.09022). The distance from a type is the distance from
-the center of the type, with the covariance within types. The distance from all cells is the distance from the center of
-all cells, with the covariance of all cells. Along directions that vary in all cells, such as technical ones, even a
-cell of a known type may be far from the center of its type. The difference of the two Mahalanobis distances removes the
-influence of such directions. Mahalanobis distances are computed from decoded states in expression space. The
-probabilities of a classifier say little about novelty, because a classifier only compares known types with each other.
+distance from all cells (Ren et al. 2021, doi:10.48550/arXiv.2106.09022). The distance from a type is computed with the
+center of the type and the covariance within types. The distance from all cells is computed with the center and the
+covariance of all cells. Along directions of technical variation, even a cell of a known type may be far from the center
+of the type. The difference of the two Mahalanobis distances removes the influence of technical variation. Mahalanobis
+distances are computed from decoded states in expression space. The probabilities of a classifier say little about
+novelty, because a classifier only compares known types with each other.
 
 Letters in array shapes: n cells, m labeled cells, c labels, j coordinates.
 """

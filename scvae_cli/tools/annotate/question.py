@@ -84,7 +84,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return [*result.warnings(), *(text for text in found if text is not None)]
 
     def _warning_of_training_cells(self) -> str | None:
-        """Return a warning if the cells seem to be those of the training, whose labels the classifiers have learned."""
+        """Return a warning if the cells seem to be the training cells, whose labels the classifiers already know."""
         if not self.session.model.held_out(self.session.counts.cell_names).any():
             return None
         return (

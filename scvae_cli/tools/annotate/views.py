@@ -3,7 +3,7 @@
 - **state** is the position of the decoded state in expression space. The view `state` holds only what the model has
   learned from all cells, so few labeled cells are enough to train a classifier on this view.
 - **expression** has the principal components of the embedding (`scvae_cli.model.expression_space`). The view
-  `expression` also holds part of the residuals of a cell, by which its counts differ from its decoded state.
+  `expression` also contains part of the residuals, that is, of the difference between observed and expected counts.
 - **genes** has principal components of the log-normalized counts of the modeled genes, each gene scaled to unit
   variance. The genes contain information that the model lacks. A logistic regression on the view `genes` alone is
   also the baseline with which the quality of the predicted labels is compared.
@@ -121,7 +121,7 @@ class Scaling:
         return state_nj, expression_nj, _scaled(cells.log_ng, self.deviation_g)
 
     def on_genes(self, fitted: Regression) -> Regression:
-        """Convert a regression on principal components of the genes to an equal regression on the scaled genes."""
+        """Convert a regression on principal components of the genes to an equivalent regression on the scaled genes."""
         coefficient_gc = self.component_gj @ fitted.coefficient_jc
         return Regression(coefficient_gc, fitted.intercept_c - self.gene_center_g @ coefficient_gc)
 

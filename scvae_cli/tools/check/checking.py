@@ -86,7 +86,7 @@ def _text(found: Inspection, *, of_counts: bool) -> str:
 
 
 def _duration(minutes: float) -> str:
-    """Return the estimated duration of a training as text: a range, since processors and stopping times differ.
+    """Return the estimated duration of a training as text. The text gives a range, because processors differ in speed.
 
     >>> _duration(0.3), _duration(5)
     ('9 to 36 s', '2 to 10 min')

@@ -1,4 +1,4 @@
-"""Expected counts of cells: the decoder gives those of the model's genes, and library sizes give those of other genes.
+"""Expected counts of cells, from the decoder for the genes of the model, and from library sizes for all other genes.
 
 Letters in array shapes: n cells of a block, g genes, s samples (groups of cells).
 """

@@ -3,17 +3,17 @@
 The module `group_means` estimates the mean expression of both groups at the same library size. The means of the model's
 genes are estimated from the decoder and the counts, and the means of all other genes from the counts alone. The change
 of a gene is the log2 ratio of its means in the two groups. The error of the change is estimated from the spread of the
-cells or, with replicates, from the spread between replicates (`replicates`). The module `posterior_changes` shrinks the
-changes of all genes together, which gives the posterior of each change. A gene is tested for an absolute change above a
-threshold that the user chooses. The posterior probabilities are calibrated: among genes called at an expected false
-discovery rate of 5%, about 5% are false calls.
+cells or, with replicates, from the spread between replicates (`replicates`). The module `posterior_changes` computes
+the posterior of each change by shrinkage, with a prior that is fitted to many genes. A gene is tested for an absolute
+change above a threshold that the user chooses. The posterior probabilities are calibrated: among genes called at an
+expected false discovery rate of 5%, about 5% are false calls.
 
 Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. scvae does not compare pairs
 of cells, because the spread between cells is not the uncertainty of a group's mean. Moreover, the decoder makes errors
 because it smooths expression over similar cells, and the posterior of the latent position does not include these
 errors.
 
-Letters in array shapes: g genes, t of them tested, s batches or replicates.
+Letters in array shapes: g genes, t tested genes, s batches or replicates.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from scvae_cli.tools.de.result import DifferentialExpression, Replicates
 
 @dataclass(frozen=True, kw_only=True)
 class OtherGenes:
-    """Counts of the genes that the model lacks, a CSR matrix, and the ascending indices of the cells of its rows."""
+    """Counts of the genes that the model lacks. `rows` holds the cell index of each row, in ascending order."""
 
     names: tuple[str, ...]
     matrix: sp.csr_matrix
@@ -63,9 +63,8 @@ def differential_expression(
 
     If the model has batches, the groups are compared within batches: each batch has the same weight in both groups. If
     the model has several batch keys, each combination of their categories is a batch. The weight of a batch with n
-    cells of one group and m cells of the other is proportional to n·m / (n + m). The precision of the difference
-    between a mean of n cells and a mean of m cells is also proportional to n·m / (n + m). The module `replicates`
-    explains how replicates are compared.
+    cells of one group and m cells of the other is proportional to n·m / (n + m), like the precision of the difference
+    between the two means. The module `replicates` explains how replicates are compared.
 
     Parameters
     ----------
@@ -144,10 +143,10 @@ class _Samples:
 
 
 class _Means(NamedTuple):
-    """Means of both groups, their log ratio before shrinkage and its error (natural logs), and the raw log2 ratio.
+    """Mean expression of both groups, and log ratios of the means before shrinkage.
 
-    All arrays have shape (g,). `spread` is the standard deviation of log expression (natural log) between replicates,
-    and 0 without replicates.
+    All arrays have shape (g,). All logs are natural, except the log2 ratio `raw_g`. `spread` is the standard deviation
+    of log expression (natural log) between replicates, and 0 without replicates.
     """
 
     log_mean_g: np.ndarray
@@ -210,7 +209,7 @@ def _replicates(contrast: Contrast, design: ReplicateDesign, spread: float) -> R
 
 
 def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> _Means:
-    """Compare the mean expression of both groups, with errors from the spread of cells."""
+    """Compare the mean expression of both groups; the standard errors come from the spread between cells."""
     assert samples.share_s is not None, "cells are compared within batches"
     group, reference = (group_mean(side, samples.share_s) for side in sums)
     return _Means(
@@ -224,7 +223,7 @@ def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> 
 
 
 def _means_of_replicates(sums: Sequence[Sequence[SampleSums]], design: ReplicateDesign) -> _Means:
-    """Compare the mean expression of both groups, with errors from the spread between replicates."""
+    """Compare the mean expression of both groups; the standard errors come from the spread between replicates."""
     found = between_replicates(sums[0], sums[1], design)
     raw_g = _log2_ratio(*(np.mean([sample.raw_g for sample in side], axis=0) for side in sums))
     return _Means(

@@ -1,6 +1,6 @@
-"""The figure of a comparison: a volcano plot, 90% intervals of the first genes, and false discovery rates.
+"""The figure of a comparison: a volcano plot, 90% intervals of the top genes, and false discovery rates.
 
-Letters in array shapes: g genes, t of them tested.
+Letters in array shapes: g genes, t tested genes.
 """
 
 from __future__ import annotations

@@ -4,20 +4,20 @@ For the genes of a model, the decoder predicts the expected counts. Decoded mean
 smooths: it spreads the change of some genes over genes that do not change. The bias of the decoder is the same in all
 cells, so averaging over more cells does not reduce the bias. Correcting each cell by its own counts does not help,
 because a single count of a gene with low dispersion hardly changes the decoder's estimate. The decoded mean R of a
-group is therefore multiplied by a correction C, which is computed from the counts of the whole group together. In the
-formulas for one gene, x_n is the observed count of cell n, m_n is the expected count of cell n, zero inflation
-included, and ℓ_n is the library size of cell n:
+group is therefore multiplied by a correction C, which is computed from the counts of the whole group together. Cell n
+has the library size ℓ_n and, for each gene, the observed count x_n and the expected count m_n. The expected count
+includes zero inflation. The mean of a gene is computed as follows:
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-The correction C is a posterior mean in a Gamma–Poisson model. C is a weighted average of X/M, the ratio of observed to
-expected counts, and of 1, which means no correction. In this average, the weight of X/M is E, the number of counts that
-are expected in the group, and the weight of 1 is κ = 1 count. The weights a_n of the cells are statistically efficient,
-so cells with large libraries have larger weights. The share v_n of a cell is its weight in the decoded mean R; the
-shares of all cells of a group sum to 1. The shares of the cells of one batch sum to the same number in both groups. The
-effect of a batch on a gene is therefore the same in both groups, even if the decoder does not model this effect.
+The correction C is a posterior mean in a Gamma–Poisson model. C is a weighted average of two numbers: the ratio X/M of
+observed to expected counts, and the number 1 (no correction). The ratio X/M has the weight E, the expected number of
+counts in the group, and the number 1 has the weight κ = 1. The weights a_n of the cells are statistically efficient, so
+cells with large libraries have larger weights. The share v_n of a cell is its weight in the decoded mean R; the shares
+of all cells of a group sum to 1. The shares of the cells of one batch sum to the same number in both groups. The effect
+of a batch on a gene is therefore the same in both groups, even if the decoder does not model this effect.
 
 The formulas also hold for genes that the model lacks. The expected count of a gene that the model lacks is the cell's
 library size times the gene's share of the counts of all compared cells. For a gene that the model lacks, R is therefore
@@ -27,9 +27,9 @@ The standard error of the log of R · C describes the random sampling of cells w
 estimated from the spread of the cells within each batch, and is at least the error that the model's count distribution
 implies.
 
-In this module, a sample is the part of a group that is in one batch, or the cells of one replicate. The sums
-R, X and M are computed for each sample, with shares v_n that sum to 1 in each sample. The sums of a group are the
-averages of the samples' sums, weighted by the shares of the samples.
+In this module, a sample consists of the cells of a group in one batch. If replicates are compared, a sample consists of
+the cells of one replicate in one group. The sums R, X and M are computed for each sample, with shares v_n that sum to 1
+in each sample. The sums of a group are the averages of the samples' sums, weighted by the shares of the samples.
 
 Letters in array shapes: n cells, g genes, s samples.
 """
@@ -51,7 +51,7 @@ PRIOR_COUNTS = 1.0
 
 
 class SampleSums(NamedTuple):
-    """The sums of one sample, with shares v_n = 1/n. The last axis of each array is that of the g genes.
+    """The sums of one sample, with shares v_n = 1/n. The last axis of each array holds the g genes.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class SampleSums(NamedTuple):
     n_counts_g: np.ndarray
 
     def with_genes_of(self, other: SampleSums) -> SampleSums:
-        """Return the sums for the genes of `self` and of `other`, which have the same cells."""
+        """Append the sums of other genes, computed for the same cells."""
         joined: list[Any] = [
             None if mine is None else np.concatenate([mine, theirs], axis=-1)
             for mine, theirs in zip(self[1:], other[1:], strict=True)
@@ -166,15 +166,15 @@ def group_mean(samples: Sequence[SampleSums], share_s: np.ndarray) -> GroupMean:
 
 
 def correction(ratio_g: np.ndarray, expected_counts_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the correction C and the weight of the ratio X/M, from this ratio and the number E of expected counts."""
+    """Compute the correction C, and the weight of the ratio X/M in C. `expected_counts_g` is E in the formulas."""
     weight_g = expected_counts_g / (PRIOR_COUNTS + expected_counts_g)
     return 1 + weight_g * (ratio_g - 1), weight_g
 
 
 def least_variance(effective_counts_g: np.ndarray) -> np.ndarray:
-    """Compute the variance of the log of a mean count that is due to the sampling of molecules alone, shape (g,).
+    """Compute the variance of the log of a mean count, caused by the sampling of molecules alone, shape (g,).
 
-    The result is the variance of the log of a Gamma variable with the shape κ plus the effective number of counts.
+    The variance is computed for a Gamma distribution, whose shape is κ plus the effective number of counts.
     """
     least_g: np.ndarray = polygamma(1, PRIOR_COUNTS + effective_counts_g)
     return least_g

@@ -45,10 +45,10 @@ def moderated(variance_g: np.ndarray, df: float, fitted_to: np.ndarray) -> tuple
 
 
 def normal_errors(estimate_g: np.ndarray, error_g: np.ndarray, df: float) -> np.ndarray:
-    """Return standard errors for which a normal distribution gives the same p-values as Student's t distribution.
+    """Enlarge standard errors, so that a normal distribution gives the p-values of Student's t distribution.
 
-    With the returned errors, a shrinkage method that assumes known errors also accounts for the uncertainty of
-    estimated errors (Lu and Stephens 2019, arXiv:1901.10679).
+    Shrinkage assumes that the standard errors are known. The enlarged errors account for the uncertainty of standard
+    errors that are estimated from few replicates (Lu and Stephens 2019, arXiv:1901.10679).
     """
     t_g = np.abs(estimate_g / error_g)
     # For t near 0, the ratio of the two standard errors is the ratio of the two densities at zero.

@@ -1,10 +1,10 @@
-"""Posterior of each gene's change: shrinkage, the change that most genes share, and expected false discovery rates.
+"""The posterior of each gene's change, and the expected false discovery rates.
 
 The genes of the model are the most variable genes, so they change more often than the genes that the model lacks. The
 genes of the model and all other genes therefore have separate priors. The false discovery rate is computed over all
 genes together (Cai and Sun 2009, doi:10.1198/jasa.2009.tm08415).
 
-Letters in array shapes: g genes, t of them tested.
+Letters in array shapes: g genes, t tested genes.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def posterior_of(
 
 
 def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
-    """Return the indices of the genes that share a prior: all genes, or the model's genes and all others separately."""
+    """Split the genes into sets with separate priors; if one set would be too small, all genes share one prior."""
     kinds = [np.flatnonzero(modeled_t), np.flatnonzero(~modeled_t)]
     if min(map(len, kinds)) < _MIN_GENES_OF_KIND:
         return [np.arange(len(modeled_t))]
@@ -146,7 +146,7 @@ def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
 def _by_kind(
     parts: Sequence[ShrunkEffects], kinds: Sequence[np.ndarray], of: Callable[[ShrunkEffects], np.ndarray]
 ) -> np.ndarray:
-    """Compute a number for each tested gene from the posterior of the genes that share its prior, shape (t,)."""
+    """Compute a number for each tested gene, shape (t,), from the posteriors of the separate sets of genes."""
     values_t = np.empty(sum(map(len, kinds)))
     for part, kind in zip(parts, kinds, strict=True):
         values_t[kind] = of(part)

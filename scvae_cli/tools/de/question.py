@@ -104,7 +104,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         return None if self.options.name is not None else {"groupby": self.options.groupby} | self._labels()
 
     def _labels(self) -> dict[str, Any]:
-        """Return the labels of the compared groups as the data spell them; the keys are the names of the options."""
+        """Return the labels of the compared groups, spelled as in the data."""
         reference = None if self.options.reference is None else self.contrast.reference
         return {"group": self.contrast.group, "reference": reference, "within": self.within}
 
@@ -180,7 +180,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         return warned
 
     def _how_to_make_categories(self) -> str | None:
-        """Return Python code that converts the column of groups to categories of text; None for a column of text."""
+        """Return Python code that converts the column of groups to text categories, or None if the column has text."""
         store, key = self.session.store, self.options.groupby
         values = store.obs_column(key)
         present = values[~is_missing(values)]

@@ -6,19 +6,20 @@ the comparison is therefore the mean y = R · X/M of all cells of a replicate in
 sampling variance of cells and molecules under the model's count distribution. At first, the variance τ² is the same for
 all genes, and the weight of a replicate is 1 / (τ² + σ²). Replicates have nearly equal weights for genes with many
 counts. For genes with few counts, the weight of a replicate grows with its number of counts. The residual variance of
-each gene is then divided by τ² + σ², and the ratio is moderated by the ratios of all other genes (`moderation`). A gene
-whose replicates differ more than those of most genes gets a larger error.
+each gene is then divided by τ² + σ², and the ratio is shrunk toward a value common to all genes (`moderation`). The
+more a gene varies between replicates, the larger is the standard error of its change.
 
 If at least half of the replicates are in both groups, the comparison is paired: each difference between the groups
 within one replicate is one observation. In a paired comparison, for example, the cells of each
 donor are compared before and after a treatment. In a comparison that is not paired, each replicate in a group is one
-observation. A comparison that is not paired has terms for the batches of the model, if every replicate is in one batch
-and every batch contains both groups.
+observation. A comparison that is not paired is adjusted for the batches of the model, if every replicate is in one
+batch and every batch contains both groups.
 
-The means of the replicates are compared on the log scale, as log((½ + Eρ) / (½ + E)). The ratio ρ is the mean y divided
-by the group's mean, E = 1/σ² is the effective number of counts of the sample, and ½ is added as in voom (Law et al.
-2014, doi:10.1186/gb-2014-15-2-r29). The log is used because the expression of a gene differs between donors by factors.
-In simulations, ratios without the log gave more false discoveries than expected, because a few ratios were very large.
+The means of the replicates are compared on the log scale. The ratio ρ is the mean y of a replicate divided by the mean
+of the group. The log of ρ is computed as log((½ + Eρ) / (½ + E)), where E = 1/σ² is the effective number of counts of
+the replicate. The ½ is added as in voom (Law et al. 2014, doi:10.1186/gb-2014-15-2-r29). The log is used because donors
+differ in the expression of a gene by a factor rather than by a constant amount. In simulations, ratios without the log
+gave more false discoveries than expected, because a few ratios were very large.
 
 Letters in array shapes: g genes, s samples, i observations, p columns of the design.
 """
@@ -74,7 +75,7 @@ class ReplicateDesign:
 
 
 class Comparison(NamedTuple):
-    """Means of both groups and their change (natural logs, shape (g,)), and the common spread τ between replicates."""
+    """Log means of both groups, the difference of the log means, and the spread τ between replicates (natural logs)."""
 
     log_mean_g: np.ndarray
     reference_log_mean_g: np.ndarray
@@ -111,7 +112,7 @@ def design_of(
 def between_replicates(
     group: Sequence[SampleSums], reference: Sequence[SampleSums], design: ReplicateDesign
 ) -> Comparison:
-    """Estimate the change of each gene and its error from the spread between replicates."""
+    """Estimate the change of each gene; the standard error comes from the spread between replicates."""
     sides = (_Side.of(group), _Side.of(reference))
     design_ip = _columns(len(group), len(reference), design)
     df = len(design_ip) - design_ip.shape[1]
@@ -144,7 +145,7 @@ def between_replicates(
 
 
 class _Side(NamedTuple):
-    """The samples of one group: the sums of each sample (see `SampleSums`), and its relative sampling variance σ²."""
+    """The samples of one group. Each sample has sums (see `SampleSums`) and the relative sampling variance σ²."""
 
     r_sg: np.ndarray
     counted_sg: np.ndarray
@@ -184,7 +185,7 @@ class _Side(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """A weighted least-squares fit; `variance_g` is the variance of the change for a residual variance of 1."""
+    """A weighted least-squares fit; the variance of each change is `variance_g` times the residual variance."""
 
     log_mean_2g: np.ndarray
     estimate_g: np.ndarray
@@ -220,7 +221,7 @@ def _fit(sides: tuple[_Side, ...], design_ip: np.ndarray, spread2: float, *, pai
 
 
 def _columns(n_group: int, n_reference: int, design: ReplicateDesign) -> np.ndarray:
-    """Return the design matrix, shape (i, p); the coefficient of its first column is the change."""
+    """Return the design matrix, shape (i, p); the first coefficient is the change between the groups."""
     if design.paired:
         return np.ones((n_group, 1))
     in_group_i = np.repeat([1.0, 0.0], [n_group, n_reference])
@@ -232,7 +233,7 @@ def _columns(n_group: int, n_reference: int, design: ReplicateDesign) -> np.ndar
 
 
 def _batch_term(samples: Sequence[np.ndarray], n_group: int, batch_n: np.ndarray) -> np.ndarray | None:
-    """Return the batch of each sample, or None if batches cannot be terms or would leave too few degrees of freedom."""
+    """Return the batch of each sample, or None if the comparison cannot be adjusted for batches."""
     batches = [np.unique(batch_n[cells]) for cells in samples]
     if any(len(of_sample) > 1 for of_sample in batches):
         return None

@@ -1,6 +1,6 @@
 """The result of `de`: how the expression of every gene differs between two groups of cells.
 
-Letters in array shapes: g genes, t of them tested, f genes of the data.
+Letters in array shapes: g genes, t tested genes, f genes of the data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODELED, COUNTED = "modeled", "counts"
 
 @dataclass(frozen=True, kw_only=True)
 class Replicates:
-    """The replicates between which groups were compared.
+    """The replicates, such as donors, of the compared groups.
 
     Parameters
     ----------
@@ -104,7 +104,10 @@ class DifferentialExpression(PosteriorChanges):
 
     @property
     def ranked(self) -> np.ndarray:
-        """Indices of the tested genes, first the called, then the others, each sorted by `options.sort`; shape (t,)."""
+        """Indices of the tested genes, shape (t,).
+
+        The called genes come first, sorted by `options.sort`. All other genes follow, also sorted by `options.sort`.
+        """
         order = self.order
         # The sort is stable, so genes of equal score, such as genes whose interval includes 0, stay in the order of
         # certainty.
@@ -148,9 +151,10 @@ class DifferentialExpression(PosteriorChanges):
         """Return a slot in the format of scanpy's `rank_genes_groups`, with all genes of the data by descending score.
 
         Genes that are not tested are included, because some of scanpy's plots need every gene. Untested genes have a
-        score of 0 and NaN in all other numbers, so they are listed between the genes with positive and with negative
-        scores. The field `pvals` is NaN, because a posterior has no p-values. The field `pvals_adj` holds the expected
-        false discovery rates, so that scanpy's `pval_cutoff` selects the genes that are called at a given rate.
+        score of 0 and NaN in all other numbers, so they are listed between the genes with positive scores and the genes
+        with negative scores. The field `pvals` is NaN, because a posterior has no p-values. The field `pvals_adj` holds
+        the expected false discovery rates, so that scanpy's `pval_cutoff` selects the genes that are called at a given
+        rate.
         """
         position = {gene: g for g, gene in enumerate(self.genes)}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])

@@ -1,4 +1,4 @@
-"""Shrinkage of many effects, most of them zero, whose estimates have known standard errors.
+"""Shrink the estimates of many effects, most of which are zero; the standard errors are known.
 
 The prior of an effect β is a mixture of a point mass at zero and of normal distributions around zero, whose standard
 deviations form a grid. The estimate of β is distributed as N(β, error²). The weights of the components are fitted to
@@ -158,10 +158,10 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 
 
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
-    """Compute, for each effect, the expected share of false calls if this and all more certain effects are called.
+    """Compute the expected share of false calls if each effect is called together with all more certain effects.
 
-    To call an effect is to report it as larger than a threshold. `log_null_g`, shape (g,), contains for each effect the
-    log probability that its call is false.
+    An effect is called if it is reported as larger than a threshold. `log_null_g`, shape (g,), contains for each effect
+    the log probability that its call is false.
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])

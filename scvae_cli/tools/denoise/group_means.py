@@ -3,12 +3,13 @@
 The raw mean of a gene in a group is noisy, but it is unbiased and does not depend on the model. If the denoised mean
 differs from the raw mean by more than the sampling error, the denoised counts of the gene are wrong in this group.
 
-The error of the difference between the denoised and the raw mean of a group is the standard error of the mean residual
-over the n cells of the group. If a group has no counts of a gene, the residuals of this gene hardly vary, even if the
-expected counts are wrong. The variance of a count is therefore assumed to be at least the expected count, as in a
-Poisson distribution. The decoder was fitted to the compared cells, so denoised and raw means differ by less than the
-sampling error alone would imply. Agreement of denoised and raw means is therefore weaker evidence than disagreement.
-Cells are treated as independent: variation between samples or donors is not part of the error.
+A residual is a raw count minus the denoised count. The standard error of the difference between the denoised and the
+raw mean of a group is the standard error of the mean residual over the n cells of the group. If a group has no counts
+of a gene, the residuals of this gene hardly vary, even if the expected counts are wrong. The variance of a count is
+therefore assumed to be at least the expected count, as in a Poisson distribution. The decoder was fitted to the
+compared cells, so denoised and raw means differ by less than the sampling error alone would imply. Agreement of
+denoised and raw means is therefore weaker evidence than disagreement. Cells are treated as independent: variation
+between samples or donors is not part of the error.
 
 Letters in array shapes: n cells, g modeled genes, p groups.
 """
@@ -83,7 +84,7 @@ class GroupMeans:
 
 
 def groups_of(label_n: np.ndarray) -> list[str]:
-    """Return the groups that are large enough for a comparison; a label is None for a cell without a group."""
+    """Return the groups that have enough cells for a comparison; cells with the label None belong to no group."""
     labels, size = np.unique(label_n[label_n != None].astype(str), return_counts=True)  # noqa: E711  # elementwise
     return [str(label) for label in labels[size >= LEAST_CELLS]]
 

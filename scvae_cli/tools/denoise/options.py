@@ -80,7 +80,7 @@ class DenoiseOptions(Reading, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """True if each cell is decoded in its own batch, or if each cell's own counts are compared or used."""
+        """True if the batch of each cell must be known."""
         return self.estimate == "cell" or self.batch_as == "observed" or self.groupby is not None
 
 

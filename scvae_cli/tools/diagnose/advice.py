@@ -1,8 +1,8 @@
 """The advice for every finding of a diagnosis, in one table.
 
 Each verdict names a finding. For each finding, the table has the text that is shown below the verdict, and for some
-findings a command that may help. A diagnosis recommends only one command, that of its most important verdict,
-so recommended commands never contradict each other.
+findings a command that may help. A diagnosis recommends only the command of the most important verdict, so recommended
+commands never contradict each other.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Advice:
 
 
 def lower_beta(beta: float) -> float:
-    """Return a lower β, the weight of the KL term, to try if the latent space keeps too little information.
+    """Return a lower weight β of the KL term, so that the latent space keeps more information.
 
     >>> lower_beta(20), lower_beta(1), lower_beta(0.03)
     (1.0, 0.1, 0.003)

@@ -6,10 +6,11 @@ trained for the comparison.
 The models are compared by two quantities. The first quantity is the log-probability of held-out cells, which is exact
 for the mean model and a lower bound for the two VAEs; PCA defines no probability. The second quantity is the Poisson
 loss of molecules that were withheld from the counts (`scvae_cli.evaluation.thinning`) and are predicted from the other
-molecules. Each model predicts the withheld molecules twice: from the state that the model assigns to the cell, and from
-this state combined with the cell's own counts. The weight of the cell's own counts depends on the dispersion of the
-gene (`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the withheld molecules from the
-cell's own counts alone. A latent space is useful if its predictions are better than those of "no denoising".
+molecules. Each model makes two predictions of the withheld molecules. The first prediction uses only the cell's state
+in the model, and the second prediction also uses the cell's own counts. The weight of the cell's own counts depends on
+the dispersion of the gene (`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the
+withheld molecules from the cell's own counts alone. A latent space is useful if its predictions are better than those
+of "no denoising".
 
 Letters in array shapes: n cells, g genes.
 """
@@ -92,7 +93,7 @@ class BaselineComparison:
     n_components: int
 
     def values(self) -> dict[str, Any]:
-        """Return the comparison as numbers and arrays: one array over the models for each field, with NaN for None."""
+        """Return the comparison as a dictionary. Each array has one value for each model; NaN means a missing value."""
 
         columns: dict[str, Any] = {"model": np.asarray([model.name for model in self.models], dtype=object)}
         losses = ("thinned_loss_state", "thinned_loss_cell")
@@ -160,7 +161,7 @@ def _heldout(
 def _thinned_losses(
     thinned: Thinned, runs: dict[str, RunConfig], model: Model, train: Train, progress: Progress
 ) -> tuple[dict[str, Losses], int]:
-    """Return the Poisson losses of each cell's withheld counts with every model, and the best number of components."""
+    """Return the Poisson losses of the withheld counts for every model, and the best number of principal components."""
     kept = thinned.kept
     mean = MeanModel(kept, None, runs[VAE], model.device)
     rows = (kept.matrix[start : start + 512].toarray() for start in range(0, kept.n_cells, 512))

@@ -19,7 +19,7 @@ ALIKE, UNLIKE = 0.2, 0.5
 
 
 def baseline_verdicts(comparison: BaselineComparison, beta: float) -> list[Verdict]:
-    """Judge whether the VAE is better than the baselines; `beta` is its β, the weight of the KL term."""
+    """Judge whether the VAE is better than the baselines; `beta` is the weight of the KL term in training."""
     likelihood = _likelihood_verdict(comparison, beta)
     return [likelihood, _denoising_verdict(comparison)] if comparison.n_thinned else [likelihood]
 

@@ -1,7 +1,8 @@
 """The diagnosis of a trained model: all measurements, and the verdicts on them.
 
 A diagnosis consists of sections, each with its values and verdicts. Most sections describe only the diagnosed model.
-Two more sections compare the diagnosed model with models from further trainings (`with_trainings`), which take longer.
+Two more sections take longer, because they compare the diagnosed model with models from further trainings
+(`with_trainings`).
 
 Letters in array shapes: n cells, k latent dimensions, g genes.
 """
@@ -51,7 +52,7 @@ _MAX_ENCODED = 20_000
 
 
 class Section(NamedTuple):
-    """A part of a diagnosis: the key under which its values are written, the values (never None), and the verdicts."""
+    """A part of a diagnosis: a name, measured values, and verdicts. No value is None."""
 
     name: str
     values: dict[str, Any]
@@ -125,7 +126,7 @@ class Diagnosis:
         return max((verdict.level for verdict in self.verdicts), key=LEVELS.index)
 
     def summary(self) -> dict[str, Any]:
-        """Return numbers of cells, whether they were held out, β (the weight of the KL term) and the worst level."""
+        """Return the main facts in a dictionary, such as the number of cells and the worst level of all verdicts."""
         return {name: getattr(self, name) for name in ("n_cells", "n_evaluated", "heldout", "beta", "level")}
 
     def slots(self, names: SlotNames) -> list[Slot]:

@@ -8,8 +8,8 @@ scales the directions of the latent space.
 The eigenvalues of the Fisher–Rao metric M(z) (`scvae_cli.model.geometry`) are the squared local scale factors of the
 decoder. The condition number of M(z) is the ratio of the largest to the smallest eigenvalue; it is 1 where the decoder
 scales all directions equally. The condition number over all dimensions is large if some dimensions carry no
-information, because the decoder hardly changes along them. The condition number over the active dimensions shows how
-much latent distances between cells can be trusted.
+information, because the decoded expression hardly changes along these dimensions. The condition number over the active
+dimensions shows how much latent distances between cells can be trusted.
 
 Letters in array shapes: n cells, k latent dimensions, p pairs of cells.
 """
@@ -60,7 +60,7 @@ class Distortion:
     embedding_rank_correlation: float | None
 
     def values(self) -> dict[str, Any]:
-        """Return the condition numbers and rank correlations in a dictionary, without those that are None."""
+        """Return the condition numbers and rank correlations in a dictionary, without missing values."""
         values: dict[str, Any] = {
             "condition": float(self.condition_n.mean()),
             "median_condition": float(np.median(self.condition_n)),
@@ -125,7 +125,7 @@ def condition_numbers(metric_nkk: Tensor) -> np.ndarray:
 def _rank_correlations(
     geometry: Geometry, mean_nk: Tensor, embedding_nk: np.ndarray, random: np.random.Generator, progress: Progress
 ) -> tuple[float | None, float | None]:
-    """Compute rank correlations with Fisher–Rao lengths, for distances in latent space and in the embedding."""
+    """Compute rank correlations of Fisher–Rao lengths with latent distances, and with distances in the embedding."""
     if len(mean_nk) < MIN_HELDOUT:
         return None, None
     pair_p2 = np.stack([random.choice(len(mean_nk), 2, replace=False) for _ in range(_PAIRS)])

@@ -102,7 +102,7 @@ class EmbeddingQuality:
     not_installed: tuple[str, ...] = ()
 
     def of(self, name: str) -> Scores | None:
-        """Return the scores of "embedding", "PCA" or "Harmony", or None if these scores were not computed."""
+        """Return the scores with the given name; None if these scores were not computed."""
         return next((scores for scores in self.scores if scores.name == name), None)
 
     @property
@@ -124,7 +124,7 @@ class EmbeddingQuality:
         }
 
     def values(self) -> dict[str, Any]:
-        """Return all values that are not None in a dictionary; scores are arrays over embedding, PCA and Harmony."""
+        """Return the scores and counts in a dictionary of arrays and numbers, without missing values."""
         values = {name: value for name, value in self.summary().items() if value is not None and name != "scores"}
         values.pop("not_installed")
         if self.not_installed:
@@ -228,7 +228,7 @@ def _scores(
     right: dict[str, np.ndarray],
     seed: int,
 ) -> Scores:
-    """Compute all scores of some coordinates; store in `right` whether the neighbors of a cell vote for its label."""
+    """Compute all scores of an embedding. `right` receives a mask of the cells whose neighbors vote for their label."""
     found: dict[str, Any] = {}
     if label_n is not None:
         known = np.flatnonzero(label_n != None)  # noqa: E711  # elementwise

@@ -70,7 +70,7 @@ def _label_verdict(quality: EmbeddingQuality) -> Verdict:
 
 
 def _worse_vote(others: Sequence[Scores]) -> tuple[str, Scores]:
-    """Compare the vote accuracy of the embedding with PCA and Harmony; return a level and the best other scores."""
+    """Return the level of the embedding's vote accuracy, and the scores of PCA or Harmony, whichever is better."""
     best = max(others, key=lambda scores: scores.vote_accuracy or 0.0)
     assert best.vote_advantage is not None
     advantage, error = best.vote_advantage
@@ -100,7 +100,7 @@ def _batch_verdict(quality: EmbeddingQuality) -> Verdict:
 
 
 def _beside(quality: EmbeddingQuality, score: Callable[[Scores], float | None], form: str, by: str = "") -> str:
-    """Return the score of the embedding as text, then `by`, then the scores of PCA and Harmony in parentheses."""
+    """Format the score of the embedding, the text `by` and, in parentheses, the scores of PCA and Harmony."""
     shown = {scores.name: format(value, form) for scores in quality.scores if (value := score(scores)) is not None}
     others = ", ".join(f"{name} {text}" for name, text in shown.items() if name != EMBEDDING)
     return f"{shown[EMBEDDING]}{by} ({others})"

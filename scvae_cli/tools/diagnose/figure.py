@@ -42,7 +42,7 @@ SCORES = {
 
 
 def diagnosis_figure(result: Diagnosis) -> Figure:
-    """Draw a diagnosis in six panels, or seven with labels or batches; the figure is not registered with pyplot."""
+    """Draw a diagnosis in six panels. If the data have labels or batches, a seventh panel shows the embedding."""
     check, quality = result.check, result.quality
     compared = quality.by_labels or quality.by_batches
     with house_style():
@@ -170,7 +170,7 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
 
 
 def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
-    """Draw a histogram of one number per prior sample: the fraction of posterior samples with a higher density."""
+    """Draw a histogram of the fraction of cells that lie at a higher density than each prior sample."""
     share_b = aggregate.prior_ranks_b
     width = 1 / len(share_b)
     left_b = np.arange(len(share_b)) * width

@@ -5,7 +5,7 @@
 
 The refined posterior is the best diagonal Gaussian of each cell, found by optimization. The amortization gap arises
 because one encoder serves all cells. The variational gap arises because the true posterior is not a diagonal Gaussian.
-log p(x) is not known, so a lower bound from importance sampling takes its place. Half of the importance samples come
+log p(x) is not known, so a lower bound from importance sampling is used instead. Half of the importance samples come
 from the encoder's posterior and half from the refined posterior. The weight of every importance sample is computed with
 the density of the mixture of both posteriors. The importance-weighted bound is therefore never much looser than a bound
 from the better of the two posteriors alone. If few importance samples have most of the weight, the importance-weighted
@@ -42,7 +42,7 @@ _BLOCK_CELLS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Mean of a gap and standard error of this mean, nats per cell; and the mean in percent (see `Gaps.scale`)."""
+    """Mean of a gap and standard error of this mean, nats per cell. `Gaps.scale` says which number counts as 100%."""
 
     mean: float
     error: float
@@ -202,7 +202,7 @@ def _n_each(n_samples: int) -> int:
 
 
 def _log_density(q: Posterior, z_nk: Tensor) -> Tensor:
-    """Compute log q(z) up to a constant that the log of the prior contains too, shape (n,), float64, on the CPU."""
+    """Compute log q(z), shape (n,), in float64 on the CPU; the constant −k/2 · log(2π) is left out."""
     var_nk = q.var_nk.double()
     unit_nk = (z_nk.double() - q.mean_nk.double()).square() / var_nk
     return -0.5 * (unit_nk + var_nk.log()).sum(1).cpu()

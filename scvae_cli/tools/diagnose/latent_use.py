@@ -3,8 +3,8 @@
 The aggregated posterior q(z) is the mixture of the posteriors of all cells. The covariance of q(z) is exact. The
 density of q(z) is estimated by a Gaussian mixture that was fitted at the end of the training
 (`scvae_cli.model.density`). The Gaussian mixture is evaluated at posterior samples of cells to which it was not fitted.
-If the Gaussian mixture fits the cells imperfectly, the estimate of KL(q(z) ‖ p), where p is the prior, is too small,
-and the estimate of the mutual information is too large by the same number of nats.
+If the Gaussian mixture fits the cells badly, the estimated KL divergence between q(z) and the prior is too small, and
+the estimated mutual information is too large.
 
 All values refer to the training axes, which are the latent axes of the encoder. The prior is invariant to rotations,
 but a posterior with a diagonal covariance is not. Along rotated axes, the values of single dimensions would therefore
@@ -126,7 +126,7 @@ class AggregatedPosterior:
 
     @property
     def most_correlated(self) -> tuple[int, int] | None:
-        """The two active dimensions with the largest absolute correlation; None without two active dimensions."""
+        """The two active dimensions with the largest absolute correlation; None if fewer than two are active."""
         active = np.flatnonzero(self.active_k)
         if len(active) < 2:
             return None

@@ -190,7 +190,7 @@ def _gene_verdict(
 
 
 def _gene_finding(likelihood: str, decoder: str, more: bool) -> str:
-    """Return the finding, a key of `ADVICE`, for observed values that deviate from simulated values.
+    """Return the key in `ADVICE` for genes whose observed values differ from the simulated values.
 
     `more` is True if most observed values are larger than the simulated values.
     """

@@ -177,7 +177,7 @@ def predictive_check(
 def compare(
     observed: GeneMoments, replicates: list[GeneMoments], genes: tuple[str, ...], *, zeros_are_counts: bool = True
 ) -> PredictiveCheck:
-    """Compare the moments of the genes over observed cells with the moments over the cells of every replicate."""
+    """Compare the zero fractions and variances of the genes between observed cells and every replicate."""
     n = observed.n_cells
     variance_rg = np.stack([moments.variance_g for moments in replicates])
     if zeros_are_counts:

@@ -108,7 +108,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     @property
     def of_training(self) -> bool:
-        """Whether the data contain a cell that was held out of the training, as the data of the training do."""
+        """Whether the data contain at least one cell that was held out of the training."""
         return bool(self.session.model.held_out(self.session.counts.cell_names).any())
 
     def text(self, result: Diagnosis, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the verdicts have the numbers

@@ -1,10 +1,10 @@
 """Agreement of trainings that differ only in their random seeds.
 
 Two equally good latent spaces may differ by a translation, rotation, reflection and scale. Every pair of embeddings of
-the same cells is therefore aligned by Procrustes analysis, and the variance that still differs measures instability.
-The fraction of nearest neighbors that two embeddings share shows how stable clusterings and two-dimensional layouts
-would be. For comparison, the fraction of shared neighbors is also computed for pairs of PCAs, each of genes drawn with
-replacement (bootstrapped genes).
+the same cells is therefore aligned by Procrustes analysis, and the variance that still differs after the alignment is
+reported. The fraction of nearest neighbors that two embeddings share shows how stable clusterings and two-dimensional
+layouts would be. For comparison, the genes are drawn with replacement (bootstrapped) several times, and the fraction of
+shared neighbors is computed for pairs of PCAs of the drawn genes.
 
 Letters in array shapes: n cells, k latent dimensions.
 """
@@ -65,7 +65,7 @@ class Stability:
     heldout_elbo: tuple[float, ...]
 
     def values(self) -> dict[str, Any]:
-        """Return the measures of agreement in a dictionary, by the names of the fields."""
+        """Return the measures of agreement in a dictionary."""
         return {
             "n_trainings": self.n_trainings,
             "procrustes": self.procrustes,
@@ -129,5 +129,5 @@ def disparity(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
 
 
 def axis_correlation(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
-    """Compute the mean absolute correlation between axes of the same number in two embeddings."""
+    """Correlate the first axes of two embeddings, the second axes, and so on; return the mean absolute correlation."""
     return float(np.mean([abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(a_nk.T, b_nk.T, strict=True)]))

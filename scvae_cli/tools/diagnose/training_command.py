@@ -14,7 +14,7 @@ _PARTS_OF_A_FILE = ("genome", "modality")
 
 
 def training_options(model: Model) -> dict[str, object]:
-    """Return the options that the user chose for the training of a model, by name.
+    """Return the names and values of the options that the user chose for the training of a model.
 
     Options with their default value are left out. Options of the computation (such as the device), options that the
     command line lacks, and options that choose a part of a file are left out too.

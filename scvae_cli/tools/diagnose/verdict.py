@@ -1,4 +1,4 @@
-"""The verdicts of a diagnosis, each with a level and advice, and the verdicts as text."""
+"""The verdicts of a diagnosis. Each verdict has a level and advice."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ class Verdict:
 def next_command(verdicts: Sequence[Verdict], config: RunConfig) -> Command:
     """Return the command that follows from the most important verdict.
 
-    The most important verdict has the worst level and, among verdicts of this level, the first finding in `ADVICE`.
-    Verdicts whose advice has no command are ignored. If no advice has a command, the result is the command `embed`.
+    The most important verdict is the one with the worst level. If several verdicts have the worst level, the most
+    important verdict is the one whose finding comes first in `ADVICE`. Verdicts whose advice has no command are
+    ignored. If no advice has a command, the result is the command `embed`.
 
     Parameters
     ----------

@@ -115,7 +115,7 @@ def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Va
 
 
 def _numbers(column: np.ndarray) -> np.ndarray | None:
-    """Return a column as floats, with NaN for missing and infinite values, or None if the column is not numeric."""
+    """Return a column as floats, or None if the column is not numeric. Missing and infinite values become NaN."""
     if column.dtype.kind == "O":
         # The column may contain numbers, some of which are missing.
         missing_n = np.asarray([as_label(value) is None for value in column], dtype=bool)

@@ -62,8 +62,8 @@ def embed(session: Session, options: EmbedOptions) -> Embedding:
     Raises
     ------
     DataError
-        If `options.refine` is above 0 and a cell's batch is unknown to the model, or if the coordinates of a cell are
-        not finite.
+        If the coordinates of a cell are not finite. If `options.refine` is above 0, the error is also raised if a
+        cell's batch is unknown to the model.
     """
     model = session.model
     if options.refine > 0:

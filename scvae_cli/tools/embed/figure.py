@@ -100,7 +100,7 @@ class _GroupPanel(_OneColor):
         self.colors = _colors(groups)
 
     def _names(self, wide: float) -> list[tuple[str, str]]:
-        """Return the names and colors of the legend, with names that fit into a panel of this width in inches."""
+        """Return the names and colors of the legend, with names that fit into a panel of the given width in inches."""
         order = self.groups.order
         few = len(order) <= _FEW_GROUPS
         names = [(name, self.colors[group]) for name, group in zip(_fitted(order, wide, few=few), order, strict=True)]
@@ -185,7 +185,7 @@ def _draw_panel(figure: Figure, panel: _Panel, umap_n2: np.ndarray, left: float,
 
 
 def _fitted(names: Sequence[str], wide: float, *, few: bool = True, size: float = _NAME_SIZE) -> list[str]:
-    """Shorten names so that all are different and fit into a legend of this width, in inches."""
+    """Shorten names so that all are different and fit into a legend of the given width, in inches."""
     for length in range(_LONG_NAME if few else _SHORT_NAME, _LEAST_NAME, -2):
         fitted = legend_names(names, length)
         if text_width(fitted, size) <= wide - _DOT:
@@ -211,7 +211,7 @@ def _draw_legend(
 
 
 def _write_names(axes: Axes, groups: Groups, umap_n2: np.ndarray) -> None:
-    """Write the name of each group at its median cell, or above its cells if the name would hide them."""
+    """Write the name of each group on the group's median cell. The name of a small group stands above the cells."""
     size = 7.5 if len(groups.order) <= 2 * _FEW_GROUPS else 5.5
     line = 1.5 * size / 72 * axes.figure.dpi / axes.bbox.height
     hidden = line * np.ptp(umap_n2, axis=0)

@@ -48,7 +48,7 @@ class EmbedOptions(Reading, Writing):
     refine: int = option(
         0,
         help="Number of gradient steps that improve the encoder's posterior of each cell. 100 steps are "
-        "enough. Refinement needs cells of batches that the model was trained on.",
+        "enough. Refinement needs cells from the batches of the training.",
         least=0,
         most=100_000,
         takes="a number of steps, 0 or more; 100 is enough",
@@ -108,7 +108,7 @@ class EmbedOptions(Reading, Writing):
 
     @property
     def needs_neighbors(self) -> bool:
-        """True if the neighbor graph is computed, from which the UMAP and the clusters come."""
+        """True if a UMAP or clusters are requested, because both are computed from the neighbor graph."""
         return self.needs_umap or self.leiden
 
     @property

@@ -21,9 +21,9 @@ _CELLS, _SIMULATED, _SAMPLES = 500, 500, 5
 
 
 def counterpart_p(density: LatentDensity, mean_nk: Tensor) -> np.ndarray:
-    """Compute, for each cell, the share of held-out cells that are as rare as this cell, or rarer, in latent space.
+    """Compute, for each cell, the share of held-out cells that lie at an equal or a lower latent density.
 
-    Rare positions are those where the density of the training cells is low. The share is a conformal p-value (Bates et
+    The latent density is the density of the training cells in latent space. The share is a conformal p-value (Bates et
     al. 2023, doi:10.1214/22-AOS2244). For example, among cells from the same populations as the held-out cells, no more
     than 5% have a share of 0.05 or less. The guarantee of a conformal p-value holds on average over random choices of
     the held-out cells.

@@ -101,7 +101,9 @@ def _check_name(spelled: str, name: str | None) -> None:
         raise ConfigError(f"{spelled} is an empty text", "give the batch a name")
     if len(name) > _LONGEST_NAME:
         short = f"{name[:20]}..."
-        raise ConfigError(f"{spelled} has {len(name):,} characters ({short})", f"use a name of at most {_LONGEST_NAME}")
+        raise ConfigError(
+            f"{spelled} has {len(name):,} characters ({short})", f"use at most {_LONGEST_NAME} characters"
+        )
     if one_line(name) != name:
         raise ConfigError(f"{spelled} is {name!r}, with control characters", "use a name without line breaks and tabs")
 

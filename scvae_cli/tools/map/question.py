@@ -51,7 +51,7 @@ class Map(Question[MapOptions, Mapped]):
 
     def prepare(self) -> None:
         if not self.session.model.of_counts:
-            raise ModelError("the model describes real numbers", "new batches can be mapped onto models of counts only")
+            raise ModelError("the model describes real numbers", "new batches can be mapped only onto models of counts")
         if self.session.model.vae.design is not None:
             raise ModelError(
                 "the model has several covariates",
@@ -132,7 +132,7 @@ class Map(Question[MapOptions, Mapped]):
 def mapped(session: Session, key: str, batch_n: np.ndarray, options: MapOptions) -> Mapped:
     """Map the batches that the model lacks, and compare the cells with those of the training.
 
-    `key` and `batch_n` are the column of the batches and the batch of each cell.
+    `key` is the column of the batches, and `batch_n` holds the batch of each cell.
     """
     model, reference = session.model, options.reference_batch
     known = model.batches or (reference,)
@@ -223,7 +223,8 @@ def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
     key_given = options.batch_key or of_model
     if key_given is None:
         raise ConfigError(
-            "the batches of the cells are not named", "name their column with --batch-key, or one batch with --batch"
+            "the batches of the cells are not named",
+            "name the column of the batches with --batch-key, or a single batch with --batch",
         )
     batch_n = session.labels(key_given, purpose="--batch-key")
     missing = is_missing(batch_n)

@@ -1,4 +1,4 @@
-"""The score that increases along a trajectory: the score of a gene program, or any function that torch differentiates.
+"""The score that increases along a trajectory: the score of a gene program, or any differentiable torch function.
 
 A function other than a gene program is computed from the decoded values of the genes.
 
@@ -34,9 +34,9 @@ _LEAST_SD = 1e-3
 def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
     """Make the score function of a gene program, and score the cells at their posterior means.
 
-    The genes in `options` must have the gene names of the model. Returns a function, and the scores of the cells, shape
-    (n,). The function is differentiable and computes scores, shape (n,), from latent positions, shape (n, k), on the
-    device of the model.
+    The genes in `options` must have the gene names of the model. The score function is differentiable and
+    computes scores, shape (n,), from latent positions, shape (n, k), on the device of the model. The scores of the
+    cells are returned too, shape (n,).
 
     Raises
     ------
@@ -53,7 +53,7 @@ def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Cal
         with torch.no_grad():
             score_n = torch.cat([function(decoded(block_nk)).cpu() for block_nk in blocks])
         if not torch.isfinite(score_n).all():
-            raise ConfigError(f"{name} is not finite for every cell", f"{name} must return finite numbers")
+            raise ConfigError(f"{name} returns NaN or infinity for some cells", f"{name} must return finite numbers")
         return lambda z_nk: function(decoded(z_nk)), score_n.double().numpy()
     column = {gene: i for i, gene in enumerate(model.genes)}
     columns = torch.as_tensor([column[gene] for gene in (*options.increased, *options.away)], device=model.device)

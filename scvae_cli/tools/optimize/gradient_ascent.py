@@ -1,6 +1,6 @@
 """Projected gradient ascent in latent space, within a region that contains cells.
 
-The score is maximized over a region of latent space: all positions z whose density p is high enough, −log p(z) ≤ c. A
+The score is maximized over the region of all latent positions z with −log p(z) ≤ c, where p is the density of cells. A
 step follows the gradient of the score. A step that would leave the region follows the boundary instead, and Newton's
 method then moves the end of the step back onto the boundary. If a step increases the score by much less than the
 gradient predicts, the step is halved. The score therefore increases from each point of the path to the next. Unless the
@@ -63,7 +63,7 @@ class Ascent:
 class Region:
     """Latent positions z where −log p(z) ≤ limit, in nats.
 
-    A path that starts outside the region must not lead to lower densities than at its start.
+    Outside the region, a path never moves to a lower density.
     """
 
     log_prob: Score
@@ -143,8 +143,8 @@ def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
 def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: float) -> Tensor | None:
     """Compute a step along the gradient; if this step would leave the region, compute a step along the boundary.
 
-    A step along the boundary first moves to the boundary. `margin` is the amount by which −log density may increase
-    before the limit of the region is reached. Returns None if no step increases the score.
+    A step along the boundary starts at the nearest point of the boundary. `margin` is the amount by which −log density
+    may increase before the limit of the region is reached. Returns None if no step increases the score.
     """
     if not float(slope_k.norm()) > 0:
         return None

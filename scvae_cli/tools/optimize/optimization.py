@@ -60,13 +60,13 @@ def optimize(
 ) -> Optimization:
     """Find and decode a trajectory from a population or a cell along which the score of a gene program increases.
 
-    Gradient ascent starts at a typical cell of the population. If a cell has a higher score than the end of the path
-    from the typical cell, gradient ascent also starts at other cells of the population that are far from each other. In
-    all, gradient ascent starts at `options.n_starts` cells of the population. Unless the trajectory is unconstrained,
-    gradient ascent also starts at the cell of the region with the highest score. If gradient ascent from another cell
-    ends at a higher maximum, the result is a path from the typical cell to this maximum, across a saddle point. Of
-    several higher maxima, the result leads to the highest one that a path of at most the maximum length reaches. The
-    trajectory always starts at the typical cell.
+    Gradient ascent starts at a typical cell of the population. If any cell has a higher score than the maximum found
+    from the typical cell, gradient ascent also starts at other cells of the population, which are far from each other.
+    In all, gradient ascent starts at `options.n_starts` cells of the population. If the trajectory must stay in a
+    region, gradient ascent also starts at the cell with the highest score in the region. If gradient ascent from
+    another cell ends at a higher maximum, the result is a path from the typical cell to this maximum, across a saddle
+    point. If there are several higher maxima, the path leads to the highest maximum within the maximum length of a
+    path. The trajectory always starts at the typical cell.
 
     Parameters
     ----------

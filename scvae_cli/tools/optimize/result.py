@@ -22,7 +22,7 @@ _HIGH = 0.99
 
 
 class Start(NamedTuple):
-    """A cell from which the score was increased: its name, its score, and the score at the end of gradient ascent."""
+    """A start of gradient ascent: name and score of the cell, and the score at the end of gradient ascent."""
 
     cell: str
     score: float
@@ -68,14 +68,17 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First of the final steps whose scores all exceed the score of every cell; None if there are no such steps."""
+        """Index of the first extrapolated step; None if no step is extrapolated.
+
+        From the first extrapolated step to the end of the trajectory, all scores are higher than the score of any cell.
+        """
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None
 
     @property
     def decrease(self) -> float:
-        """Largest difference between the score of a step and the score of any later step, at least zero."""
+        """Largest decrease of the score from a step to a later step; 0 if the score never decreases."""
         return float((np.maximum.accumulate(self.score_t) - self.score_t).max())
 
     def warnings(self) -> list[str]:

@@ -38,8 +38,8 @@ def across_saddle_point(graph: CellGraph, log_prob: Score, start_k: Tensor, end_
     """Find a path between two positions along which −log density ≤ limit, in nats.
 
     `start_k` and `end_k` must be on the torch device of the density. Returns the points of the path, both ends
-    included, shape (t, k). If no path within the limit was found, the result is the smooth path whose largest −log
-    density is smallest.
+    included, shape (t, k). If no path within the limit was found, the result is the smooth path with the highest
+    minimum density.
     """
     nodes = [int(nearest(end[None].cpu(), graph.mean_mk, 1)[0][0, 0]) for end in (start_k, end_k)]
     mean_mk = graph.mean_mk.to(start_k)

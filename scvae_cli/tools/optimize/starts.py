@@ -1,8 +1,8 @@
 """Start of an optimization: a cell that is typical of its group.
 
-A typical cell lies where the cells of the group are dense. The cells of other groups do not matter. A few cells with a
-wrong label therefore do not change which cell is typical, even if the wrongly labeled cells lie among many cells of
-other groups.
+A typical cell lies where the cells of the group are dense. Cells of other groups have no influence on which cell is
+typical. A few cells with a wrong label therefore do not change which cell is typical, even if the wrongly labeled cells
+lie among many cells of other groups.
 
 Letters in array shapes: n cells, m cells of the group, k latent dimensions, s starts.
 """

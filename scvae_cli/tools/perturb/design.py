@@ -1,17 +1,18 @@
 """Cells from which a perturbation is learned: groups, labels, and the terms that add up to the predicted change.
 
-The change of a group under a label is the difference between its cells with that label and its control cells. The
-change predicted for the target group is a sum of terms. Each term is the change under one label in some groups. A
-single perturbation has one term: the change under the perturbation in the other groups.
+The change of a group under a label is the difference between the group's cells with this label and the group's control
+cells. The change predicted for the target group is a sum of terms. Each term is the change under one label in some
+groups. A single perturbation has one term: the change under the perturbation in the other groups.
 
 For a combination B+C that other groups have undergone, the prediction is the mean of two estimates. The first estimate
 is the change of the other groups under B+C. The second estimate is the sum of the target's own change under B, the
 target's own change under C, and the interaction of B and C in the other groups. The interaction of B and C in a group
-is its change under B+C minus its changes under B and under C. The first estimate, from the other groups, is more
-certain; the second estimate is specific to the target group. Only the change of the other groups under B+C is used if
-the target has not undergone both B and C, or if no other group has undergone all of B, C and B+C. For a combination B+C
-that no other group has undergone, the changes under B and under C are added. The change under B is the target's own
-change if the target has undergone B, and otherwise the change of the other groups.
+is the group's change under B+C minus the group's changes under B and under C. The first estimate, from the other
+groups, is more certain; the second estimate is specific to the target group. The second estimate needs a target that
+has undergone B alone and C alone, and another group that has undergone B, C and B+C. If the second estimate cannot be
+computed, the prediction is the first estimate. For a combination B+C that no other group has undergone, the changes
+under B and under C are added. The change under B is the target's own change if the target has undergone B, and
+otherwise the change of the other groups.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
 the parts matter: cells labeled B+C and C + B have the same perturbation. The control label, such as ctrl, does not
@@ -37,7 +38,7 @@ _SHOWN = 12
 
 
 class Term(NamedTuple):
-    """Change under a label in some groups, and its weight in the predicted change; the weight may be negative."""
+    """The change under a label in some groups, with a positive or negative weight in the prediction."""
 
     weight: float
     label: str
@@ -83,7 +84,7 @@ class Design:
 
     @property
     def observed(self) -> bool:
-        """Whether the target has enough treated cells to judge the prediction, which is made without these cells."""
+        """Whether the target has enough treated cells with which the prediction can be compared."""
         return self.has(self.group, self.treated)
 
     @property

@@ -5,7 +5,7 @@ where x is a count and library is the library size of the cell. The mean of a lo
 for a gene with at most one count in a cell, the mean of the logarithm is nearly proportional to the probability of that
 count. The logarithm is therefore averaged over the distribution of the counts.
 
-Letters in array shapes: n cells, g genes, t pairs of a cell and a gene for which large counts are not negligible.
+Letters in array shapes: n cells, g genes, t pairs of a cell and a gene in which large counts are likely.
 """
 
 from __future__ import annotations

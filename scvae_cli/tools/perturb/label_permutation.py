@@ -1,4 +1,4 @@
-"""Test of the hypothesis that a perturbation changes no gene, by permuted labels.
+"""Permutation test of the hypothesis that a perturbation changes no gene.
 
 In each group, the labels of the control and of the treated cells are permuted. If the perturbation has no effect, all
 permutations are as likely as the observed labels, whatever the distribution of the counts and the correlation of the
@@ -6,13 +6,14 @@ genes. Labels are permuted only among cells of the same batch. The mean of a log
 treated cells that were sequenced more deeply than the control cells would look changed. Counts are therefore first
 thinned at random until treated and control cells have the same distribution of library sizes.
 
-For each gene, the differences of mean log expression between treated and control cells are averaged over the groups,
-weighted by their precision. A gene's z-score is the averaged difference divided by its standard error. The test uses
-two statistics: the largest absolute z-score over the genes, for strong changes of a few genes, and the sum of the
-squared z-scores, for weak changes of many genes. The smaller p-value of the two statistics is compared with the smaller
-p-value of every permutation, and its rank yields the p-value of the test (Westfall & Young 1993). A gene counts as
-changed if at most 5% of the labelings (the observed labels and all permutations) have a gene with an equal or larger
-absolute z-score. The probability that any unchanged gene counts as changed is then at most 5%.
+For each gene, the differences of mean log expression between treated and control cells are averaged over the groups.
+The weight of a difference is its precision. A gene's z-score is the averaged difference divided by its standard error.
+The test uses two statistics: the largest absolute z-score over the genes, for strong changes of a few genes, and the
+sum of the squared z-scores, for weak changes of many genes. Each statistic has a p-value, and the smaller of the two
+p-values is computed for the observed labels and for every permutation. The p-value of the test follows from the rank of
+the observed labels among all permutations (Westfall & Young 1993). A gene counts as changed if at most 5% of the
+labelings (the observed labels and all permutations) have a gene with an equal or larger absolute z-score. The
+probability that any unchanged gene counts as changed is then at most 5%.
 
 Letters in array shapes: n cells, g genes, b labelings (the observed labels and their permutations).
 """
@@ -37,7 +38,7 @@ _MOST_CELLS = 500
 
 
 class _Permuted(NamedTuple):
-    """Difference of means (treated − control) and its squared standard error, for every labeling, each (b, g)."""
+    """Difference of means (treated − control) and squared standard error of the difference, shape (b, g)."""
 
     difference_bg: np.ndarray
     variance_bg: np.ndarray
@@ -93,9 +94,8 @@ def _permuted(
 def _kept(library_n: np.ndarray, treated_n: np.ndarray, batch_n: np.ndarray) -> np.ndarray:
     """Compute the fraction of each cell's molecules to keep, shape (n,).
 
-    Within each batch, the library sizes of treated and of control cells are compared quantile by quantile. A cell is
-    thinned to the smaller of two library sizes: the library sizes of treated and of control cells at the cell's
-    quantile.
+    Within each batch, the library sizes of treated and of control cells are compared quantile by quantile. Treated and
+    control cells at the same quantile are thinned to the smaller of their two library sizes.
     """
     kept_n = np.ones(len(library_n))
     for batch in np.unique(batch_n):
@@ -119,7 +119,7 @@ def _permutations(treated_n: np.ndarray, batch_n: np.ndarray, random: np.random.
 
 
 def _p_value(groups: Sequence[_Permuted]) -> tuple[float, np.ndarray]:
-    """Compute the p-value of the change that the groups share, and whether each gene is changed, shape (g,)."""
+    """Compute the p-value of the test, and a mask of the changed genes, shape (g,)."""
     weighted_bg = np.zeros_like(groups[0].difference_bg)
     precision_bg = np.zeros_like(weighted_bg)
     for one in groups:

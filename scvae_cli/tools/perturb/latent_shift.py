@@ -37,7 +37,7 @@ _SHARPNESS = 2.0
 
 @dataclass(frozen=True)
 class LatentShifts:
-    """Posterior means of the cells, in the latent coordinates of the training, and shifts learned from the means."""
+    """Latent posterior means of the cells, from which shifts are learned."""
 
     mean_nk: Tensor
     _paired: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from scvae_cli.tools.perturb.result import TOP_GENES, Accuracy
 
 @dataclass(frozen=True)
 class Observed:
-    """Observed log expression of cells: log(1 + 10⁴·x/library) for counts x; real numbers are not transformed."""
+    """Observed log expression: log(1 + 10⁴·x/library) for counts x. Real-valued data are not transformed."""
 
     counts: Counts
     # Results that were already computed: means and variances, and shares with their squared errors.
@@ -75,7 +75,7 @@ class Observed:
         """Compute each gene's mean share of a cell's counts, and the squared standard error of this mean.
 
         The mean is taken over the cells of a group that have a given label. For real-valued data, the values of a gene
-        are averaged instead of the shares. The mean and its squared error have shape (g,).
+        are averaged instead of the shares. Both results have shape (g,).
         """
         if (group, label) not in self._shares:
             rows = design.rows(group, label)
@@ -89,8 +89,8 @@ class Observed:
 
         For counts, a gene's share of a cell's counts is averaged over the cells with the label, and over the control
         cells. `pseudo` is added to both averages, so that neither average is zero. The effect for counts is the log
-        ratio of the average over the cells with the label to the average over the control cells. For real numbers, the
-        effect is the mean over the cells with the label minus the mean over the control cells.
+        ratio of the average over the cells with the label to the average over the control cells. For real-valued data,
+        the effect is the mean over the cells with the label minus the mean over the control cells.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self.shares(design, group, of) for of in (label, design.control)

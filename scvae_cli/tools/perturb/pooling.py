@@ -1,11 +1,11 @@
-"""Estimation of one change from several: changes of several groups, or changes under several single perturbations.
+"""Combine several observed changes of expression into one estimate.
 
-A change estimated from a few cells is uncertain, and the change of other groups may differ from that of the target
-group. For each gene, the true changes of the groups are therefore treated as draws around a common mean. The variance
-between groups is the part of the variance of the observed changes that the errors of these changes do not explain
-(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean change of
-the other groups. The shrinkage is stronger if the squared error of the target's change is larger relative to the
-variance between groups.
+A change estimated from a few cells is uncertain, and the change of other groups may differ from the change of the
+target group. For each gene, the true changes of the groups are therefore treated as draws around a common mean. The
+observed changes differ between groups partly because of estimation errors. The variance between groups is the observed
+variance minus the variance that estimation errors explain (DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2).
+The target's own change is shrunk to the mean change of the other groups. The shrinkage is strong if the squared error
+of the target's change is large compared with the variance between groups.
 
 If two perturbations change a gene in opposite directions, or if only one of them changes the gene, the two changes are
 added. If both perturbations raise the gene, or both lower the gene, the joint change may be as large as the sum of the
@@ -60,7 +60,7 @@ def between_variance(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
 def combined(change_pg: np.ndarray) -> np.ndarray:
     """Compute the change under all perturbations together, shape (g,), from the change under each perturbation alone.
 
-    Changes are log ratios, or differences for real numbers.
+    Changes are log ratios, or differences for real-valued data.
 
     >>> combined(np.array([[1.0, 1.0, -2.0, 0.0], [0.5, -1.5, -1.0, 3.0]])).tolist()
     [1.25, -0.5, -2.5, 3.0]

@@ -1,18 +1,18 @@
-"""Expression of cells under a perturbation, learned from cells of other groups that have undergone it.
+"""Expression of cells under a perturbation, learned from cells of other groups that have undergone the perturbation.
 
 The target is the group whose response is predicted; source groups are the groups from which the response is learned. A
 control cell of the target shifts in latent space (`latent_shift.py`). The decoder gives the log ratio of each gene's
 expression rate after the shift to the rate before. A decoder predicts smoothed changes, so the decoded log ratio is
 mixed with the mean shift. The mean shift is the mean log ratio of treated to control expression that was observed in
 the source groups. The share of the mean shift in the mixture is chosen by predicting groups whose treated cells are
-left out. The mixed log ratio is applied to the target's own expression profile: the decoded rates of each gene, scaled
-so that their mean over the control cells equals the observed mean. For real-valued data, differences are used instead
-of log ratios.
+left out. The mixed log ratio is applied to the target's own expression profile. The profile consists of the decoded
+rates of each gene, scaled so that the mean over the control cells equals the observed mean. For real-valued data,
+differences are used instead of log ratios.
 
-Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
-of each group, the mixed log ratio is multiplied by the scale with which these models predict the left-out cells best.
-If the plain mean change of the other groups predicts the left-out groups better than the mixture, this mean is the
-prediction.
+Models underestimate the change of cells that they were not trained on. The mixed log ratio is therefore multiplied by a
+scale, which is learned from predictions of left-out treated cells. The scale is 1 if no models were trained without
+these cells. If the plain mean change of the other groups predicts the left-out groups better than the mixture, this
+mean is the prediction.
 
 Letters in array shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
@@ -123,7 +123,7 @@ class Predictor:
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
-        """Compute the log2 ratio of predicted expected counts to those of control cells, shape (g,).
+        """Compute the log2 ratio of the expected counts of predicted cells to those of control cells, shape (g,).
 
         Expected counts include zero inflation and are divided by the library size. For a model of real-valued data, the
         result is None.
@@ -181,7 +181,7 @@ class Predictor:
     def _profile(self, design: Design) -> Tensor:
         """Compute the log ratio of the observed to the decoded mean of the control cells, shape (g,).
 
-        For real numbers, the result is the observed mean minus the decoded mean.
+        For real-valued data, the result is the observed mean minus the decoded mean.
         """
         rows = even(design.rows(design.group, design.control), _MEAN_CELLS)
         library_m = torch.as_tensor(self.observed.library_n[rows])
@@ -234,7 +234,7 @@ class Predictor:
     def _mean_shift(self, design: Design) -> Tensor:
         """Compute the observed mean shift from control to treated cells, shape (g,).
 
-        The mean shift of a gene is a log ratio; for real numbers, it is a difference.
+        The mean shift of a gene is a log ratio. For real-valued data, the mean shift is a difference.
         """
         changes = [self._shift_of(design, term) for term in design.terms]
         if not design.sources:
@@ -244,10 +244,11 @@ class Predictor:
         )
 
     def _plain_shift(self, design: Design, profile_g: Tensor) -> Tensor:
-        """Compute the log ratio, shape (g,), that changes mean log expression by the mean change of the other groups.
+        """Compute the log ratio of each gene, shape (g,), that yields the mean change of the other groups.
 
-        The mean log expression increases with the log ratio, so the log ratio is found by bisection, with some of the
-        cells. For a model of real-valued data, the function returns the mean change instead of a log ratio.
+        The change is a difference of mean log expression, which increases with the log ratio. The log ratio is
+        therefore found by bisection. To save time, only some of the cells are used. For a model of real-valued data,
+        the function returns the mean change instead of a log ratio.
         """
         change_g = self.observed.mean_change(design)
         assert change_g is not None, "the mean of the other groups is a recipe only if other groups have treated cells"
@@ -272,8 +273,8 @@ class Predictor:
         """Compute the observed mean shift of one term of the predicted change, shape (g,).
 
         If the term is the change of the target group alone, the shift of the target is pooled with the shifts of the
-        other groups. Otherwise, the result is the mean over the groups of the term, with more weight on groups near the
-        target.
+        other groups. If the term has other groups, the result is the mean over these groups, with more weight on groups
+        near the target.
         """
         groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]

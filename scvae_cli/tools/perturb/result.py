@@ -50,7 +50,7 @@ class Accuracy(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Mean of correlation, top correlation and explained change, by which recipes are compared."""
+        """Score by which recipes are compared: the mean of `correlation`, `top_correlation` and `explained`."""
         return (self.correlation + self.top_correlation + self.explained) / 3
 
 
@@ -89,7 +89,7 @@ class Recipe:
 
     The mean shift is the average observed change of expression from control to treated cells in the groups that the
     perturbation is learned from. Besides the mean shift, the prediction contains the change that the model decodes
-    after a latent shift by the method "centroid" or "ot". The predicted log ratios (for real numbers, the predicted
+    after a latent shift by the method "centroid" or "ot". The predicted log ratios (for real-valued data, the predicted
     differences) are multiplied by the scale, because models underestimate the changes of cells that they were not
     trained on. With the method "mean", the prediction is the plain mean of the other groups' changes; with "none", the
     prediction is no change.
@@ -104,7 +104,7 @@ class Recipe:
 class Changes:
     """Changes of the genes, each of shape (g,): differences of the mean of log(1 + 10⁴·count/library).
 
-    For real numbers, the changes are differences of the mean of the numbers.
+    For real-valued data, the changes are differences of mean values.
 
     Parameters
     ----------
@@ -197,14 +197,15 @@ class Perturbation:
 
     @property
     def changed(self) -> bool:
-        """Whether a change was detected in the groups from which it is learned; if not, the predicted change is 0."""
+        """Whether a change was detected. If no change was detected, the predicted change is 0."""
         return any_changed(self.tests)
 
     @property
     def no_better_than_mean(self) -> bool:
         """Whether the prediction is no more accurate in the checked groups than the mean change of the other groups.
 
-        The prediction counts as more accurate if the mean difference of the scores exceeds its standard error.
+        The prediction counts as more accurate if the mean difference of the scores exceeds the standard error of this
+        mean.
         """
         if self.recipe.method == MEAN:
             return True

@@ -2,7 +2,8 @@
 
 The treated cells of the group that is left out are not used to learn the change. The whole prediction is tested only if
 the model was not trained on the left-out cells either (`retrained_trials`). A model trained on the left-out cells has
-learned to decode them, so the prediction looks more accurate than it is for a group without treated cells.
+learned to decode these cells. The accuracy of a model on its own training cells is higher than in a group without
+treated cells.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
     `held_out` says whether the models are trained without the treated cells that they predict. `only_own_parts` says
     whether the change consists only of the group's own changes under the parts of a combination. If `only_own_parts` is
     True, the prediction is the observed mean shift alone, because the model has no change to transfer from other
-    groups, and no group shows how well the model adds shifts.
+    groups.
     """
     methods = METHODS if method == "auto" else (method,)
     least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
@@ -48,7 +49,7 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A group whose response was observed, and a predictor that does not learn from its treated cells.
+    """A group whose response was observed, and a predictor that does not learn from the group's treated cells.
 
     `held_out` says whether the model was also trained without the treated cells of the group.
     """
@@ -69,7 +70,7 @@ class Trial:
         return self.predictor.observed.most_significant(self.design)
 
     def changes(self, recipes: Sequence[Recipe]) -> list[np.ndarray]:
-        """Predict the change by every recipe, each of shape (g,); known predictions are not computed again."""
+        """Predict the change by every recipe. Each change has shape (g,), and known changes are not computed again."""
         missing = [recipe for recipe in recipes if recipe not in self._known]
         for method, scale in dict.fromkeys((recipe.method, recipe.scale) for recipe in missing):
             same = [recipe for recipe in missing if (recipe.method, recipe.scale) == (method, scale)]
@@ -107,8 +108,8 @@ def retrained_trials(
 ) -> list[Trial]:
     """Train, for each group, a new model without the group's treated cells.
 
-    The new models have the same genes and settings as the given model. `follow` is given a title and the events of a
-    training, runs the training, and returns the last event.
+    The new models have the same genes and settings as the given model. The function `follow` receives a title and the
+    events of a training. `follow` must run the training to its end and return the last event.
 
     Raises
     ------

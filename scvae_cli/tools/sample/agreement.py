@@ -2,7 +2,7 @@
 
 The real cells are split into two random halves. One half of the real cells is the reference. Sampled cells are compared
 with the reference. As a baseline, equally many real cells of the other half are compared with the reference. If the
-sampled cells differ more from the reference than these real cells do, the difference is an error of the model.
+sampled cells differ more from the reference than the real cells of the other half do, the model is inaccurate.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -26,7 +26,7 @@ MAX_CELLS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Differences of sampled cells, and of equally many real cells, from a reference of other real cells.
+    """Differences from a reference of real cells, for sampled cells and for other real cells.
 
     `samples` holds the differences between `n_cells` sampled cells and the reference. `real` is the baseline: the
     differences between `n_cells` real cells and the reference. The reference has `n_real` cells.
@@ -64,7 +64,7 @@ class Comparison:
             yield block
 
     def agreement(self) -> Agreement | None:
-        """Return the differences after all blocks have passed; None if there are too few cells."""
+        """Return the differences, or None if there are too few cells. All blocks must have been written before."""
         if self._n_compared < MIN_CELLS:
             return None
         samples, real = (

@@ -41,9 +41,10 @@ class NewBatches:
 
 
 def decoding_batch(model: Model, options: SampleOptions) -> str:
-    """Return the batch to decode in, or the fixed covariates, as text; return "drawn" if nothing is fixed.
+    """Return the batch or the covariates that the user fixed, as text; return "drawn" if nothing is fixed.
 
-    If no batch was chosen, a group that is a batch of the model is decoded in that batch.
+    If the user fixed no batch, and the cells are sampled from a group that is a batch of the model, this batch is
+    fixed.
 
     Raises
     ------
@@ -94,15 +95,15 @@ def new_batches(
 
 
 def free(design: Design) -> Fixed:
-    """Return the covariates of a model without a fixed value for any of them."""
+    """Return the covariates of a model; none of the covariates has a fixed value."""
     return Fixed(design=design, categories=(None,) * len(design.batch_keys), values=(None,) * len(design.continuous))
 
 
 def columns_of(fixed: Fixed, index_n: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the category of each cell in each batch key, and its value of each continuous key.
+    """Return the covariates of each cell: one array for each batch key and each continuous key.
 
-    `index_n` is the index of each cell's combination of categories before categories are fixed. A continuous key
-    without a fixed value gets its mean over the training cells.
+    `index_n` holds the index of the combination of categories that was drawn for each cell. Fixed categories replace
+    drawn categories. A continuous key without a fixed value gets its mean over the training cells.
     """
     design = fixed.design
     columns: dict[str, np.ndarray] = {}

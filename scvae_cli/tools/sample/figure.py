@@ -1,4 +1,4 @@
-"""The figure of sampled cells: where sampled cells lie among real cells, and how the genes differ between the two.
+"""The figure of sampled and real cells: latent positions of the cells, and statistics of the genes.
 
 The off-manifold score of a sampled cell is the share of the held-out cells' posterior samples that lie at a higher
 latent density. A sampled cell with a score above 0.95 lies in a hole of latent space.
@@ -146,7 +146,7 @@ def _draw_genes(
 
 
 def _draw_scores(axes: Axes, result: Sampled) -> None:
-    """Draw a histogram of the off-manifold scores, with a line for real cells, whose scores are uniform."""
+    """Draw a histogram of the off-manifold scores, and a line for the uniform distribution of real cells' scores."""
     _name(axes, "scores", "off-manifold score", "score (line: real cells)", "share of sampled cells")
     edges = np.linspace(0, 1, 21)
     share_b = np.histogram(result.off_manifold_n, edges)[0] / len(result.z_nk)

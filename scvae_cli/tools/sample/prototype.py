@@ -125,7 +125,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
 
 
 def _named(model: Model, batch_as: str) -> str | None:
-    """Return the model's name of the batch to decode in; None for a model without batches."""
+    """Return the name of the batch to decode in; None for a model without batches."""
     if not model.conditioned or batch_as == AVERAGE:
         return AVERAGE if model.conditioned else None
     if model.vae.design is None:
@@ -134,7 +134,7 @@ def _named(model: Model, batch_as: str) -> str | None:
 
 
 def _columns(model: Model, batch_as: str) -> dict[str, np.ndarray]:
-    """Return the batch, or the category or value of each covariate, by column of obs, shape (1,)."""
+    """Return the columns of obs that hold the batch or the covariates of the prototype."""
     design, named = model.vae.design, _named(model, batch_as)
     if design is None:
         return {key: np.asarray([named], dtype=object) for key in model.config.data.batch_keys if model.batches}
@@ -148,7 +148,7 @@ def _columns(model: Model, batch_as: str) -> dict[str, np.ndarray]:
 
 
 def _average(model: Model, counts: Counts) -> np.ndarray:
-    """Compute the mean over the training cells of each gene's share of the cell's counts, shape (g,).
+    """Compute each gene's share of the counts of a cell, averaged over the training cells, shape (g,).
 
     For a model of real-valued data, the result is the mean value of each gene.
     """

@@ -37,7 +37,7 @@ class SourceScores:
 
     @property
     def gain(self) -> float:
-        """Difference of the mean log density between the better and the other distribution, in nats per cell."""
+        """How much higher the mean log density is under the better of the two distributions, in nats per cell."""
         return abs(self.density - self.prior)
 
 

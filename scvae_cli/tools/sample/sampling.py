@@ -281,5 +281,5 @@ def _nearby_libraries(
 
 
 def _stream(seed: int, stream: int) -> int:
-    """Return the seed of one stream of random numbers; each kind of draw has a stream of its own."""
+    """Derive a seed from `seed`, so that positions, batches and counts are drawn with different random numbers."""
     return int(np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""The expected fit of a cell to the model, learned from cells simulated from the model, and p-values for a worse fit.
+"""Find cells that fit the model worse than cells that are simulated from the model.
 
 A cell can fit the model badly in two ways: the decoder explains its counts badly, or few training cells lie near its
 latent position. A lower bound on log p(x) is the sum of two terms: E_q[log p(x|z)] for the counts, and −KL(q ‖ density)
@@ -14,12 +14,11 @@ the latent position. Each term of a cell is standardized: the term is subtracted
 divided by the standard deviation. The anomaly score of the cell combines the two standardized terms (Stouffer's
 method). The p-value of the cell is the share of the simulated cells with the same anomaly score or a higher one.
 Because scores are relative to the library size, a cell of any library size can be compared with all simulated cells.
-Very small p-values are extrapolated: a tail distribution is fitted to the excesses of the highest scores over a
-threshold, as for permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211).
-Without extrapolation, no cell could be significant after adjustment for testing many cells.
+Very small p-values are extrapolated, as for permutation tests with few permutations (Knijnenburg et al. 2009,
+doi:10.1093/bioinformatics/btp211). For the extrapolation, a tail distribution is fitted to the excesses of the highest
+scores over a threshold. Without extrapolation, no cell could be significant after adjustment for testing many cells.
 
-Letters in array shapes: n cells, k latent dimensions, b batches, f inputs of the regression on
-library size, batch and latent position, m excesses.
+Letters in array shapes: n cells, k latent dimensions, b batches, f features, m excesses.
 """
 
 from __future__ import annotations
@@ -237,7 +236,7 @@ def adjusted(p_n: np.ndarray) -> np.ndarray:
 
 
 def _combined(shortfalls_n: list[np.ndarray]) -> np.ndarray:
-    """Combine standardized values by Stouffer's method, shape (n,); independent values give unit variance."""
+    """Combine standardized values by Stouffer's method, shape (n,)."""
     combined_n: np.ndarray = np.sum(shortfalls_n, axis=0) / math.sqrt(len(shortfalls_n))
     return combined_n
 

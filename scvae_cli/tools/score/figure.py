@@ -25,7 +25,7 @@ _SCORE_LABEL = "score (s.d. worse than expected)"
 
 
 def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr: float) -> Figure:
-    """Draw scores in three panels, for `save_figure`; the figure is not registered with pyplot.
+    """Draw scores in three panels; the figure is not registered with pyplot, so save it with `save_figure`.
 
     The last panel shows the cells at `xy_n2`, with `names` as axis labels. Anomalies are the cells that are significant
     at the false discovery rate `fdr`.

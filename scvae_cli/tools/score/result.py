@@ -21,7 +21,7 @@ BOUNDS = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Lower bounds on log p(x) of every cell and the parts of the ELBO, in nats; and measures of anomaly.
+    """Lower bounds on log p(x) of every cell, in nats, and p-values for anomalies.
 
     Parameters
     ----------

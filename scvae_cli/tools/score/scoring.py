@@ -96,7 +96,7 @@ class Bounds(NamedTuple):
     mean_nk: np.ndarray
 
     def fit(self, table: CellTable, rows: slice) -> CellFit:
-        """Return the fit of some rows of the evaluated table; anomaly scores are computed from the fit."""
+        """Return the fit of some cells to the model. `rows` are the rows of the cells in `table`."""
         batch_n = None if table.batch_n is None else table.batch_n[rows]
         covariates = Covariates(table.library_n[rows], batch_n, self.mean_nk[rows])
         return CellFit(self.log_likelihood[rows], self.negative_kl[rows], covariates)
@@ -106,7 +106,7 @@ class Bounds(NamedTuple):
 def bounds(model: Model, counts: Counts, *, n_samples: int, seed: int = 0, progress: Progress = silent) -> Bounds:
     """Compute the same bounds as `score`, and the fit of each cell, but no anomaly scores.
 
-    Two models with the same number of latent dimensions are evaluated with the same noise.
+    Two models with the same number of latent dimensions are evaluated with the same random numbers.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _log_mean(log_weight_ns: torch.Tensor) -> np.ndarray:
 def _simulated_fit(
     model: Model, table: CellTable, n_simulated: int, n_fit: int, seed: int, advance: Advance
 ) -> CellFit:
-    """Simulate cells with library sizes and batches of cells in a table, and compute the fit of the simulated cells."""
+    """Simulate cells with the library sizes and batches of real cells, and compute the fit of the simulated cells."""
     of_choice, of_cells, of_samples = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     stratum_n = _strata(model, table.batch_n)
     chosen_n = _evenly_over_batches(stratum_n, table.n_cells, n_simulated, np.random.default_rng(of_choice))
@@ -184,7 +184,10 @@ def _simulated_fit(
 
 
 def _strata(model: Model, batch_n: np.ndarray | None) -> np.ndarray | None:
-    """Return the index of each cell's batch, or combination of categories; None without batches."""
+    """Return the index of each cell's batch; None for a model without batches.
+
+    If the model has several batch keys, each combination of their categories is a batch.
+    """
     if batch_n is None or batch_n.ndim == 1:
         return batch_n
     assert model.vae.design is not None, "batch_n is a matrix only for a model with a design"

@@ -20,10 +20,10 @@ _BLOCK_CELLS = 256
 
 @torch.inference_mode()
 def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | None, *, seed: int) -> sp.csr_matrix:
-    """Draw cells of given expected library sizes and batches, CSR float32, shape (n, g).
+    """Simulate cells with given expected library sizes and batches; return a CSR matrix of shape (n, g).
 
-    The values are counts if the model is a model of counts, and otherwise real numbers. A cell with a very small
-    library size may be empty.
+    A model of real-valued data draws real numbers instead of counts. A cell with a very small library size may have no
+    counts.
     """
     noise, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     z_nk = model.density.sample(len(library_n), noise)

@@ -1,4 +1,4 @@
-"""The figure of a sweep: rate and distortion, the criterion that compares runs, and the number of active dimensions.
+"""The figure of a sweep in three panels: the rate–distortion curve, the loss, and the number of active dimensions.
 
 Letters in array shapes: r runs.
 """
@@ -60,7 +60,7 @@ def _draw_curve(axes: Axes, sweep: Sweep) -> None:
 
 
 def _draw_iso_lines(axes: Axes) -> None:
-    """Draw lines of equal ELBO, along which rate and distortion have the same sum."""
+    """Draw lines along which the ELBO, and therefore the sum of rate and distortion, is constant."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for total in MaxNLocator(_N_ISO, steps=[1, 2, 5, 10]).tick_values(left + low, right + high):
         axes.plot([left, right], [total - left, total - right], color=_ISO, linewidth=0.6, zorder=1, scalex=False)
@@ -94,7 +94,7 @@ def _mark_suggested(axes: Axes, sweep: Sweep, x_r: Sequence[float] | np.ndarray,
 
 
 def _value_axis(axes: Axes, sweep: Sweep) -> None:
-    """Set up a logarithmic axis of the varied values, with ticks at the values whose labels do not overlap."""
+    """Set up the logarithmic x axis; tick labels that would overlap are omitted."""
     axes.set(xscale="log", xlabel=NAMES[sweep.varied])
     values = np.asarray(sweep.values, dtype=float)
     span = np.log(values[-1] / values[0])
@@ -109,7 +109,7 @@ def _value_axis(axes: Axes, sweep: Sweep) -> None:
 
 
 def _around(value_r: np.ndarray) -> tuple[float, float]:
-    """Compute limits with a margin below the values, and space for a legend above the values."""
+    """Compute axis limits: a margin below the lowest value, and space for a legend above the highest value."""
     low, high = float(value_r.min()), float(value_r.max())
     room = 0.12 * (high - low) or 1.0
     return low - room, high + 4 * room

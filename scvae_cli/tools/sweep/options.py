@@ -31,7 +31,7 @@ def _numbers(flag: str, text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(Drawing, Writing):
-    """Options that say which training option is varied, which criterion decides, and how each model is trained."""
+    """Options that say which training option is varied, how models are compared, and how each model is trained."""
 
     beta: tuple[float, ...] | None = option(
         None,
@@ -103,10 +103,7 @@ class SweepOptions(Drawing, Writing):
         return tuple(self.beta or self.n_latent or ())
 
     def judge_of(self, model: ModelConfig) -> str:
-        """Return the criterion that decides for a model.
-
-        The default is "thinning" for a model of counts, and "bound" for a model of real-valued data.
-        """
+        """Return the criterion by which models are compared."""
         return self.judge or ("thinning" if model.of_counts else "bound")
 
 

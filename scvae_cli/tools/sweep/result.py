@@ -128,7 +128,7 @@ class Sweep:
         return self.runs[self.values.index(self.suggested)]
 
     def column(self, name: str) -> np.ndarray:
-        """Return one value of every run, shape (r,)."""
+        """Return the field `name` of every run, shape (r,)."""
         return np.asarray([getattr(run, name) for run in self.runs])
 
     def warnings(self) -> list[str]:
@@ -149,9 +149,10 @@ class Sweep:
         return messages
 
     def at_the_edge(self) -> str | None:
-        """Return whether "lower" or "higher" values than those of the sweep may be better.
+        """Return "lower" if the lowest value of the sweep is best, and "higher" if the highest value is best.
 
-        The result is None if the best value is neither the lowest nor the highest, or if another value is suggested.
+        The result is None if the best value lies between the lowest and the highest. The result is also None if the
+        best value is not the suggested value.
         """
         values = self.values
         return {values[0]: "lower", values[-1]: "higher"}.get(self.best) if self.best == self.suggested else None
@@ -196,10 +197,10 @@ def compare(
 
 
 def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:
-    """Find neighboring runs where the run with the larger β has a significantly higher rate or lower distortion.
+    """Find steps from one β to the next larger β where the rate increases or the distortion decreases.
 
-    The runs are in ascending order of β. The change must be larger than two standard errors over the n held-out cells,
-    and larger than 0.05 nats. For a single held-out cell there is no standard error, so the result is empty.
+    The runs are in ascending order of β. An increase or decrease is ignored if it is at most 0.05 nats or at most two
+    standard errors. With a single held-out cell there is no standard error, so the result is empty.
     """
     found: list[Reversal] = []
     if rate_rn.shape[1] < MIN_CELLS:

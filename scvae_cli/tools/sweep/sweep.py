@@ -1,17 +1,15 @@
 """Train models with different β, or different numbers of latent dimensions, and compare the models.
 
-As β increases, the rate (mean KL, the information that the latent space carries about a cell) decreases and the
-distortion (−E_q[log p(x|z)], the error of the reconstruction) increases. Plotted against each other, rate and
-distortion trace the rate–distortion curve of the data (Alemi et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464).
-The rate–distortion curve does not show which β to use, but the prediction of withheld molecules does
-(`scvae_cli.evaluation.thinning`). A model with too much information about a cell reproduces the noise of the molecules
-that were not withheld. A model with too little information averages over different cells. With too much or too little
-information, a model predicts the withheld molecules badly. Every prediction combines the latent position of a cell with
-the cell's own counts. If predictions did not use the cell's own counts, a latent space that memorizes the noise of
-every cell would appear best.
+The rate is the mean KL: the information that the latent space carries about a cell. The distortion is the error of the
+reconstruction, −E_q[log p(x|z)]. As β increases, the rate decreases and the distortion increases. Plotted against each
+other, rate and distortion trace the rate–distortion curve of the data (Alemi et al. 2018, "Fixing a broken ELBO",
+arXiv:1711.00464). The rate–distortion curve does not show which β to use, but the prediction of withheld molecules does
+(`scvae_cli.evaluation.thinning`). If the rate is too high, a model reproduces the noise of the training molecules,
+which does not predict the withheld molecules. If the rate is too low, a model averages over different cells. Every
+prediction combines the latent position of a cell with the cell's own counts. Without the cell's own counts, the
+comparison would prefer a latent space that memorizes the noise of every cell.
 
-The models of the rate–distortion curve are trained without the withheld molecules, so the curve does not describe all
-molecules.
+The models are trained without the withheld molecules, so the rate–distortion curve does not describe all molecules.
 
 Letters in array shapes: n cells, g genes, r runs.
 """
@@ -130,7 +128,7 @@ def sweep(
 
 
 class _Evaluated(NamedTuple):
-    """A finished run: options and facts of the model, bounds of held-out cells, and the loss of each cell."""
+    """The evaluation of a trained model, with the loss of each held-out cell."""
 
     config: RunConfig
     facts: dict[str, float]
@@ -202,7 +200,7 @@ def _put_together(
 
 
 def _default(options: SweepOptions, run: _Evaluated) -> float:
-    """Return the default of the varied option for the number of training cells."""
+    """Return the default of the varied option, which may depend on the number of training cells."""
     if options.varied == "beta":
         return RunConfig().train.beta
     unset = replace(run.config, model=replace(run.config.model, n_latent=None))

@@ -1,4 +1,4 @@
-"""Classifiers of known labels, which a trained model contains so that `annotate` needs no labeled cells."""
+"""Classifiers of known labels. A model contains the classifiers so that `annotate` needs no labeled cells."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from scvae_cli.tools.annotate.views import coordinates
 
 
 def with_labels(session: Session) -> Model:
-    """Train classifiers of the labels with which the model was trained; return the model with the classifiers.
-
-    The session must contain the data of the training.
-    """
+    """Train classifiers of the known labels on the training data; return the model with the classifiers."""
     model, chosen = session.model, session.model.config.data
     assert chosen.labels_key is not None, "the model was trained with labels"
     # The user has seen the warnings about labels before the training, so they are not repeated.

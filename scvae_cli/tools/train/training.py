@@ -100,7 +100,7 @@ def _report(model: Model, request: Request, *, foreign: bool) -> Report:
 
 
 def _new_file(data: Path, modality: str | None) -> str:
-    """Return the name of a new .h5ad file for the results of data in a format that cannot store results."""
+    """Name a new .h5ad file for the results, because the format of the data cannot store results."""
     name = f"{data.stem}.h5ad" if modality is None else f"{data.stem}_{modality}.h5ad"
     return name if name != data.name else f"{data.stem}_scvae.h5ad"
 

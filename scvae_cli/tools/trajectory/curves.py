@@ -2,8 +2,8 @@
 
 A waypoint is a latent position that a path must pass. The part of a path between two consecutive waypoints is a
 segment. The Fisher–Rao length of a path measures the change of decoded expression along the path. One unit of
-Fisher–Rao length is the standard deviation of a single count around its expected value; for real numbers, it is the
-standard deviation of the noise.
+Fisher–Rao length is the standard deviation of a single count around its expected value. In a model of real-valued data,
+the unit is the standard deviation of the noise.
 
 Letters in array shapes: n points, p paths, w waypoints, l segments, t points along a path or segment, c control points,
 k latent dimensions, g genes, m nodes of the neighbor graph.
@@ -84,7 +84,7 @@ def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarra
 
 
 def cost(density: LatentDensity, z_nk: Tensor, avoided: AvoidedCells | None = None) -> Tensor:
-    """Compute the factor that multiplies lengths at latent points, shape (n,).
+    """Compute the factor by which `geodesics` multiplies lengths at latent points, shape (n,).
 
     The factor is large where there are few cells, and where most cells are avoided. Wherever the density is at least
     the median density of the held-out cells, and no cells are avoided, the factor is 1. Below the median, the factor
@@ -128,11 +128,11 @@ def geodesics(
     of points of a returned segment does not depend on the guess.
 
     Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is Σ
-    (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost`, y are the Fisher–Rao coordinates of the decoded
-    expression, and Δt is the constant distance between consecutive points in the parameter of the spline. After the
-    first optimization, the segment is resampled at constant speed and optimized again. If the straight line between the
-    ends is not much longer than the segment (with lengths weighted by w), the straight line is a second initial guess.
-    If a segment was optimized from two guesses, the shorter result is returned.
+    (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt. In the energy, w is the factor that `cost` computes, y are the Fisher–Rao
+    coordinates of the decoded expression, and Δt is the constant step in the parameter of the spline. After the first
+    optimization, the segment is resampled at constant speed and optimized again. The straight line between the ends is
+    a second initial guess, unless it is much longer than the segment. If a segment was optimized from two guesses, the
+    shorter result is returned.
     If cells are avoided, there is only one guess, because a straight line would cross the gap between two branches
     instead of following cells.
     """

@@ -1,7 +1,7 @@
 """Four signs that a trajectory is implausible.
 
-A trajectory is implausible if it returns to an earlier state, has a gap without cells, passes groups that are farther
-from the start than the end is, or goes back along a known order of the cells.
+A trajectory is implausible if it returns to an earlier state, has a gap without cells, passes groups beyond its end, or
+goes back along a known order of the cells.
 
 Letters in array shapes: n cells, t steps, g genes, j nearest cells.
 """
@@ -32,9 +32,9 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
     """Find the longest excursion of a trajectory that comes back to where it began.
 
     `y_tg` are the Fisher–Rao coordinates of the decoded steps. Returns three steps: where the excursion begins, where
-    it is farthest, and where it has come back. Returns None if no excursion comes back. At the farthest step, the
-    distance from the nearer end of the excursion is largest. If there are very many steps, only some are compared, at
-    regular intervals.
+    it is farthest, and where it has come back. Returns None if no excursion comes back. The distance of a step is
+    measured from the beginning or the end of the excursion, whichever is nearer. If there are very many steps, only
+    some are compared, at regular intervals.
 
     >>> there_and_back = np.array([[0.0], [1], [2], [3], [2], [1], [0.1]])
     >>> returning_steps(there_and_back), returning_steps(there_and_back[:4])
@@ -80,9 +80,9 @@ def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
 def groups_beyond(passed: Sequence[str], end: str, groups_n: np.ndarray, time_n: np.ndarray) -> tuple[str, ...]:
     """Find the groups that a trajectory passes although they are farther from the start than the end is.
 
-    Cells do not develop beyond their fate and come back, so a group that is farther from the start than the end belongs
-    to another branch. Groups are compared by the median of `time_n`, the distance of the cells from the start along the
-    order of the cells. `time_n` is NaN for cells without a known distance.
+    A developing cell does not pass its fate and then return. A group that is farther from the start than the end
+    therefore belongs to another branch. Groups are compared by the median of `time_n`, the distance of the cells from
+    the start along the order of the cells. `time_n` is NaN for cells without a known distance.
 
     >>> groups_n = np.array(["stem", "a", "a", "sister", "sister", "end"], dtype=object)
     >>> time_n = np.array([0.0, 0.5, 0.4, 1.0, 0.9, 0.8])

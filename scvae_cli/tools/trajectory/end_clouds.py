@@ -19,12 +19,12 @@ _ROUNDS = 10
 
 
 def cloud(cells: Posterior, population: np.ndarray, seeds_n: np.ndarray) -> np.ndarray:
-    """Find the cells of a population that form one normal distribution with given cells of the population, the seeds.
+    """Find the cells of a population that belong to the same normal distribution as given cells (the seeds).
 
-    A normal distribution is fitted to the chosen cells, first to the seeds. The cells within the distribution are
-    chosen for the next fit, as for a robust covariance (concentration steps, Rousseeuw & Van Driessen 1999). Cells in
-    another cluster of the population are not chosen. Because latent positions are uncertain, the mean posterior
-    variance is added to the covariance.
+    A normal distribution is fitted to the seeds, and then again to all cells within the distribution, in several rounds
+    (the concentration steps of a robust covariance, Rousseeuw & Van Driessen 1999). Cells in another cluster of the
+    population are not chosen. Because latent positions are uncertain, the mean posterior variance is added to the
+    covariance.
 
     Parameters
     ----------

@@ -231,7 +231,7 @@ def _groups_beyond(
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
-    """Find the step at which a trajectory turns, in the first order along which it goes back.
+    """Find the step at which a trajectory stops going back along an order of the cells; return the step and the order.
 
     The result is None if the trajectory goes back along none of the orders.
     """
@@ -334,7 +334,7 @@ def solve(
     avoided: AvoidedCells | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Compute one path of the kind `options.path` through each row of waypoints, shape (p, t, k).
+    """Compute one path through each row of waypoints, shape (p, t, k).
 
     Except for straight lines, the paths keep away from the cells in `avoided`, if possible.
     """

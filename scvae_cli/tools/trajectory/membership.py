@@ -1,20 +1,19 @@
 """The cells that belong to a trajectory, and the position of each of these cells along the trajectory.
 
-A trajectory is the center of a tube: the region that contains most cells with the states of the trajectory. Distances
-are Fisher–Rao distances between decoded states. Distances in latent space are not used, because the prior makes all
-latent dimensions in use equally wide: unrelated cells are hardly farther away than the cells of the same population. A
-cell belongs to the trajectory in two cases:
+A trajectory is the center of a tube. The tube contains most cells in the states through which the trajectory passes.
+Distances are Fisher–Rao distances between decoded states. Distances in latent space are not used, because unrelated
+cells are hardly farther apart in latent space than cells of the same population.
 
-1. The cell lies in the tube. The width of the tube at a step is computed from the covariance of posterior means around
-   the step, in the metric of the decoder.
-2. The cell lies in the cloud around an end of the trajectory. The cloud contains the cells of the end's population that
-   form one normal distribution with the cells in the tube. Most populations extend beyond the point where a trajectory
-   ends.
+A cell belongs to the trajectory if it lies in the tube, or in the cloud around an end of the trajectory. The width of
+the tube at a step is computed from the covariance of posterior means around the step, in the metric of the decoder. To
+find the cloud around an end, a normal distribution is fitted to those cells of the end's population that lie in the
+tube. The cloud contains all cells of the population within the distribution. Most populations extend beyond the point
+where a trajectory ends.
 
 A cell outside the tube and the clouds also belongs to the trajectory if at least half of its nearest cells lie in the
-tube or the clouds. If groups are known, there is a further condition: most neighbors of the cell must belong to groups
-that occur near those steps of the trajectory that are nearest to the cell. This condition leaves out the cells of a
-sister fate that borders on the trajectory.
+tube or the clouds. If groups are known, most neighbors of the cell must also belong to groups that occur along the
+nearby part of the trajectory. The condition on groups leaves out the cells of a sister fate that borders on the
+trajectory.
 
 Letters in array shapes: n cells, t steps, k latent dimensions, g genes, d directions of expression, j nearest cells, r
 reference cells, c components or groups.
@@ -114,8 +113,8 @@ def members(
 def project(points_nd: Tensor, path_td: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Project points on a path of straight steps, by Euclidean distance.
 
-    Returns, for each point, the position of the nearest point of the path, from 0 at the start to 1 at the end, and the
-    distance to this point. Positions and distances have shape (n,).
+    Returns the position of each point along the path (0 at the start, 1 at the end), and its distance from the path.
+    Positions and distances have shape (n,).
     """
     center_d = path_td.mean(0)
     path_td = path_td - center_d
@@ -134,7 +133,7 @@ def project(points_nd: Tensor, path_td: Tensor) -> tuple[np.ndarray, np.ndarray]
 
 
 def _states(geometry: Geometry, mean_nk: Tensor, points_tk: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Project the decoded states of cells, (n, d), and of steps, (t, d), on the directions of largest variance."""
+    """Project the decoded states of cells and steps on the directions of largest variance, shapes (n, d) and (t, d)."""
     some_sk = mean_nk[:: -(-len(mean_nk) // _DIRECTION_CELLS)]
     step_tg = coordinates(geometry, points_tk)
     some_sg = torch.cat([coordinates(geometry, some_sk), step_tg])
@@ -151,7 +150,7 @@ def _states(geometry: Geometry, mean_nk: Tensor, points_tk: Tensor, progress: Pr
 def _widths(
     geometry: Geometry, density: LatentDensity, points_tk: Tensor, var_tk: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the width of the tube at every step, beside the trajectory and beyond its ends, each of shape (t,).
+    """Compute the width of the tube beside the trajectory, and the width beyond its ends, for every step, shape (t,).
 
     The matrix C is the covariance of posterior means around a step. To compute C, the covariances of the components of
     the density are averaged, weighted by how likely each component is at the step. The posterior variance `var_tk` of
@@ -192,7 +191,7 @@ def _quantile(form_tkk: Tensor) -> np.ndarray:
 
 
 def _nearest_cells(state_nd: Tensor, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Find the nearest other cells of some cells, by distances of decoded states, shape (rows, j).
+    """Find the nearest cells of each given cell, by distances between decoded states, shape (rows, j).
 
     If there are very many cells, the nearest cells are looked up among a random subset.
     """
@@ -211,10 +210,10 @@ def _nearest_cells(state_nd: Tensor, rows: np.ndarray, seed: int) -> np.ndarray:
 def _shared_groups(
     groups_n: np.ndarray, neighbors_nj: np.ndarray, nearest_tj: np.ndarray, step_n: np.ndarray, nearby: int
 ) -> np.ndarray:
-    """Compare the groups of the cells around a cell with those of the cells around the nearby steps, shape (n,).
+    """Compare the groups around each cell with the groups around the nearby steps of the trajectory, shape (n,).
 
-    Returns the sum over groups of the smaller one of two fractions: the fraction of the group among the cell's
-    neighbors, and its largest fraction among the cells nearest to any nearby step. The sum is at most 1, and it is 0 if
+    Two fractions are computed for each group: the fraction among the cell's neighbors, and the largest fraction around
+    any nearby step. The result is the sum, over groups, of the smaller fraction. The sum is at most 1, and it is 0 if
     the neighbors share no group with the cells around the nearby steps. Cells without a group count as one group.
     """
     names, code_n = np.unique(np.asarray([str(g) if g is not None else "" for g in groups_n]), return_inverse=True)

@@ -48,8 +48,8 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
     )
     time_key: str | None = option(
         None,
-        help="Column of obs with the time point of each cell: numbers, labels that differ in a number (E7.5, day3), or "
-        "an ordered categorical. The trajectory passes the cells of one time point after the other, instead of groups.",
+        help="Column of obs with the time point of each cell: numbers, labels that contain a number (E7.5, day3), or "
+        "an ordered categorical. The trajectory passes the time points in order, instead of groups.",
     )
     name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
     n_steps: int = option(
@@ -63,9 +63,9 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
     )
     endpoint: Endpoint = option(
         "extreme",
-        help="Position that represents a group. density: the position with the highest density of cells. extreme: the "
-        "same as density, except that the last group is represented by its most differentiated cells, those farthest "
-        "from the start. centroid: the mean of the group's cells.",
+        help="Position that represents a group. density: the position with the highest density of cells. extreme: "
+        "like density, but the last group is represented by its most differentiated cells (the cells farthest from the "
+        "start). centroid: the mean of the group's cells.",
         panel=TRAJECTORY,
     )
     couple: Coupling = option(
@@ -77,7 +77,7 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
     n_paths: int = option(
         50,
         flags=("--paths",),
-        help="Number of pairs of cells, and of trajectories between them, with --couple ot.",
+        help="Number of pairs of cells with --couple ot. One trajectory is computed for each pair.",
         least=2,
         most=MAX_PATHS,
         panel=TRAJECTORY,

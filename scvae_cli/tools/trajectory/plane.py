@@ -81,10 +81,9 @@ def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
 
 
 def waypoint_steps(trajectory: Trajectory, groups_n: np.ndarray | None) -> list[tuple[str, int]]:
-    """List each waypoint between the ends, with the step whose nearest cells most often belong to the waypoint.
+    """List each waypoint between the ends, with the step that has the most cells of the waypoint nearby.
 
-    A waypoint is omitted if none of its cells is among the nearest cells of any step, or if the cells of the
-    waypoint are unknown.
+    A waypoint is omitted if its cells are unknown, or if no step has cells of the waypoint nearby.
     """
     result = []
     for label in trajectory.labels[1:-1]:

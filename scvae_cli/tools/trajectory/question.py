@@ -1,4 +1,4 @@
-"""The steps of `interpolate`, and what every command that computes a trajectory writes and prints."""
+"""Implementation of `interpolate`, and the output that all commands with a trajectory have in common."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Trajectory:
     leading: tuple[int, ...] = ()
 
     def top_genes(self, n: int) -> np.ndarray:
-        """Return the indices of n genes: the genes in `leading`, then those that change most, in descending order."""
+        """Return the indices of n genes: the genes in `leading`, then the genes that change most."""
         order = np.argsort(-self.changes.effect_g, kind="stable")
         leading = np.asarray(self.leading, dtype=order.dtype)
         return np.concatenate([leading, order[~np.isin(order, leading)]])[:n]
@@ -125,7 +125,7 @@ class Trajectory:
         return [text for text in texts if text is not None]
 
     def warning(self) -> str | None:
-        """Warn of steps where no cells were observed, and say how to avoid them; return None if there are none."""
+        """Warn of steps where no cells were observed; return None if cells were observed along the whole trajectory."""
         off_t = np.flatnonzero(self.steps.off)
         if len(off_t) == 0:
             return None
@@ -215,7 +215,7 @@ class Trajectory:
         )
 
     def warning_of_groups(self) -> str | None:
-        """Warn of groups that the trajectory does not pass although many of its cells belong to them."""
+        """Warn of groups that contain many cells of the trajectory although the trajectory does not pass the groups."""
         known = {*self.labels, *self.steps.groups_passed()}
         others = {group: n for group, n in self.group_sizes.items() if group not in known}
         n_cells = int(np.isfinite(self.pseudotime_n).sum())

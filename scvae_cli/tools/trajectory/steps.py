@@ -61,9 +61,9 @@ class Steps:
     def groups_passed(self) -> list[str]:
         """List the groups in the order of the trajectory. A group that is passed again is listed again.
 
-        A group is passed if more than half of the nearest cells of a step belong to the group. Cells with a wrong label
-        may make their group the most frequent group at a step, although less than half of the nearest cells belong to
-        this group. The most frequent groups at the first and at the last step are always listed.
+        A group is passed if more than half of the nearest cells of a step belong to the group. A few cells with a wrong
+        label can make a group the most frequent one at a step, so a group must have more than half of the cells. The
+        most frequent groups at the first and at the last step are always listed.
         """
         named = np.flatnonzero(self.group_t != "")
         listed = [t for t in named if t in (named[0], named[-1]) or self.group_share_t[t] > 0.5]

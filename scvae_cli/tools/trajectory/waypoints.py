@@ -36,10 +36,10 @@ def positions(
 ) -> Waypoints:
     """Choose the position of each population, in order, as the waypoints of one path.
 
-    With the endpoint "density", the position is that of the cell with the highest latent density among the typical
-    cells of the population. With "centroid", the position is the mean of the cells of the population. With "extreme",
-    the last population is represented by a cell among those farthest from the start (`end_cells.extreme`), and the
-    other populations are represented as with "density". The position of a single cell is its posterior mean.
+    With the endpoint "density", a population is represented by its typical cell with the highest latent density. With
+    "centroid", a population is represented by the mean of its cells. With "extreme", the last population is represented
+    by a cell among those farthest from the start (`end_cells.extreme`), and every earlier population by its typical
+    cell with the highest latent density. The position of a single cell is its posterior mean.
     """
     z, nodes = [], []
     for number, population in enumerate(populations):
@@ -73,8 +73,8 @@ def coupled(
     """Draw pairs of cells from the first and the last population, as the ends of paths.
 
     Pairs are drawn from the transport plan that moves one population onto the other with the least sum of squared
-    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). Between their ends, all paths pass the intermediate
-    waypoints of `single`. A pair is repeated only if the plan has fewer pairs than `n_paths`.
+    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). All paths pass the same intermediate waypoints,
+    which `single` contains. A pair is repeated only if the plan has fewer pairs than `n_paths`.
     """
     import ot
 
