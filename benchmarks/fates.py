@@ -45,7 +45,7 @@ from sklearn.metrics import roc_auc_score
 from timed import describe_machine
 
 import scvae_cli as scvae
-from scvae_cli.tools.pseudotime.fates import committed
+from scvae_cli.latent.fates import committed
 
 HERE = Path(__file__).parent
 PAUL = HERE.parents[1] / "shared" / "data" / "paul15_3004.h5ad"

@@ -14,7 +14,9 @@ The parts of the benchmark are in separate files, whose docstrings say what is m
 3. paul15 (`trajectories_paul15.py`): known order of populations, and index-sorted proteins, compared with dpt.
 4. axes, density, holes (`trajectories_latent.py`): canonical axes, calibration of the density, and regions without
    cells. The effect of `train --flat` is measured by `flatness.py`.
-5. speed: time of the whole process `scvae interpolate` on 5,000 simulated cells × 2,000 genes, with 50 steps, for one
+5. detours (`trajectories_detours.py`): whether trajectories lead through cells of a fate that is not their end, on
+   simulated trees and in the data set paul15.
+6. speed: time of the whole process `scvae interpolate` on 5,000 simulated cells × 2,000 genes, with 50 steps, for one
    trajectory and for 100 trajectories.
 
 Results are written to results/trajectories.json, part by part, and results/trajectories.md is the table of the results.
@@ -35,6 +37,7 @@ from typing import Any
 
 import anndata
 import torch
+import trajectories_detours
 import trajectories_latent
 import trajectories_mixtures
 import trajectories_paul15
@@ -79,6 +82,14 @@ def paul15(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run all seeds."""
     data = SHARED_DATA / "paul15_3004.h5ad"
     return [trajectories_paul15.measure(data, seed, arguments) for seed in arguments.seeds]
+
+
+def detours(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run all trees, and all seeds of paul15."""
+    rows = trajectories_detours.of_trees(arguments)
+    for seed in arguments.seeds:
+        rows += trajectories_detours.of_paul15(SHARED_DATA / "paul15_3004.h5ad", seed, arguments)
+    return rows
 
 
 def axes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -175,7 +186,8 @@ PARTS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str, Callable[..., l
     "axes": (axes, "4. Canonical axes of two seeds", trajectories_latent.axes_table),
     "density": (density, "5. Is the density honest?", trajectories_latent.density_table),
     "holes": (holes, "Holes", trajectories_latent.hole_table),
-    "speed": (speed, f"6. Speed, {SPEED_CELLS:,} cells × 2,000 genes", speed_table),
+    "detours": (detours, "6. Detours through other fates", trajectories_detours.table),
+    "speed": (speed, f"7. Speed, {SPEED_CELLS:,} cells × 2,000 genes", speed_table),
 }
 
 

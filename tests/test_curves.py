@@ -21,9 +21,12 @@ from scipy.spatial.distance import cdist
 from scvae_cli.latent.neighbor_graph import cell_graph
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
+from scvae_cli.model.posterior import Posterior
 from scvae_cli.tools.trajectory import curves
+from scvae_cli.tools.trajectory.avoided import AvoidedCells
 from scvae_cli.tools.trajectory.curves import (
     along_cells,
+    around_avoided,
     at_constant_speed,
     geodesics,
     step_lengths,
@@ -339,3 +342,33 @@ def test_splines_are_those_of_scipy(n_points):
     knots = np.concatenate([[0.0] * 3, np.linspace(0, 1, c - 2), [1.0] * 3])
     expected_tc = BSpline.design_matrix(np.linspace(0, 1, n_points), knots, 3).toarray()
     np.testing.assert_allclose(curves.spline_basis(n_points).numpy(), expected_tc, atol=1e-7)
+
+
+# --- cells that are avoided -------------------------------------------------------------------------------------------
+
+
+def test_the_share_of_avoided_cells_is_that_of_their_posteriors():
+    random = np.random.default_rng(0)
+    mean_nk, var_nk = random.normal(size=(40, 3)), random.uniform(0.05, 0.5, size=(40, 3))
+    avoided_m, z_nk = random.random(40) < 0.4, random.normal(size=(9, 3))
+    avoided = AvoidedCells.among(graph_of(mean_nk), Posterior(points(mean_nk), points(var_nk)), avoided_m)
+    density_nm = np.exp(-0.5 * (z_nk[:, None] - mean_nk) ** 2 / var_nk) / np.sqrt(var_nk)
+    density_nm = density_nm.prod(2)
+    expected = density_nm[:, avoided_m].sum(1) / density_nm.sum(1)
+    np.testing.assert_allclose(avoided.share(points(z_nk)).numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_paths_go_around_avoided_cells(around):
+    """On a ring, most cells on the shorter way are avoided, although there are as many cells as elsewhere."""
+    graph, density, x_nk = around
+    posterior = Posterior(points(x_nk), torch.full((len(x_nk), 2), 1e-2))
+    ends = where(graph, x_nk, [[x_nk[300], x_nk[800]]])
+    between_n = (np.arange(len(x_nk)) > 350) & (np.arange(len(x_nk)) < 750)
+    avoided = AvoidedCells.among(graph, posterior, between_n)
+    for cells in (None, avoided):
+        guide = graph if cells is None else around_avoided(graph, between_n)
+        guess = along_cells(guide, ends.z_pwk, ends.nodes_pw)[0]
+        (solved,) = geodesics(flat(), density, guess, avoided=cells)
+        for path_tk in (*guess, solved):
+            passed = between_n[cdist(path_tk, x_nk).argmin(1)].mean()
+            assert passed > 0.7 if cells is None else passed < 0.05

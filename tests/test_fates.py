@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 
 from scvae_cli.latent.diffusion import diffusion_coordinates, similarities
 from scvae_cli.latent.end_cells import best, standing
+from scvae_cli.latent.fates import committed, fate_probabilities, staying_probabilities
 from scvae_cli.latent.neighbor_graph import euclidean_graph
-from scvae_cli.tools.pseudotime.fates import committed, fate_probabilities
 
 
 def chain(m: int) -> sp.csr_matrix:
@@ -51,6 +51,16 @@ def test_walks_leave_a_branch_without_an_end():
     found_me = fate_probabilities([chain(m)], np.arange(m) / m, ends)
     assert np.isfinite(found_me).all()
     assert (found_me[21:, 1] > 0.99).all()
+
+
+def test_walks_stay_where_the_order_ends():
+    """A stem that splits into two arms, and a group in the middle of each part."""
+    x_mk = np.concatenate([np.linspace([0, 0], [1, 0], 60), *(np.linspace([1, 0], [2, y], 60)[1:] for y in (-1, 1))])
+    x_mk += np.random.default_rng(0).normal(scale=0.01, size=x_mk.shape)
+    groups = [np.arange(30, 55), np.arange(60, 90), np.arange(100, 119), np.arange(150, 178)]
+    stays = staying_probabilities([similarities(graph(x_mk))], x_mk[:, 0], groups)
+    assert (stays[:2] < 0.1).all()
+    assert (stays[2:] > 0.9).all()
 
 
 def test_many_ends():

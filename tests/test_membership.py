@@ -14,11 +14,14 @@ import torch
 from simulated import TINY, converging_tree, learned, tree
 
 import scvae_cli as scvae
+from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import ScvaeWarning
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import Posterior
+from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.detours import returning_steps
 from scvae_cli.tools.trajectory.end_clouds import cloud
+from scvae_cli.tools.trajectory.recorded_orders import recorded_ends
 
 ENDS = ["stem", "mature_1"]
 
@@ -190,17 +193,42 @@ def test_a_trajectory_between_two_ends_goes_back_to_their_progenitor(ordered):
 
 
 def test_the_end_of_another_branch_is_no_way_station(trajectory):
-    assert trajectory.warning_of_sisters() is None
-    told = replace(trajectory, beyond=("sister",)).warning_of_sisters()
+    assert trajectory.warning_of_groups_beyond() is None
+    told = replace(trajectory, beyond=("sister",)).warning_of_groups_beyond()
     assert "passes 'sister' before 'mature_1'" in told
     assert "--via" in told
 
 
+def test_fates_that_are_passed_all_the_same_are_warned_of(trajectory):
+    assert trajectory.warning_of_sisters() is None
+    passed = replace(trajectory, sisters=("a", "b"))
+    assert "that develop into 'a' or 'b' rather than 'mature_1'" in passed.warning_of_sisters()
+    assert "into 'b' rather" in replace(passed, beyond=("a",)).warning_of_sisters()
+    assert replace(passed, beyond=("a", "b")).warning_of_sisters() is None
+
+
 def test_branches_that_become_alike(converged):
-    """The trajectory to the smaller end leads through the other branch, and a warning says so."""
+    """The path of least change to the smaller end leads through the other branch, and the trajectory avoids it."""
     cells, model = converged
-    with pytest.warns(ScvaeWarning, match="probably the end of another branch"):
-        found = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], inplace=False)
-    assert found.beyond == ("mature_2",)
+    found = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], inplace=False)
+    assert found.avoided == ("mature_2",)
+    assert "'mature_2' rather than 'mature_1'" in found.note_of_avoided()
+    # Without groups, nothing is known of fates.
+    ends = [str(found.nearest_names_tj[t, 0]) for t in (0, -1)]
+    least = scvae.interpolate(cells, model, cells=ends, inplace=False)
+    assert least.avoided == ()
+    other_n = (cells.obs["true_branch"] == "branch_2").to_numpy() & (cells.obs["true_pseudotime"] > 0.5).to_numpy()
+    assert other_n[least.steps.nearest_tj].mean() > 0.3
+    assert other_n[found.steps.nearest_tj].mean() < 0.1
     true = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_2"], inplace=False)
-    assert true.beyond == ()
+    assert true.beyond == true.avoided == ()
+
+
+def test_fates_that_were_named_as_ends_are_known(ordered):
+    cells, model = ordered
+    session, names = Session.open(cells, model), SlotNames()
+    assert recorded_ends(session, names, "cell_type") == frozenset()
+    scvae.pseudotime(cells, model, groupby="cell_type", root="stem", ends=["mature_1", "mature_2"], name="ends")
+    assert recorded_ends(session, names, "cell_type") == {"mature_1", "mature_2"}
+    assert recorded_ends(session, names, "batch") == frozenset()
+    assert recorded_ends(replace(session, model=replace(model, hash="other")), names, "cell_type") == frozenset()

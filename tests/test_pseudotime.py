@@ -203,7 +203,8 @@ def test_ends_of_unlike_sizes_keep_their_cells(adata, model):
     types = adata.obs["cell_type"].astype(str).to_numpy()
     few = np.flatnonzero(types == "mature_2")[5:]
     cells = adata[np.setdiff1d(np.arange(adata.n_obs), few)].copy()
-    result = ordered(cells, model, root="stem", ends=MATURE)
+    with pytest.warns(ScvaeWarning, match="cells of the root 'stem' are committed to an end"):
+        result = ordered(cells, model, root="stem", ends=MATURE)
     assert (result.branch_n[cells.obs["cell_type"] == "mature_2"] == "mature_2").all()
     assert (result.branch_n[cells.obs["cell_type"] == "mature_1"] == "mature_1").mean() > 0.95
 
@@ -273,6 +274,15 @@ def test_warnings_of_fates_that_say_little(branches):
     uncommitted, empty = nothing.warnings()
     assert "800 of 800 cells are uncommitted" in uncommitted
     assert "no cell is committed to 'mature_1', 'mature_2'" in empty
+
+
+def test_a_committed_root_is_warned_of(branches):
+    assert branches.root_branches["uncommitted"] > 0.9 * sum(branches.root_branches.values())
+    committed = {"uncommitted": 70, "mature_1": 5, "mature_2": 25}
+    (text,) = replace(branches, root_branches=committed).warnings()
+    assert "30 of 100 cells of the root 'stem' are committed to an end (25 to 'mature_2', 5 to 'mature_1')" in text
+    assert replace(branches, root_branches=committed | {"uncommitted": 200}).warnings() == []
+    assert replace(branches, root_branches={}).warnings() == []
 
 
 def test_an_end_without_progenitors_is_warned_of(branches):
@@ -446,8 +456,9 @@ def test_panels_of_the_figure(adata, branches, with_ends):
     names = ["uncommitted", *MATURE] if with_ends else sorted(set(groups_n) - {None})
     assert sorted(text.get_text().rsplit(" (", 1)[0] for text in key.texts) == sorted(names)
     (rising,) = [axes for axes in figure.axes if axes.get_label() == "gene rising"]
-    assert [line.get_gid() for line in rising.lines] == (MATURE if with_ends else ["all"])
-    for line in rising.lines:
+    names = MATURE if with_ends else ["all"]
+    assert [line.get_gid() for line in rising.lines] == [f"{n}{part}" for n in names for part in (", few cells", "")]
+    for line in rising.lines[1::2]:
         at_q, mean_q = line.get_data()
         shown_q = np.isfinite(mean_q) & (at_q > 0.15) & (at_q < 0.85)
         np.testing.assert_allclose(mean_q[shown_q], 10 * at_q[shown_q], atol=1)
@@ -458,9 +469,26 @@ def test_means_along_an_order_are_those_of_the_cells_there():
     time_n = np.linspace(0, 1, 4000)
     value_n = np.sin(5 * time_n)
     at_q = np.linspace(0.15, 0.85, 9)
-    weight_n = np.ones(4000)
-    np.testing.assert_allclose(means_along(time_n, value_n, weight_n, at_q), np.sin(5 * at_q), atol=0.04)
-    assert np.isnan(means_along(time_n, value_n, 0 * weight_n, at_q)).all()
+    mean_q, cells_q = means_along(time_n, value_n, np.ones(4000), at_q)
+    np.testing.assert_allclose(mean_q, np.sin(5 * at_q), atol=0.04)
+    # The integral of the weights of 4,000 cells per unit of pseudotime.
+    np.testing.assert_allclose(cells_q, 4000 * 0.05 * np.sqrt(2 * np.pi), rtol=0.01)
+    mean_q, cells_q = means_along(time_n, value_n, np.zeros(4000), at_q)
+    assert (cells_q == 0).all()
+    assert np.isfinite(mean_q).all()
+
+
+def test_curves_end_where_few_cells_have_weight(branches):
+    """The cells of one end are few in the second half of the order, and very few at its end."""
+    pseudotime_n = np.concatenate([np.linspace(0, 0.5, 780), np.linspace(0.5, 0.75, 20)])
+    probability_ne = np.tile([1.0, 0.0], (800, 1))
+    result = replace(branches, pseudotime_n=pseudotime_n, probability_ne=probability_ne)
+    drawn = {"genes": ["one"], "count_nc": np.ones((800, 1))}
+    figure = pseudotime_figure(result, np.random.default_rng(0).normal(size=(800, 2)), ("x", "y"), **drawn)
+    (axes,) = [axes for axes in figure.axes if axes.get_label() == "gene one"]
+    faint, solid, *other = (line.get_data() for line in axes.lines)
+    assert 0.45 < solid[0][np.isfinite(solid[1])].max() < faint[0][np.isfinite(faint[1])].max() < 0.75
+    assert all(np.isnan(line[1]).all() for line in other)
 
 
 def test_genes_need_a_figure_and_must_exist(adata, model, tmp_path):

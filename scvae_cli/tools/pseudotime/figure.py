@@ -43,8 +43,9 @@ _NAME_LENGTH, _LEGEND_COLUMNS, _TITLE_LENGTH = 26, 2, 84
 _ORDER_COLORS, _ALL_CELLS = "viridis", "#333333"
 # A point of a curve is a weighted mean over cells. The weights fall with the difference in pseudotime like a normal
 # density with the standard deviation `_WIDTH_OF_MEAN`. A mean is not shown if its weights sum to less than
-# `_MIN_CELLS`.
-_WIDTH_OF_MEAN, _MIN_CELLS = 0.05, 5.0
+# `_FEWEST_CELLS`, and is shown faintly if they sum to less than `_MANY_CELLS`.
+_WIDTH_OF_MEAN, _FEWEST_CELLS, _MANY_CELLS = 0.05, 10, 30
+_FAINT = 0.35
 _POINTS = 101
 
 
@@ -81,7 +82,7 @@ def pseudotime_figure(
         colors = group_colors(groups_n, ())
     key = max(_AXIS, -(-len(colors) // _LEGEND_COLUMNS) * _LINE)
     upper = _TITLE + _PANEL + _AXIS + key + _GAP
-    lower = _TITLE + -(-len(genes) // _GENE_COLUMNS) * (_NAME + _GENE) + 2 * _AXIS if genes else 0
+    lower = _TITLE + _LINE + -(-len(genes) // _GENE_COLUMNS) * (_NAME + _GENE) + 2 * _AXIS if genes else 0
     with house_style():
         figure = Figure((WIDTH, _TOP + upper + lower))
         write(figure, 0.1, 0.14, _title(result), size=9, weight="bold")
@@ -95,6 +96,11 @@ def pseudotime_figure(
             weights = "cells weighted by the probability of each end" if result.ends else "all cells"
             letter = "b" if label_n is None else "c"
             head(figure, 0.1, _TOP + upper, letter, f"Mean {unit} along the order, {weights}")
+            caption = (
+                f"Curves are faint where the weights of the cells sum to less than {_MANY_CELLS}, and are not drawn "
+                f"where they sum to less than {_FEWEST_CELLS}."
+            )
+            write(figure, 0.3, _TOP + upper + _TITLE, caption, size=6.5)
             _draw_genes(figure, result, genes, count_nc, colors, _TOP + upper)
     return figure
 
@@ -176,12 +182,15 @@ def _draw_genes(
     toward = dict(zip(result.ends, result.probability_ne.T, strict=True))
     for i, gene in enumerate(genes):
         row, column = divmod(i, n_columns)
-        above = top + _TITLE + row * (_NAME + _GENE) + _NAME
+        above = top + _TITLE + _LINE + row * (_NAME + _GENE) + _NAME
         axes = place(figure, 0.1 + column * wide + _TICKS, above, wide - _TICKS, _GENE - 0.1)
         axes.set_label(f"gene {gene}")
         for end, weight_n in toward.items() or [(None, np.ones(len(count_nc)))]:
-            mean_q = means_along(result.pseudotime_n, count_nc[:, i], weight_n, at_q)
-            axes.plot(at_q, mean_q, color=_ALL_CELLS if end is None else colors[end], linewidth=1.3, gid=end or "all")
+            mean_q, cells_q = means_along(result.pseudotime_n, count_nc[:, i], weight_n, at_q)
+            color = _ALL_CELLS if end is None else colors[end]
+            for least, alpha, part in ((_FEWEST_CELLS, _FAINT, ", few cells"), (_MANY_CELLS, 1.0, "")):
+                shown_q = np.where(cells_q >= least, mean_q, np.nan)
+                axes.plot(at_q, shown_q, color=color, linewidth=1.3, alpha=alpha, gid=f"{end or 'all'}{part}")
         lowest = i + n_columns >= len(genes)
         axes.set(xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"] if lowest else [])
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -192,13 +201,14 @@ def _draw_genes(
             axes.set_xlabel("pseudotime", labelpad=2)
 
 
-def means_along(time_n: np.ndarray, value_n: np.ndarray, weight_n: np.ndarray, at_q: np.ndarray) -> np.ndarray:
-    """Compute weighted means of cells at positions along the order, shape (q,); NaN where there are too few cells.
+def means_along(
+    time_n: np.ndarray, value_n: np.ndarray, weight_n: np.ndarray, at_q: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute weighted means of cells at positions along the order, and the sum of their weights, both of shape (q,).
 
-    >>> means_along(np.zeros(9), np.arange(9.0), np.ones(9), np.array([0.0, 1.0]))
-    array([ 4., nan])
+    >>> means_along(np.zeros(9), np.arange(9.0), np.ones(9), np.array([0.0, 1.0]))[1].round(3)
+    array([9., 0.])
     """
     kernel_qn = np.exp(-0.5 * ((at_q[:, None] - time_n) / _WIDTH_OF_MEAN) ** 2) * weight_n
     total_q = kernel_qn.sum(1)
-    mean_q = kernel_qn @ value_n / np.maximum(total_q, 1e-100)
-    return np.where(total_q >= _MIN_CELLS, mean_q, np.nan)
+    return kernel_qn @ value_n / np.maximum(total_q, 1e-100), total_q

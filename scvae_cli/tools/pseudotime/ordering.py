@@ -8,7 +8,7 @@ The root is where the order of the cells begins, and the ends are groups where t
   doi:10.1038/s41587-019-0068-4).
 - The distance from the root is the length of the shortest path in the neighbor graph in latent space, whose edges have
   Fisher–Rao lengths.
-- The probabilities of the ends are computed in `fates.py`.
+- The probabilities of the ends are computed in `latent/fates.py`.
 
 Letters in array shapes: n cells, m nodes of the graphs, e ends, p nodes of a population.
 """
@@ -24,13 +24,13 @@ import torch
 from scvae_cli.errors import DataError
 from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
 from scvae_cli.latent.end_cells import best, standing
+from scvae_cli.latent.fates import committed, fate_probabilities
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
 from scvae_cli.latent.populations import Population, core
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.session import Session
-from scvae_cli.tools.pseudotime.fates import committed, fate_probabilities
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED, EndKind
-from scvae_cli.tools.pseudotime.result import Pseudotime
+from scvae_cli.tools.pseudotime.result import Pseudotime, sizes_of
 
 # Largest number of reference cells in the search for the cells that represent the root, and largest number of cells
 # from which a mean distance is computed.
@@ -126,6 +126,7 @@ def pseudotime(
         probability_ne=probability_ne,
         branch_n=branch_n,
         n_committed_outside=tuple(int(np.delete(branch_n == end.label, end.cells).sum()) for end in ends),
+        root_branches=sizes_of(branch_n[root.cells], [end.label for end in ends]) if len(root.cells) > 1 else {},
         n_components=graphs.expression.n_components,
     )
 

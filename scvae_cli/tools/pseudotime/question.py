@@ -72,6 +72,7 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
             "root_cells": result.root_cells,
             "n_cells": len(result.pseudotime_n),
             "branches": result.branch_sizes(),
+            "root_branches": result.root_branches,
             "n_components": result.n_components,
         }
 

@@ -5,6 +5,7 @@ Letters in array shapes: n cells, e ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from scvae_cli.tools.pseudotime.options import UNCOMMITTED
 
 # A warning is given if more than this fraction of the cells are uncommitted, that is, have no clear fate.
 _MOSTLY = 0.9
+# A warning is given if more than this fraction of the cells of the root group are committed to an end.
+_ROOT_COMMITTED = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,9 @@ class Pseudotime:
         or less than twice the probability of another end. If there are no ends, all labels are "". Shape (n,).
     n_committed_outside
         For each end, the number of cells of other groups that are committed to the end.
+    root_branches
+        Number of cells of the root group in each branch, as in `branch_sizes`. Empty without ends, or if the root is a
+        single cell.
     n_components
         Number of connected components of the graph that joins neighboring cells in expression space.
     """
@@ -58,12 +64,12 @@ class Pseudotime:
     probability_ne: np.ndarray
     branch_n: np.ndarray
     n_committed_outside: tuple[int, ...]
+    root_branches: dict[str, int]
     n_components: int
 
     def branch_sizes(self) -> dict[str, int]:
         """Count the cells of each branch: first "uncommitted", then the ends. Without ends, the result is empty."""
-        branches = (UNCOMMITTED, *self.ends) if self.ends else ()
-        return {branch: int((self.branch_n == branch).sum()) for branch in branches}
+        return sizes_of(self.branch_n, self.ends)
 
     def warnings(self) -> list[str]:
         """Return warnings about disconnected cells, and about fates that are unreliable."""
@@ -96,7 +102,21 @@ class Pseudotime:
                 f"no cell of another group is committed to {' or '.join(alone)}: intermediate cells are uncommitted, "
                 "develop into another end, or are missing in the data"
             )
-        return found
+        return [*found, *self._warning_of_root()]
+
+    def _warning_of_root(self) -> list[str]:
+        """Warn of a root whose cells are committed. With one end, all cells are committed to it."""
+        n_cells = sum(self.root_branches.values())
+        sizes = {end: n for end, n in self.root_branches.items() if n and end != UNCOMMITTED}
+        n_committed = sum(sizes.values())
+        if len(self.ends) < 2 or n_committed <= _ROOT_COMMITTED * n_cells:
+            return []
+        named = ", ".join(f"{n:,} to {end!r}" for end, n in sorted(sizes.items(), key=lambda size: -size[1]))
+        return [
+            f"{n_committed:,} of {n_cells:,} cells of the root {self.root!r} are committed to an end ({named}): "
+            "the root should contain the uncommitted cells from which all ends develop; choose an earlier group as the "
+            "root, or divide the group"
+        ]
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
@@ -114,6 +134,15 @@ class Pseudotime:
                 Slot(group="obsm", key=names.end_weights(self.name), value=self.probability_ne.astype(np.float32)),
             ]
         return slots
+
+
+def sizes_of(branch_n: np.ndarray, ends: Sequence[str]) -> dict[str, int]:
+    """Count the cells of each branch: first "uncommitted", then the ends. Without ends, the result is empty.
+
+    >>> sizes_of(np.array(["b", "uncommitted", "b"]), ["a", "b"])
+    {'uncommitted': 1, 'a': 0, 'b': 2}
+    """
+    return {branch: int((branch_n == branch).sum()) for branch in ((UNCOMMITTED, *ends) if ends else ())}
 
 
 def default_name(root: str) -> str:

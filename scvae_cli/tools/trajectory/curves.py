@@ -24,6 +24,7 @@ from scvae_cli.latent.neighbor_graph import CellGraph, coordinates
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.trajectory.avoided import AvoidedCells, with_long_edges
 
 # A segment is a clamped cubic B-spline with this number of control points, evaluated at this number of points.
 _CONTROLS, _SOLVED = 12, 24
@@ -33,6 +34,7 @@ _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
 # `_COST_INCREASE` is the initial rate at which the factor `cost` increases with −log density. The unit of −log density
 # is its increase from the density that half of the held-out cells exceed to the density that 95% of them exceed.
 # `_MOST_INCREASE` is the largest increase, because all directions are equally good where no cells were observed.
+# A step among cells that are avoided costs as much as a step where no cells were observed.
 _COST_INCREASE, _MOST_INCREASE = 10.0, 5.0
 # The straight line becomes a second initial guess if its weighted length is at most this multiple of the weighted
 # length of the segment found from the first guess.
@@ -81,17 +83,24 @@ def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarra
     return paths
 
 
-def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
+def cost(density: LatentDensity, z_nk: Tensor, avoided: AvoidedCells | None = None) -> Tensor:
     """Compute the factor by which `geodesics` multiplies lengths at latent points, shape (n,).
 
-    The factor is large where there are few cells. Wherever the density is at least the median density of the held-out
-    cells, the factor is 1. Below the median, the factor increases with −log density to an upper limit of 6. A path
-    through a region without cells is therefore taken if all other paths are more than six times as long.
+    The factor is large where there are few cells, and where most cells are avoided. Wherever the density is at least
+    the median density of the held-out cells, and no cells are avoided, the factor is 1. Below the median, the factor
+    increases with −log density to an upper limit of 6. A path through a region without cells is therefore taken if all
+    other paths are more than six times as long. Among avoided cells, the factor is larger by 5.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)
     excess_n = torch.relu((-density.log_prob(z_nk) - usual) / scale)
-    return 1 - _MOST_INCREASE * torch.expm1(-_COST_INCREASE / _MOST_INCREASE * excess_n)
+    factor_n = 1 - _MOST_INCREASE * torch.expm1(-_COST_INCREASE / _MOST_INCREASE * excess_n)
+    return factor_n if avoided is None else factor_n + _MOST_INCREASE * avoided.share(z_nk)
+
+
+def around_avoided(graph: CellGraph, avoided_m: np.ndarray) -> CellGraph:
+    """Lengthen the edges of avoided nodes by the largest factor of `cost`. `avoided_m` is the mask of these nodes."""
+    return with_long_edges(graph, avoided_m, 1 + _MOST_INCREASE)
 
 
 def with_squared_lengths(graph: CellGraph) -> CellGraph:
@@ -105,13 +114,18 @@ def with_squared_lengths(graph: CellGraph) -> CellGraph:
 
 
 def geodesics(
-    geometry: Geometry, density: LatentDensity, guesses: Sequence[np.ndarray], *, progress: Progress = silent
+    geometry: Geometry,
+    density: LatentDensity,
+    guesses: Sequence[np.ndarray],
+    *,
+    avoided: AvoidedCells | None = None,
+    progress: Progress = silent,
 ) -> list[np.ndarray]:
     """Compute segments of least energy, in a metric in which segments through regions with few cells are long.
 
-    `guesses` contains one initial guess for each segment. Each guess has shape (t, k), with any t ≥ 2. Returns one
-    segment for each guess, in the order of the guesses. The number of points of a returned segment does not depend on
-    the guess.
+    Segments among the cells in `avoided` are long, too. `guesses` contains one initial guess for each segment. Each
+    guess has shape (t, k), with any t ≥ 2. Returns one segment for each guess, in the order of the guesses. The number
+    of points of a returned segment does not depend on the guess.
 
     Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is Σ
     (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt. In the energy, w is the factor that `cost` computes, y are the Fisher–Rao
@@ -119,12 +133,16 @@ def geodesics(
     optimization, the segment is resampled at constant speed and optimized again. The straight line between the ends is
     a second initial guess, unless it is much longer than the segment. If a segment was optimized from two guesses, the
     shorter result is returned.
+    If cells are avoided, there is only one guess, because a straight line would cross the gap between two branches
+    instead of following cells.
     """
-    solved = _solved(geometry, density, guesses, progress=progress)
+    solved = _solved(geometry, density, guesses, avoided, progress=progress)
+    if avoided is not None:
+        return solved
     straight_lines = [straight(segment_tk[[0, -1]], _SOLVED) for segment_tk in solved]
     length_l = weighted_lengths(geometry, density, solved)
     worth = np.flatnonzero(weighted_lengths(geometry, density, straight_lines) <= _WORTH_SOLVING * length_l)
-    others = _solved(geometry, density, [straight_lines[i] for i in worth], progress=progress)
+    others = _solved(geometry, density, [straight_lines[i] for i in worth], None, progress=progress)
     for i, other, length in zip(worth, others, weighted_lengths(geometry, density, others), strict=True):
         if length < length_l[i]:
             solved[i] = other
@@ -141,11 +159,16 @@ def weighted_lengths(geometry: Geometry, density: LatentDensity, segments: Seque
 
 
 def _solved(
-    geometry: Geometry, density: LatentDensity, guesses: Sequence[np.ndarray], *, progress: Progress
+    geometry: Geometry,
+    density: LatentDensity,
+    guesses: Sequence[np.ndarray],
+    avoided: AvoidedCells | None,
+    *,
+    progress: Progress,
 ) -> list[np.ndarray]:
     """Compute segments of least energy, each from one initial guess."""
     device = geometry.vae.reference_library.device
-    density = density.to(device)
+    density, avoided = density.to(device), None if avoided is None else avoided.to(device)
     values = CPU_VALUES if device.type == "cpu" else _DEVICE_VALUES
     at_once = max(1, values // (_SOLVED * geometry.vae.n_genes))
     solved: list[np.ndarray] = []
@@ -155,14 +178,16 @@ def _solved(
             for first_step in _FIRST_STEPS:
                 even = np.stack([at_constant_speed(geometry, segment, _SOLVED) for segment in batch])
                 guess_ltk = torch.as_tensor(even, dtype=torch.float32, device=device)
-                batch = list(_least_energy(geometry, density, guess_ltk, first_step).cpu().numpy())
+                batch = list(_least_energy(geometry, density, guess_ltk, avoided, first_step).cpu().numpy())
                 advance(len(batch) / len(_FIRST_STEPS))
             solved += batch
     return solved
 
 
 @torch.enable_grad()
-def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor, first_step: float) -> Tensor:
+def _least_energy(
+    geometry: Geometry, density: LatentDensity, guess_ltk: Tensor, avoided: AvoidedCells | None, first_step: float
+) -> Tensor:
     basis_tc = spline_basis(_SOLVED).to(guess_ltk)
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
@@ -175,7 +200,7 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
         points_ltk = basis_tc @ torch.cat([first_l1k, inner_lck, last_l1k], dim=1)
         y_ltg = geometry.coordinates(points_ltk.reshape(-1, k)).reshape(n_segments, _SOLVED, -1)
         middle_ltk = (points_ltk[:, 1:] + points_ltk[:, :-1]) / 2
-        cost_lt = cost(density, middle_ltk.reshape(-1, k)).reshape(n_segments, -1)
+        cost_lt = cost(density, middle_ltk.reshape(-1, k), avoided).reshape(n_segments, -1)
         squared_lt = (y_ltg[:, 1:] - y_ltg[:, :-1]).square().sum(2)
         energy = (cost_lt.square() * squared_lt).sum()
         (gradient_lck,) = torch.autograd.grad(energy, inner_lck)

@@ -11,8 +11,8 @@ of a bundle.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,21 +20,32 @@ import torch
 
 from scvae_cli.errors import DataError
 from scvae_cli.latent.decoding import decode, decoder_at, posterior_band
-from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph
-from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
+from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph
 from scvae_cli.latent.populations import Population
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.progress import Progress, silent, tracked
 from scvae_cli.session import Session
-from scvae_cli.tools.trajectory.curves import along_cells, at_constant_speed, geodesics, straight, with_squared_lengths
+from scvae_cli.tools.trajectory.avoided import AvoidedCells
+from scvae_cli.tools.trajectory.curves import (
+    along_cells,
+    around_avoided,
+    at_constant_speed,
+    geodesics,
+    straight,
+    with_squared_lengths,
+)
 from scvae_cli.tools.trajectory.detours import earliest_step, empty_steps, groups_beyond, returning_steps
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
+from scvae_cli.tools.trajectory.lineage import Lineage, Walks, lineage, suspects
 from scvae_cli.tools.trajectory.membership import members
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import Trajectory
-from scvae_cli.tools.trajectory.steps import along, refuse_too_many
+from scvae_cli.tools.trajectory.steps import Steps, along, refuse_too_many
 from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, positions
+
+# A trajectory that avoids other fates is used if it has at most this fraction of the implausible steps.
+_FEWER = 1 / 3
 
 
 def interpolate(
@@ -45,6 +56,7 @@ def interpolate(
     name: str,
     groups_n: np.ndarray | None = None,
     orders: Iterable[tuple[str, np.ndarray]] = (),
+    fates: Collection[str] = (),
 ) -> Trajectory:
     """Interpolate a trajectory from the first to the last of two or more waypoints, and decode every step.
 
@@ -63,6 +75,8 @@ def interpolate(
     orders
         Known orders of the cells, with which the trajectory is compared. An order consists of its root and the position
         of each cell, from 0 to 1.
+    fates
+        Groups that are known to be fates. A trajectory avoids cells that develop into another fate than its end.
 
     Raises
     ------
@@ -83,19 +97,23 @@ def interpolate(
         graph = cell_graph(geometry, mean_nk, always=always, seed=options.seed)
         single = positions(graph, density, mean_nk, waypoints, options.endpoint)
         _refuse_equal_positions(single, waypoints)
-    bundle_ptk = None
     if options.couple == "ot":
         _refuse_single_cells(waypoints)
         first, last = waypoints[0], waypoints[-1]
-        pairs = coupled(graph, geometry, single, first, last, n_paths=options.n_paths, seed=options.seed)
-        bundle_ptk = solve(model, graph, pairs, options, progress=session.progress)
-        z_tk = bundle_ptk[_medoid(geometry, bundle_ptk)]
+        ways = coupled(graph, geometry, single, first, last, n_paths=options.n_paths, seed=options.seed)
     else:
-        z_tk = solve(model, graph, single, options, progress=session.progress)[0]
+        ways = single
+    found = _paths(session, graph, ways, options, groups_n)
+    named, start = _named_groups(waypoints, found.steps), int(single.nodes_pw[0, 0])
+    walks = None
+    if groups_n is not None and _fates_matter(session, found.steps, named, options):
+        with session.progress("Comparing fates", None):
+            walks = Walks.beginning_at(session, graph, start)
+        found = _avoiding_fates(session, walks, ways, options, found, named=named, fates=fates, groups_n=groups_n)
     trajectory = described(
         session,
-        z_tk,
-        bundle_ptk=bundle_ptk,
+        found.z_tk,
+        bundle_ptk=found.z_ptk if options.couple == "ot" else None,
         groups_n=groups_n,
         ends=(None, None) if options.time_key is not None else (waypoints[0], waypoints[-1]),
         seed=options.seed,
@@ -109,30 +127,107 @@ def interpolate(
     )
     return replace(
         trajectory,
-        beyond=_groups_beyond(session, graph, trajectory, int(single.nodes_pw[0, 0]), groups_n),
+        avoided=found.avoided,
+        sisters=found.sisters,
+        beyond=_groups_beyond(graph, trajectory, walks, groups_n),
         turning=_turning(trajectory, orders),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Paths:
+    """Paths between paired waypoints, the most central path with its steps, and the fates on the way."""
+
+    z_ptk: np.ndarray
+    z_tk: np.ndarray
+    steps: Steps
+    avoided: tuple[str, ...] = ()
+    sisters: tuple[str, ...] = ()
+
+    def implausible(self, own: Lineage) -> int:
+        """Count the steps that are away from a lineage, and the steps where no cells were observed."""
+        return int((own.detour(self.steps.nearest_tj) | self.steps.off).sum())
+
+
+def _paths(
+    session: Session,
+    graph: CellGraph,
+    ways: Waypoints,
+    options: InterpolateOptions,
+    groups_n: np.ndarray | None,
+    avoided: AvoidedCells | None = None,
+) -> _Paths:
+    model = session.model
+    geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
+    z_ptk = solve(model, graph, ways, options, avoided=avoided, progress=session.progress)
+    z_tk = z_ptk[_medoid(geometry, z_ptk)]
+    return _Paths(z_ptk=z_ptk, z_tk=z_tk, steps=along(geometry, density, session.cells.mean_nk, z_tk, groups_n))
+
+
+def _avoiding_fates(
+    session: Session,
+    walks: Walks,
+    ways: Waypoints,
+    options: InterpolateOptions,
+    first: _Paths,
+    *,
+    named: Sequence[str],
+    fates: Collection[str],
+    groups_n: np.ndarray,
+) -> _Paths:
+    """Compute the paths again if they lead through cells that develop into another fate than the end.
+
+    Fates that are not known are avoided if there is another way, but give no warning: if the trajectory starts at
+    mature cells, the order of the cells may end at their progenitors.
+    """
+
+    def known(own: Lineage, paths: _Paths) -> tuple[str, ...]:
+        return tuple(sister for sister in own.sisters(paths.steps.nearest_tj) if sister in fates)
+
+    end, nearest_tj = named[-1], first.steps.nearest_tj
+    sure = lineage(walks, session, end, groups_n, named=named, fates=fates)
+    suspected = suspects(walks, end, groups_n, {*first.steps.groups_passed()} - {*named})
+    lineages = [sure]
+    if not suspected <= {*fates}:
+        lineages.insert(0, lineage(walks, session, end, groups_n, named=named, fates={*fates, *suspected}))
+    for own in lineages if options.path != "straight" else ():
+        if own.detour(nearest_tj).any():
+            others = AvoidedCells.among(walks.graph, session.cells, own.away_m)
+            again = _paths(session, walks.graph, ways, options, groups_n, others)
+            # A trajectory must not cross a gap between two branches in order to avoid a fate.
+            if again.implausible(own) <= _FEWER * first.implausible(own):
+                return replace(again, avoided=own.sisters(nearest_tj), sisters=known(sure, again))
+    return replace(first, sisters=known(sure, first))
+
+
+def _named_groups(waypoints: Sequence[Population], steps: Steps) -> list[str]:
+    """List the groups that the user named; the group of a single cell is that of most of the cells around it."""
+    named = [population.label for population in waypoints]
+    for at in (0, -1):
+        if len(waypoints[at].cells) == 1:
+            named[at] = str(steps.group_t[at])
+    return named
+
+
+def _fates_matter(session: Session, steps: Steps, named: Sequence[str], options: InterpolateOptions) -> bool:
+    """Return whether the trajectory passes groups that the user did not name, so that it may pass another fate.
+
+    Fates are not known between time points, or if the model was trained by an earlier version of scvae.
+    """
+    known = options.time_key is None and session.model.expression is not None and named[-1] != ""
+    return known and not {*named}.issuperset(steps.groups_passed())
+
+
 def _groups_beyond(
-    session: Session, graph: CellGraph, trajectory: Trajectory, start: int, groups_n: np.ndarray | None
+    graph: CellGraph, trajectory: Trajectory, walks: Walks | None, groups_n: np.ndarray | None
 ) -> tuple[str, ...]:
     """Find the groups between the waypoints that are farther from the start than the end is (`groups_beyond`)."""
     end, passed = trajectory.labels[-1], trajectory.steps.groups_passed()
-    between = [group for group in passed if group not in trajectory.labels]
-    # The groups are not compared if the user named intermediate waypoints, if an end is not a group, or if the model
-    # was trained by an earlier version of scvae.
-    if (
-        groups_n is None
-        or len(trajectory.labels) > 2
-        or not between
-        or end not in passed
-        or session.model.expression is None
-    ):
+    # The groups are not compared if the user named intermediate waypoints, or if an end is not a group.
+    if walks is None or groups_n is None or len(trajectory.labels) > 2 or end not in passed:
         return ()
-    expression = euclidean_graph(graph.cells, torch.as_tensor(session.expression)[graph.cells], ORDER_NEIGHBORS)
-    time_m = order_graph(expression).distances([start])[0]
-    return groups_beyond(between, end, groups_n[graph.cells], time_m)
+    between = [group for group in passed if group not in trajectory.labels]
+    return groups_beyond(between, end, groups_n[graph.cells], walks.time_m)
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
@@ -231,19 +326,29 @@ def described(
 
 
 def solve(
-    model: Model, graph: CellGraph, waypoints: Waypoints, options: InterpolateOptions, *, progress: Progress = silent
+    model: Model,
+    graph: CellGraph,
+    waypoints: Waypoints,
+    options: InterpolateOptions,
+    *,
+    avoided: AvoidedCells | None = None,
+    progress: Progress = silent,
 ) -> np.ndarray:
-    """Compute one path through each row of waypoints, shape (p, t, k)."""
+    """Compute one path through each row of waypoints, shape (p, t, k).
+
+    Except for straight lines, the paths keep away from the cells in `avoided`, if possible.
+    """
     z_pwk = waypoints.z_pwk.astype(np.float64)
     if options.path == "straight":
         return np.stack([straight(z_wk, options.n_steps) for z_wk in z_pwk])
     geometry = Geometry(model.vae)
-    guide = with_squared_lengths(graph) if options.path == "geodesic" else graph
+    guide = graph if avoided is None else around_avoided(graph, avoided.avoided_m)
+    guide = with_squared_lengths(guide) if options.path == "geodesic" else guide
     paths = along_cells(guide, z_pwk, waypoints.nodes_pw)
     if options.path == "geodesic":
         n_segments = z_pwk.shape[1] - 1
         guesses = [segment for segments in paths for segment in segments]
-        solved = geodesics(geometry, model.density, guesses, progress=progress)
+        solved = geodesics(geometry, model.density, guesses, avoided=avoided, progress=progress)
         paths = [solved[first : first + n_segments] for first in range(0, len(solved), n_segments)]
     joined = [np.concatenate([first, *(segment[1:] for segment in others)]) for first, *others in paths]
     # Splines are computed in float32, so the exact ends of each path are restored.

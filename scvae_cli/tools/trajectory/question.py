@@ -20,7 +20,7 @@ from scvae_cli.latent.decoding_batch import DecodedWith, decoded_with
 from scvae_cli.question import Question
 from scvae_cli.tools.trajectory.interpolation import interpolate
 from scvae_cli.tools.trajectory.options import InterpolateOptions
-from scvae_cli.tools.trajectory.recorded_orders import recorded_orders
+from scvae_cli.tools.trajectory.recorded_orders import recorded_ends, recorded_orders
 from scvae_cli.tools.trajectory.result import Trajectory, default_name
 from scvae_cli.verb import Request
 
@@ -163,6 +163,7 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
             name=self.name,
             groups_n=self.groups_n,
             orders=recorded_orders(self.session, self.names),
+            fates=recorded_ends(self.session, self.names, self.options.groupby),
         )
 
     def trajectory_of(self, result: Trajectory) -> Trajectory:
@@ -174,9 +175,10 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
     def warnings(self, result: Trajectory) -> Sequence[str]:
         return result.warnings()
 
-    def notes(self, result: Trajectory) -> Sequence[str]:  # noqa: ARG002
+    def notes(self, result: Trajectory) -> Sequence[str]:
         key = self.options.time_key
-        return [] if key is None else [f"the time points in obs[{key!r}], in order: {', '.join(self.labels)}"]
+        times = None if key is None else f"the time points in obs[{key!r}], in order: {', '.join(self.labels)}"
+        return [note for note in (times, result.note_of_avoided()) if note is not None]
 
     def facts(self, result: Trajectory) -> dict[str, Any]:
         return {
@@ -186,6 +188,8 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
             "n_steps": self.options.n_steps,
             "length": result.steps.length,
             "groups_beyond": list(result.beyond),
+            "fates_avoided": list(result.avoided),
+            "fates_passed": list(result.sisters),
             "turns": None if result.turning is None else {"step": result.turning[0], "root": result.turning[1]},
             **self.shared_facts(result),
             "genes": self.gene_table(result),

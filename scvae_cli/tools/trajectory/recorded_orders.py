@@ -1,4 +1,4 @@
-"""Orders of the cells that `scvae pseudotime` wrote into the data, with the same model.
+"""Orders and ends that earlier runs of `scvae pseudotime` recorded in the data, with the same model.
 
 Letters in array shapes: n cells.
 """
@@ -26,3 +26,14 @@ def recorded_orders(session: Session, names: SlotNames) -> Iterator[tuple[str, n
         key = names.pseudotime(name)
         if f"obs/{key}" in record["slots"] and key in session.store.obs_keys:
             yield root, np.asarray(session.store.obs_column(key), dtype=np.float64)[session.kept]
+
+
+def recorded_ends(session: Session, names: SlotNames, groupby: str | None) -> frozenset[str]:
+    """Return the groups of a column of obs that were named as ends of an order."""
+    ends = set()
+    for record in read_runs(session.store, names.key_added).values():
+        options = record["options"]
+        if record["model_hash"] == session.model.hash and "root" in options and options.get("groupby") == groupby:
+            named = options.get("ends")
+            ends |= {end for end in named if isinstance(end, str)} if isinstance(named, list) else set()
+    return frozenset(ends)

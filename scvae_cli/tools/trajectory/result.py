@@ -59,6 +59,9 @@ class Trajectory:
     beyond
         Groups that the trajectory passes although they are farther from the start than the end is, along the order of
         the cells.
+    avoided, sisters
+        Sister fates toward which the path of least change leads, and which the trajectory avoids; known sister fates
+        toward which the trajectory leads all the same. A sister fate is a group that does not develop into the end.
     turning
         Step at which the trajectory turns, and root of the order of the cells along which the trajectory goes back
         before it turns. `turning` is None if the trajectory goes back along none of the orders in the data.
@@ -94,6 +97,8 @@ class Trajectory:
     empty: tuple[int, int] | None = None
     returning: tuple[int, int, int] | None = None
     beyond: tuple[str, ...] = ()
+    avoided: tuple[str, ...] = ()
+    sisters: tuple[str, ...] = ()
     turning: tuple[int, str] | None = None
     group_sizes: dict[str, int] = field(default_factory=dict)
     bundle_ptk: np.ndarray | None
@@ -112,6 +117,7 @@ class Trajectory:
             self.warning(),
             self.warning_of_gap(),
             self.warning_of_return(),
+            self.warning_of_groups_beyond(),
             self.warning_of_sisters(),
             self.warning_of_turning(),
             self.warning_of_groups(),
@@ -161,7 +167,7 @@ class Trajectory:
             "trajectory at an earlier group"
         )
 
-    def warning_of_sisters(self) -> str | None:
+    def warning_of_groups_beyond(self) -> str | None:
         """Warn of groups that are farther from the start than the end is; return None if there are none."""
         if not self.beyond:
             return None
@@ -171,6 +177,29 @@ class Trajectory:
             f"{self.labels[0]!r} along the order of the cells than those of {self.labels[-1]!r}, so they are probably "
             "the end of another branch; name an intermediate group of the right branch with --via, or leave these "
             "cells out with --subset"
+        )
+
+    def warning_of_sisters(self) -> str | None:
+        """Warn of a trajectory through cells that develop into another fate; return None if there are none."""
+        others = [repr(group) for group in self.sisters if group not in self.beyond]
+        if not others:
+            return None
+        named = " or ".join(others)
+        return (
+            f"the trajectory leads through cells that develop into {named} rather than {self.labels[-1]!r}, and other "
+            f"paths do not avoid these cells: there may be no cells between {self.labels[0]!r} and "
+            f"{self.labels[-1]!r} in the data; name an intermediate group of the right branch with --via, or leave "
+            f"{named} out with --subset"
+        )
+
+    def note_of_avoided(self) -> str | None:
+        """Say which fates the trajectory avoids; return None if there are none."""
+        if not self.avoided:
+            return None
+        named = " or ".join(repr(group) for group in self.avoided)
+        return (
+            f"the path with the least change of expression leads through cells that develop into {named} rather than "
+            f"{self.labels[-1]!r}; the trajectory was computed again and avoids these cells"
         )
 
     def warning_of_turning(self) -> str | None:

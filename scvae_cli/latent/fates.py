@@ -16,7 +16,7 @@ absorption probabilities, the solution of a linear system.
 - A walk may get lost in a branch that belongs to none of the ends. A walk therefore loses its direction after a
   thousand steps on average, and then moves to any neighbor, also back in the order.
 
-Letters in array shapes: m nodes, e ends.
+Letters in array shapes: m nodes, e ends or groups.
 """
 
 from __future__ import annotations
@@ -53,11 +53,9 @@ def fate_probabilities(
     ends
         For each end: its nodes, and a number from 0 to 1 for each node that says how well the node represents the end.
     """
-    m = len(time_m)
     order = np.argsort(time_m, kind="stable")
-    steps = sum((_rows_sum_to_one(similarity) for similarity in similarities), start=sp.csr_matrix((m, m)))
-    steps = steps.tocsr()[order][:, order]
-    stop_me = np.zeros((m, len(ends)))
+    steps = _sorted_steps(similarities, order)
+    stop_me = np.zeros((len(time_m), len(ends)))
     for e, (nodes, standing) in enumerate(ends):
         stop_me[nodes, e] = _LEAST_STOP + (1 - _LEAST_STOP) * standing
     stop_me = stop_me[order]
@@ -69,6 +67,42 @@ def fate_probabilities(
     probability_me = np.empty_like(stop_me)
     probability_me[order] = _shares(_stopped(directed, stop_me + resumed_me))
     return probability_me
+
+
+def staying_probabilities(
+    similarities: Sequence[sp.csr_matrix], time_m: np.ndarray, groups: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Compute the probability that a walk that starts in a group is in the same group when it loses its direction.
+
+    No cell stops the walks. Walks leave a group of intermediate cells long before they lose their direction. Walks stay
+    in a group at which the order ends.
+
+    Parameters
+    ----------
+    similarities, time_m
+        The parameters of `fate_probabilities` with the same names.
+    groups
+        The nodes of each group.
+
+    Returns
+    -------
+    The mean probability over the nodes of each group, shape (len(groups),).
+    """
+    order = np.argsort(time_m, kind="stable")
+    directed = (1 - _LOST) * _forward(_sorted_steps(similarities, order), time_m[order])
+    lost_me = np.zeros((len(time_m), len(groups)))
+    for e, nodes in enumerate(groups):
+        lost_me[nodes, e] = _LOST
+    probability_me = np.empty_like(lost_me)
+    probability_me[order] = _stopped(directed, lost_me[order])
+    return np.asarray([probability_me[nodes, e].mean() for e, nodes in enumerate(groups)])
+
+
+def _sorted_steps(similarities: Sequence[sp.csr_matrix], order: np.ndarray) -> sp.csr_matrix:
+    """Compute the probabilities of steps without direction, with the nodes in the given order, shape (m, m)."""
+    m = len(order)
+    steps = sum((_rows_sum_to_one(similarity) for similarity in similarities), start=sp.csr_matrix((m, m)))
+    return steps.tocsr()[order][:, order]
 
 
 def _shares(weight_me: np.ndarray) -> np.ndarray:
