@@ -425,7 +425,7 @@ def test_a_model_that_removes_the_perturbation_as_a_batch_is_refused(known):
         answered(known, scvae.train(known, **quick, batch_key="label"), "ape", "B")
     known = known.copy()
     known.obs["chip"] = "chip of " + known.obs["label"].astype(str)
-    with pytest.warns(ScvaeWarning, match="batch key 'chip' is confounded with 'label'"):
+    with pytest.warns(ScvaeWarning, match="'label' divides the cells in the same way as batch key 'chip'"):
         removed = scvae.train(known, **quick, batch_key="chip")
     with pytest.raises(ModelError, match="no batch"):
         answered(known, removed, "ape", "B")

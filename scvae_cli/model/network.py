@@ -147,7 +147,7 @@ class BatchEffect(nn.Module):
 
     @property
     def of_numbers_alone(self) -> bool:
-        """Whether the model has only continuous keys, and no batch keys, so that the shift of an average cell is 0."""
+        """Whether the model has continuous keys, but no batch keys."""
         return self.combination_br is not None and len(self.combination_br) == 0
 
     def members(self, weight_nb: Tensor) -> list[Tensor]:
@@ -228,7 +228,7 @@ class CountHead(nn.Module):
         return None if self.log_theta_g is None else self.log_theta_g.to(like).exp()
 
     def typical_loss(self, nll: Tensor) -> Tensor:
-        """Return a typical size of the reconstruction loss −log p(x|z): for counts, the loss itself.
+        """Return a typical size of the reconstruction loss −log p(x|z). For counts, this size is the loss itself.
 
         The flatness penalty (`training/flatness.py`) is weighted by the typical size of the loss, so that the same
         value of `--flat` suits models with few and with many genes.

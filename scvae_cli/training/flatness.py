@@ -69,8 +69,8 @@ def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
 
     Stress is computed from the posterior means `mean_nk` of a minibatch. Flatness and evenness are computed at some of
     the posterior samples `z_nk`. The decoder is evaluated without dropout and at the reference library size. The
-    penalty has no gradient with respect to the posterior samples. The cells and the points at which the three terms are
-    computed are drawn with torch's random number generator.
+    penalty has no gradient with respect to the posterior samples. The cells, and the
+    points for the three terms, are drawn with torch's random number generator.
     """
     mean_nk = mean_nk.float()
     # Flatness and evenness have no gradient for the encoder. Otherwise, the encoder would move cells to positions where

@@ -113,7 +113,7 @@ class Lesson:
 
 
 def learn(session: Session, labeled: Coordinates, known: KnownLabels, *, seed: int) -> Lesson:
-    """Train one classifier for each part of the labeled cells, and predict the held-out cells of each part.
+    """Divide the labeled cells into parts, and predict the labels of each part by a classifier of the other parts.
 
     Parameters
     ----------

@@ -49,7 +49,8 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
     )
     coverage: float = option(
         0.9,
-        help="Probability that the prediction set of a cell of a known type contains the true label.",
+        help="Probability that a cell's prediction set contains the true label, if the true label is one of the known "
+        "labels.",
         above=0,
         below=1,
     )

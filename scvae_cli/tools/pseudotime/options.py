@@ -44,7 +44,8 @@ class PseudotimeOptions(Reading, Subset, Drawing, Writing):
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
     genes: tuple[str, ...] = option(
         (),
-        help="Genes whose means along the order --plot also draws: A,B,C, or @FILE with one gene per line.",
+        help="Genes for --plot: the figure also shows the mean of each gene along pseudotime. A,B,C, or @FILE with one "
+        "gene per line.",
         python_help="Genes whose means along the order the figure also shows.",
         parse=parse_genes,
         metavar="GENES",
