@@ -46,6 +46,8 @@ def _stated(verb: Verb, file: Path) -> dict[str, Any]:
     stated: dict[str, Any] = {}
     for name, section in _read(file).items():
         if not isinstance(section, dict):
+            if name in keys.sections:
+                raise ConfigError(f"{file}: {name!r} is not a section", f"write [{name}] on a line above the keys")
             raise ConfigError(f"{file}: {name!r} is outside a section", keys.hint(name, None))
         if name not in keys.sections:
             raise ConfigError(f"{file}: unknown section [{name}]", keys.hint_for_section(name))

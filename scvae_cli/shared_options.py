@@ -120,7 +120,7 @@ class Writing(Options):
     force: bool = option(
         False,
         help="Overwrite an existing file, elements of the AnnData that scvae did not write, or a different result with "
-        "the same name.",
+        "the same automatic name.",
         panel=OUTPUT,
         in_record=False,
     )

@@ -108,6 +108,8 @@ def test_configuration_files_that_cannot_be_meant(bench, fragment, text):
         # Several commands have this option; the command that reads the file comes first.
         ("[model]\nseed = 3\n", "write seed under [train]"),
         ("[trian]\nbeta = 3\n", "did you mean [train]?"),
+        ("model = [1, 2]\n", "write [model] on a line above the keys"),
+        ("[[model]]\nseed = 3\n", "write [model] on a line above the keys"),
         ("[model]\nxyzzy = 3\n", "known keys: decoder, "),
     ],
 )

@@ -66,6 +66,12 @@ def test_few_cells_or_genes_have_fewer_components(cells, n, g, expected):
     assert np.isfinite(found).all()
 
 
+def test_equal_cells_have_equal_positions(cells):
+    _, counts = cells
+    alike = log_normalized(counts)[np.zeros(6, dtype=int)]
+    assert (principal_components(alike) == 0).all()
+
+
 def test_harmony_removes_a_planted_shift_and_keeps_the_groups():
     x_nk, label_n = planted()
     batch_n = np.asarray(["one", "two"], dtype=object)[np.random.default_rng(1).integers(2, size=len(x_nk))]

@@ -73,8 +73,8 @@ def test_messages_name_what_is_near():
         others=frozenset({"ENSG5", "KLF1"}),
     )
     for name, message, hint in (
-        ("Gata1", "gene 'Gata1' is not in the model", "var_names or var['symbol']; did you mean GATA1"),
-        ("GATA2", "gene 'GATA2' is not in the model", "did you mean GATA1"),
+        ("Gata1", "gene 'Gata1' is not in the model", "var_names or var['symbol']; did you mean GATA1?"),
+        ("GATA2", "gene 'GATA2' is not in the model", "did you mean GATA1?"),
         ("zzz", "gene 'zzz' is not in the model", "for example GATA1, TBCE (ENSG2), TBCE (ENSG3)"),
         ("TBCE", "'TBCE' is the symbol of 2 genes: ENSG2, ENSG3", "by its id"),
         ("KLF1", "gene 'KLF1' is in the data, but not in the model", "model was trained on"),
@@ -86,7 +86,7 @@ def test_messages_name_what_is_near():
         assert hint in caught.value.hint
     with pytest.raises(DataError, match=r"2 genes \(KLF1, Gata1\) are not in") as caught:
         genes.ids_of(["KLF1", "Gata1"])
-    assert caught.value.hint.endswith("did you mean GATA1")
+    assert caught.value.hint.endswith("did you mean GATA1?")
     assert genes.ids_of(["TBCE (ENSG3)", np.str_("GATA1"), "ENSG1"]) == ("ENSG3", "ENSG1")
     assert genes.shown(["ENSG4", "ENSG2", "elsewhere"]) == ["ENSG4", "TBCE (ENSG2)", "elsewhere"]
 

@@ -341,7 +341,7 @@ def test_texts_of_the_report_are_plain(copied):
     out = run_well(*line).out
     assert [row[:20] for row in out.splitlines() if row.startswith("mapped")] == ["mapped 2 new batches"]
     assert "  two\\x1b[2K: " in out
-    assert "would be reported by chance" in out
+    assert "are expected even if all types are known" in out
     assert "gene proportions" in out
     again = run_cli(*line)
     assert "choose another name with -o" in again.err
@@ -370,6 +370,27 @@ def test_the_query_may_have_another_column_of_batches():
     adata.obs["batch"] = "mine"
     with pytest.raises(DataError, match="already has a column 'batch'"):
         scvae.map(adata, model, batch_key="lane", inplace=False)
+
+
+@QUIET
+def test_batches_are_not_overwritten_by_the_result():
+    _, query, _ = sides()
+    adata = query.copy()
+    adata.obs["scvae_no_counterpart"] = adata.obs.pop("batch")
+    other = scvae.train(query[:, :40].copy(), **LEARNING)
+    with pytest.raises(DataError, match="map writes its result to the column 'scvae_no_counterpart'"):
+        scvae.map(adata[:, :40].copy(), other, batch_key="scvae_no_counterpart", force=True)
+
+
+@QUIET
+def test_labels_of_cells_without_a_counterpart_give_a_warning():
+    reference, query, _ = sides()
+    lacking = reference[~reference.obs["cell_type"].str.endswith("_1")].copy()
+    model = scvae.train(lacking, **LEARNING, batch_key="batch", labels_key="cell_type")
+    adata = query.copy()
+    mapped = scvae.map(adata, model)
+    with pytest.warns(ScvaeWarning, match="cells without a counterpart in the training"):
+        scvae.annotate(adata, mapped)
 
 
 @QUIET

@@ -21,7 +21,7 @@ from scvae_cli.model.posterior import Posterior
 from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.detours import returning_steps
 from scvae_cli.tools.trajectory.end_clouds import cloud
-from scvae_cli.tools.trajectory.recorded_orders import recorded_ends
+from scvae_cli.tools.trajectory.recorded_orders import recorded_ends, recorded_orders
 
 ENDS = ["stem", "mature_1"]
 
@@ -232,3 +232,14 @@ def test_fates_that_were_named_as_ends_are_known(ordered):
     assert recorded_ends(session, names, "cell_type") == {"mature_1", "mature_2"}
     assert recorded_ends(session, names, "batch") == frozenset()
     assert recorded_ends(replace(session, model=replace(model, hash="other")), names, "cell_type") == frozenset()
+
+
+def test_a_replaced_order_is_skipped(ordered):
+    cells, model = ordered[0].copy(), ordered[1]
+    scvae.pseudotime(cells, model, groupby="cell_type", root="stem", name="mine")
+    session, names, n = Session.open(cells, model), SlotNames(), cells.n_obs
+    before = [root for root, _ in recorded_orders(session, names)]
+    for values in (["x"] * n, [7.0] * n, [-1e308] * n, [True, False] * (n // 2) + [True] * (n % 2)):
+        cells.obs[names.pseudotime("mine")] = values
+        left = [root for root, _ in recorded_orders(Session.open(cells, model), names)]
+        assert len(left) == len(before) - 1, values[0]

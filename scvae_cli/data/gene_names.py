@@ -113,7 +113,7 @@ class GeneNames:
         same = [known for known in names if known.casefold() == first.strip().casefold()]
         near = same[:3] or difflib.get_close_matches(first, names, n=3)
         where = "var_names" if self.column is None else f"var_names or var[{self.column!r}]"
-        hint = f"did you mean {', '.join(near)}" if near else f"for example {', '.join(self.shown(self.ids[:3]))}"
+        hint = f"did you mean {', '.join(near)}?" if near else f"for example {', '.join(self.shown(self.ids[:3]))}"
         return f"{what} not in {self.place}", f"genes are named as in {where}; {hint}"
 
 

@@ -104,9 +104,9 @@ def match_genes(
     missing = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
     if len(missing) > max_missing * len(genes):
         raise DataError(
-            f"{len(missing)} of the model's {len(genes)} genes are not in the data ({listed(missing)})",
-            "use the same kind of gene names (symbols or Ensembl ids) as the model, or accept missing genes with "
-            "--allow-missing-genes",
+            f"{len(missing):,} of the model's {len(genes):,} genes are not in the data ({listed(missing)})",
+            "use the same kind of gene names (symbols or Ensembl ids) as the model"
+            + (", or accept missing genes with --allow-missing-genes" if len(missing) < len(genes) else ""),
         )
     if not missing:
         return counts.genes(columns), missing

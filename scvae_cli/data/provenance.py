@@ -69,8 +69,16 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
 
 
 def read_all_runs(store: CellStore) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the records of all runs that the data contain, by `key_added` and by the name of the run."""
-    found = {key: read_runs(store, key) for key in store.existing("uns")}
+    """Return the records of all runs that the data contain, by `key_added` and by the name of the run.
+
+    An element of uns that cannot be read, such as a link to a missing file, has no records.
+    """
+    found = {}
+    for key in store.existing("uns"):
+        try:
+            found[key] = read_runs(store, key)
+        except DataError:
+            continue
     return {key: runs for key, runs in found.items() if runs}
 
 

@@ -41,7 +41,8 @@ def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) 
     """Compute the positions of the cells on the first principal components, shape (n, c).
 
     The number of components is less than the number of cells and less than the number of genes, because the iterative
-    solver cannot find more components. With a single gene, the result contains the centered values of the gene.
+    solver cannot find more components. With a single gene, the result contains the centered values of the gene. If all
+    cells have the same values, all positions are 0.
     """
     from sklearn.decomposition import PCA
 
@@ -50,6 +51,8 @@ def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) 
         values_ng = logged.toarray().astype(np.float64)
         centered_ng: np.ndarray = values_ng - values_ng.mean(0)
         return centered_ng
+    if not (logged.max(axis=0) != logged.min(axis=0)).nnz:
+        return np.zeros((logged.shape[0], min(n_components, most)))
     # The solver "arpack" takes sparse matrices, and does not compute the covariance of all pairs of genes.
     pca = PCA(min(n_components, most), svd_solver="arpack", random_state=0)
     found: np.ndarray = pca.fit_transform(logged.astype(np.float64))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scvae_cli.amounts import amount
 from scvae_cli.data.known_labels import KnownLabels, known_labels
 from scvae_cli.errors import one_line
@@ -85,7 +87,11 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return annotation_figure(result)
 
     def warnings(self, result: Annotation) -> Sequence[str]:
-        found = [self.new.warning(), None if self.known is not None else self._warning_of_training_cells()]
+        found = [
+            self.new.warning(),
+            None if self.known is not None else self._warning_of_training_cells(),
+            self._warning_of_counterparts(result),
+        ]
         return [*result.warnings(), *(text for text in found if text is not None)]
 
     def _warning_of_training_cells(self) -> str | None:
@@ -96,6 +102,20 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             "the data contain training cells. The classifiers have learned the labels of these cells, and mostly "
             "repeat these labels, with too high probabilities. Use --labels-key to predict each labeled cell with a "
             "classifier that has not seen its label"
+        )
+
+    def _warning_of_counterparts(self, result: Annotation) -> str | None:
+        """Return a warning if cells got a label, although `scvae map` found no counterpart of them in the training."""
+        column = self.names.no_counterpart
+        if column not in self.session.store.obs_keys:
+            return None
+        lacking_n = np.asarray(self.session.store.obs_column(column))[self.session.kept]
+        if lacking_n.dtype != bool or not (labeled_n := lacking_n & ~result.unknown_n).any():
+            return None
+        return (
+            f"{int(labeled_n.sum()):,} of {int(lacking_n.sum()):,} cells without a counterpart in the training "
+            f"(obs[{column!r}], from scvae map) got a label. The true types of these cells may be missing from the "
+            "labels"
         )
 
     def facts(self, result: Annotation) -> dict[str, Any]:

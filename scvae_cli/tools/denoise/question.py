@@ -144,11 +144,13 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         if not genes:
             return None
         drawn = f"[{', '.join(map(python_text, genes))}], groupby={python_text(column)}, layer={python_text(name)}"
+        # Expected counts are above 0 in all cells, so the dots of a dot plot would all have the same size.
+        drawn += ', standard_scale="var"'
         if result.columns.in_layer:
-            return f"sc.pl.dotplot(adata, {drawn})"
+            return f"sc.pl.matrixplot(adata, {drawn})"
         return (
             f'd = adata[:, adata.uns["{self.names.key_added}"]["denoised_genes"]].copy(); '
-            f'd.layers["{name}"] = d.obsm["{name}"]; sc.pl.dotplot(d, {drawn})'
+            f'd.layers["{name}"] = d.obsm["{name}"]; sc.pl.matrixplot(d, {drawn})'
         )
 
 

@@ -142,7 +142,10 @@ def _on_a_scale(title: str, value_n: np.ndarray) -> Values:
     # The smallest number is tested again after the largest, because both may stand for missing values.
     for end in (0, -1, 0):
         others = np.delete(distinct, end) if len(distinct) else distinct
-        if len(others) > _MAX_NUMBERED_GROUPS and np.abs(others - distinct[end]).min() > np.ptp(others):
+        if len(others) <= _MAX_NUMBERED_GROUPS:
+            continue
+        half = others / 2  # so that differences of the largest numbers are finite
+        if np.abs(half - distinct[end] / 2).min() > np.ptp(half):
             apart.append(float(distinct[end]))
             distinct = others
     if not apart:
@@ -168,5 +171,5 @@ def _why_unknown(store: CellStore, name: str, genes: GeneNames) -> tuple[str, st
     same = [other for other in known if other.casefold() == name.strip().casefold()]
     near = same or difflib.get_close_matches(name, known, n=3)
     shown = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")
-    hint = f"did you mean {', '.join(near)}" if near else f"columns: {shown or 'none'}"
+    hint = f"did you mean {', '.join(near)}?" if near else f"columns: {shown or 'none'}"
     return f"{store.title}: no column of obs and no gene is called {name!r}", hint

@@ -69,6 +69,12 @@ class Map(Question[MapOptions, Mapped]):
                 "new batches can be mapped only onto models with at most one covariate, a batch key",
             )
         self.batches = _batches(self.session, self.options)
+        if self.batches.key in (self.names.counterpart_p, self.names.no_counterpart):
+            raise DataError(
+                f"{self.session.store.title}: map writes its result to the column {self.batches.key!r}, from which the "
+                "new model would read the batches",
+                "rename the column of the batches, or use --key-added NAME to write the result under another name",
+            )
         _check_new(self.session, self.batches.name_n, self.options.reference_batch)
 
     def planned(self) -> list[str]:
@@ -125,15 +131,16 @@ class Map(Question[MapOptions, Mapped]):
         share = facts["no_counterpart"] / facts["n_cells"]
         lines.append(
             f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
-            f"training cells; {facts['false_alarms']:.1%} would be reported by chance"
+            f"training cells; up to about {facts['false_alarms']:.0%} are expected even if all types are known"
         )
         return "\n".join(lines)
 
     def places(self, slots: list[str]) -> Sequence[str]:
         return (str(self.options.output), *super().places(slots))
 
-    def next_step(self, result: Mapped) -> str:  # noqa: ARG002  # the next step is the same after every mapping
-        return shell_line("embed", self.options.cells or self.request.data, m=self.options.output)
+    def next_step(self, result: Mapped) -> str:
+        command = "embed" if result.model.labels is None else "annotate"
+        return shell_line(command, self.options.cells or self.request.data, m=self.options.output)
 
 
 def mapped(session: Session, batches: Batches, options: MapOptions) -> Mapped:
@@ -268,9 +275,9 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     largest = max(result.difference_b)
     if lacking > FOREIGN_SHARE or largest > FOREIGN_DIFFERENCE:
         warnings.append(
-            f"the cells may be of another tissue or species, which this model does not describe: {lacking:.0%} of them "
-            "have no counterpart among the training cells, and gene proportions typically differ from those of the "
-            f"training by a factor of up to {np.exp(largest):.1f}"
+            "the cells may be of another tissue or species, or many of them of types that the training lacks: "
+            f"{lacking:.0%} of the cells have no counterpart among the training cells, and gene proportions typically "
+            f"differ from those of the training by a factor of up to {np.exp(largest):.1f}"
         )
     n_heldout = len(result.model.density.heldout_nll)
     if 1 / (1 + n_heldout) > options.false_alarms:

@@ -45,6 +45,8 @@ _ORDER_COLORS, _ALL_CELLS = "viridis", "#333333"
 # density with the standard deviation `_WIDTH_OF_MEAN`. A mean is not shown if its weights sum to less than
 # `_FEWEST_CELLS`, and is shown faintly if they sum to less than `_MANY_CELLS`.
 _WIDTH_OF_MEAN, _FEWEST_CELLS, _MANY_CELLS = 0.05, 10, 30
+# Share of the weights of the cells between the first and the last position at which a mean is shown.
+_SHOWN = 0.99
 _FAINT = 0.35
 _POINTS = 101
 
@@ -206,9 +208,17 @@ def means_along(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute weighted means of cells at positions along the order, and the sum of their weights, both of shape (q,).
 
-    >>> means_along(np.zeros(9), np.arange(9.0), np.ones(9), np.array([0.0, 1.0]))[1].round(3)
+    The sum of the weights is 0 at positions outside the middle 99% of the weights, where the mean would be that of the
+    nearest cells.
+
+    >>> means_along(np.zeros(9), np.arange(9.0), np.ones(9), np.array([0.0, 0.01]))[1].round(3)
     array([9., 0.])
     """
+    order = np.argsort(time_n)
+    share_n = np.cumsum(weight_n[order]) / max(float(weight_n.sum()), 1e-100)
+    ends = np.searchsorted(share_n, [(1 - _SHOWN) / 2, (1 + _SHOWN) / 2]).clip(max=len(order) - 1)
+    first, last = time_n[order[ends]]
     kernel_qn = np.exp(-0.5 * ((at_q[:, None] - time_n) / _WIDTH_OF_MEAN) ** 2) * weight_n
     total_q = kernel_qn.sum(1)
-    return kernel_qn @ value_n / np.maximum(total_q, 1e-100), total_q
+    mean_q = kernel_qn @ value_n / np.maximum(total_q, 1e-100)
+    return mean_q, np.where((at_q >= first) & (at_q <= last), total_q, 0.0)

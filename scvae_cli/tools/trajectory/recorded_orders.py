@@ -9,15 +9,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from scvae_cli.data.obs_columns import read_numbers
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
+from scvae_cli.data.store import CellStore
+from scvae_cli.errors import DataError
 from scvae_cli.session import Session
 
 
 def recorded_orders(session: Session, names: SlotNames) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the root of each order, and the position of each cell from 0 to 1, shape (n,).
 
-    The position of a cell is NaN if the order leaves out the cell.
+    The position of a cell is NaN if the order leaves out the cell. A column that the user has replaced by other values
+    than positions from 0 to 1 is skipped.
     """
     for record in read_runs(session.store, names.key_added).values():
         root, name = (record["options"].get(key) for key in ("root", "name"))
@@ -25,7 +29,18 @@ def recorded_orders(session: Session, names: SlotNames) -> Iterator[tuple[str, n
             continue
         key = names.pseudotime(name)
         if f"obs/{key}" in record["slots"] and key in session.store.obs_keys:
-            yield root, np.asarray(session.store.obs_column(key), dtype=np.float64)[session.kept]
+            position_n = _positions(session.store, key)
+            if position_n is not None:
+                yield root, position_n[session.kept]
+
+
+def _positions(store: CellStore, key: str) -> np.ndarray | None:
+    """Return a column of positions from 0 to 1; None if the column contains other values."""
+    try:
+        position_n = read_numbers(store, key, partly=True)
+    except DataError:
+        return None
+    return None if ((position_n < 0) | (position_n > 1)).any() else position_n
 
 
 def recorded_ends(session: Session, names: SlotNames, groupby: str | None) -> frozenset[str]:

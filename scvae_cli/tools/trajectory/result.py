@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.amounts import noun
 from scvae_cli.brief import brief
 from scvae_cli.data.finite import refuse_not_finite
 from scvae_cli.data.slots import Slot, SlotNames, slug
@@ -222,7 +223,8 @@ class Trajectory:
         if sum(others.values()) <= _OTHERS * n_cells:
             return None
         named = ", ".join(f"{n:,} of {group!r}" for group, n in list(others.items())[:3])
-        more = f" and {len(others) - 3} more groups" if len(others) > 3 else ""
+        n_more = len(others) - 3
+        more = f" and {n_more} other {noun(n_more, 'group')}" if n_more > 0 else ""
         return (
             f"{sum(others.values()) / n_cells:.0%} of the {n_cells:,} cells of the trajectory belong to groups that "
             f"the trajectory does not pass: {named}{more}; the expression of these cells may differ from the decoded "
