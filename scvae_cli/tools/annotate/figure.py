@@ -65,7 +65,7 @@ def _fitting_names(labels: tuple[str, ...]) -> list[str]:
 
 
 def _margin(names: list[str]) -> float:
-    """Return the width of the names of the labels and of the axis title, in inches."""
+    """Return the width of the space to the left of the confusion table, in inches."""
     return _AXIS + (text_width(names, _SIZE) + 0.12 if names else 0.05)
 
 

@@ -1,9 +1,9 @@
 """A trajectory along which the score of a gene program increases, through regions of latent space that contain cells.
 
-Gradient ascent from the start increases the score up to a local maximum. Gradient ascent from other cells of the group,
-or from the cell with the highest score, may end at a higher maximum. If another maximum is higher, a path from the
-start to this maximum is constructed through regions with cells, across a saddle point of the latent density. Along a
-path across a saddle point, the score may also decrease.
+Gradient ascent from the chosen cell or population increases the score up to a local maximum. Gradient ascent from
+other cells of the group, or from the cell with the highest score, may end at a higher maximum. If another maximum is
+higher, a path from the chosen cell or population to this maximum is constructed through regions with cells, across a
+saddle point of the latent density. Along a path across a saddle point, the score may also decrease.
 
 Letters in array shapes: n cells, k latent dimensions, t steps, s starting positions.
 """

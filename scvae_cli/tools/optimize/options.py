@@ -89,7 +89,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     )  # fmt: skip
 
     def check(self) -> None:
-        """Check that genes or a function are given, that there is one start, and that no gene is in both lists."""
+        """Check that `toward` or `away` is given, that no gene is in both of them, and that there is one start."""
         for side in ("toward", "away"):
             genes = getattr(self, side)
             if not callable(genes):
