@@ -1,7 +1,7 @@
 """Names of all elements (slots) that scvae writes to an AnnData.
 
-The results of the commands take the names of their slots from this module. Slots are written to an AnnData in memory or to a file.
-`key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
+The results of the commands take the names of their slots from this module. Slots are written to an AnnData in memory or
+to a file. `key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
 """
 
 from __future__ import annotations
