@@ -64,11 +64,11 @@ def seconds_by_part(command: list[str], threads: int, place: Path) -> dict[str, 
     """Run a command of scvae under the profiler, and return the processor seconds of its parts and of the whole."""
     run_json([sys.executable, "-c", _PROFILED, str(place), *command], threads)
     stats = pstats.Stats(str(place))
-    found = {"whole, with the profiler": stats.total_tt}  # type: ignore[attr-defined]
+    found = {"whole, with the profiler": stats.total_tt}  # type: ignore[attr-defined]  # not declared
     for part, (file, function) in PARTS.items():
         found[part] = sum(
             values[3]
-            for (where, _, name), values in stats.stats.items()  # type: ignore[attr-defined]
+            for (where, _, name), values in stats.stats.items()  # type: ignore[attr-defined]  # not declared
             if name == function and where.replace("\\", "/").endswith(file)
         )
     return {part: round(seconds, 1) for part, seconds in found.items()}

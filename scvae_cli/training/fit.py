@@ -224,7 +224,7 @@ def fit(
         expression = fit_expression_space(vae, some)
     # For matrices with extreme values, torch may not find the eigenvalues and then raises a LinAlgError. torch
     # documents the class LinAlgError, but does not declare it as exported.
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # see above
         raise _unusable("decoded expression") from error
     nll, kl = trainer.evaluate()
     mean_nk = torch.cat([training_posterior[0], heldout_posterior[0]])

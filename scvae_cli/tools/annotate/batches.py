@@ -30,8 +30,8 @@ class NewBatches:
     batch_n
         Index of the new batch of each cell, shape (n,); −1 for labeled cells, and for cells of other batches.
     names
-        Names of the new batches; None if it is not known whether the cells are in the batches of the labeled cells. All
-        cells are then treated as one new batch.
+        Names of the new batches; None if it is not known whether the cells are in the batches of the labeled cells. If
+        the batches of the cells are not known, all cells are treated as one new batch.
     n_others
         Number of cells without a label.
     unmapped

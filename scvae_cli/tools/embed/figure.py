@@ -141,7 +141,7 @@ class _ValuePanel(_OneColor):
         self.scale = Normalize(float(present.min()), float(present.max())) if len(present) else Normalize(0, 1)
         self.missing_n = np.isnan(values.value_n)
 
-    def key_height(self, wide: float) -> float:  # noqa: ARG002
+    def key_height(self, wide: float) -> float:  # noqa: ARG002  # an argument of every coloring
         return _BAR + 3 * _LINE
 
     def draw_cells(self, axes: Axes, umap_n2: np.ndarray, look: dict[str, Any]) -> None:

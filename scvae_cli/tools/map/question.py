@@ -131,7 +131,7 @@ class Map(Question[MapOptions, Mapped]):
         share = facts["no_counterpart"] / facts["n_cells"]
         lines.append(
             f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
-            f"training cells; up to about {facts['false_alarms']:.0%} are expected even if all types are known"
+            f"training cells; up to about {100 * facts['false_alarms']:g}% are expected even if all types are known"
         )
         return "\n".join(lines)
 
@@ -185,7 +185,7 @@ def _check_new(session: Session, batch_n: np.ndarray, reference: str) -> None:
     if not _new(session.model, batch_n, reference):
         raise DataError(
             f"{session.store.title}: the model already has all batches of the cells ({_shown(sorted(set(batch_n)))})",
-            "use these cells with the model as it is, for example with embed; if they come from other batches of the "
+            "use these cells without map, for example with embed; if they come from other batches of the "
             "same names, rename the batches",
         )
 

@@ -146,7 +146,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
             )
         ]
 
-    def next_step(self, result: Perturbation) -> str | None:  # noqa: ARG002
+    def next_step(self, result: Perturbation) -> str | None:  # noqa: ARG002  # an argument of every `Question`
         output = self.output()
         if output is None:
             return None

@@ -107,5 +107,5 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
             unit="counts at the same library size" if session.model.of_counts else "values",
         )
 
-    def next_step(self, result: Pseudotime) -> str:  # noqa: ARG002
+    def next_step(self, result: Pseudotime) -> str:  # noqa: ARG002  # an argument of every `Question`
         return self.on_umap(self.names.pseudotime(self.name))

@@ -13,11 +13,9 @@ from collections.abc import Collection
 
 import numpy as np
 
+from scvae_cli.latent.fates import AS_FAR
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
-# A group is reported if its median pseudotime is at least 85% of the median pseudotime of the end. In three data sets,
-# this ratio was 0.5 to 0.7 for intermediate cells, and 0.89 to 1.1 for mature cells of other types.
-_AS_FAR = 0.85
 _SHOWN = 6
 
 
@@ -51,6 +49,6 @@ def _unnamed(result: Pseudotime, group_n: np.ndarray, named: Collection[str]) ->
         for end in result.ends:
             committed = np.mean(result.branch_n[inside_n] == end) > 0.5
             at_end = result.pseudotime_n[group_n == end]
-            if committed and len(at_end) and np.median(result.pseudotime_n[inside_n]) >= _AS_FAR * np.median(at_end):
+            if committed and len(at_end) and np.median(result.pseudotime_n[inside_n]) >= AS_FAR * np.median(at_end):
                 found.append((group, end))
     return found

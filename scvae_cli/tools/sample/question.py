@@ -194,7 +194,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             for g, name in zip(top, names, strict=True)
         ]
 
-    def next_step(self, result: Sampled | Prototype) -> str:  # noqa: ARG002
+    def next_step(self, result: Sampled | Prototype) -> str:  # noqa: ARG002  # an argument of every `Question`
         sampled = f"anndata.read_h5ad({python_text(self.output())})"
         return f'anndata.concat({{"real": adata, "sampled": {sampled}}}, label="origin")'
 

@@ -63,7 +63,7 @@ class Score(Question[ScoreOptions, Scores]):
             lines.append(p_value_sentence(facts["heldout_below_05"], facts["n_heldout"], facts["anomalies"]))
         return "\n".join(lines)
 
-    def next_step(self, result: Scores) -> str:  # noqa: ARG002
+    def next_step(self, result: Scores) -> str:  # noqa: ARG002  # an argument of every `Question`
         return f'adata.obs["{self.names.anomaly_score}"].nlargest(20)'
 
 

@@ -25,7 +25,7 @@ import torch
 
 from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
 from scvae_cli.latent.end_cells import standing
-from scvae_cli.latent.fates import fate_probabilities, staying_probabilities
+from scvae_cli.latent.fates import AS_FAR, fate_probabilities, staying_probabilities
 from scvae_cli.latent.neighbor_graph import CellGraph, euclidean_graph
 from scvae_cli.latent.populations import core
 from scvae_cli.session import Session
@@ -34,9 +34,6 @@ from scvae_cli.session import Session
 _STAYS = 0.5
 # A cell is away from the lineage if the end of the trajectory is less probable than at the start, times this number.
 _LESS_PROBABLE = 0.5
-# A group that is passed may be a sister fate if its median distance from the start is at least this fraction of that of
-# the end. `pseudotime` uses the same fraction to report mature groups that are not named as ends.
-_AS_FAR = 0.85
 # A step is away from the lineage if more than this fraction of its nearest cells are.
 _MAJORITY = 0.5
 # A sister fate is reported if more than this fraction of the cells around the steps away from the lineage develop into
@@ -173,5 +170,5 @@ def lineage(
 def suspects(walks: Walks, end: str, groups_n: np.ndarray, passed: Collection[str]) -> frozenset[str]:
     """Find the groups that a trajectory passes although they are about as far from the start as the end is."""
     group_m = groups_n[walks.graph.cells]
-    least = _AS_FAR * walks.median(group_m, end)
+    least = AS_FAR * walks.median(group_m, end)
     return frozenset(group for group in passed if walks.median(group_m, group) >= least)

@@ -81,7 +81,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
 
         return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n)
 
-    def next_step(self, result: Result) -> str:  # noqa: ARG002
+    def next_step(self, result: Result) -> str:  # noqa: ARG002  # an argument of every `Question`
         return self.on_umap(self.names.pseudotime(self.name))
 
     def shared_facts(self, trajectory: Trajectory) -> dict[str, Any]:
