@@ -56,7 +56,7 @@ class NormalizedHidden(nn.Module):
         return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
 
     def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute hidden units without dropout, and their changes along directions d of the input.
+        """Compute the hidden units without dropout, and their derivatives along directions d of the input.
 
         The results are differentiable.
         """

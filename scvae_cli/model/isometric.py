@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
-    """Compute the isometric coordinate y of some means, shape (n, g).
+    """Compute the isometric coordinates y of expected counts, shape (n, g).
 
     The inverse dispersion θ receives no gradient. For a Poisson distribution, `theta_g` is None.
 

@@ -39,7 +39,7 @@ class Responses(nn.Module):
         return self._along(z_nk, self._shares(batch, n_batches))
 
     def push(self, v_mnk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
-        """Return the changes of the shift of log proportions along directions `v_mnk`, shape (m, n, g)."""
+        """Return the derivatives of the shift of log proportions along directions `v_mnk`, shape (m, n, g)."""
         return self._along(v_mnk, self._shares(batch, n_batches))
 
     def _shares(self, batch: Tensor, n_batches: int) -> Tensor:

@@ -198,14 +198,14 @@ class CountHead(nn.Module):
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along directions d, shape (m, n, g)."""
+        """Compute logits of the genes, shape (n, g), and their derivatives along directions d, shape (m, n, g)."""
         weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
         return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
 
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to expected counts, and changes of this contribution along directions.
+        """Compute the contribution of one batch to expected counts, and its derivatives along directions.
 
         Expected counts are averaged over batches. `share` is the weight of the batch, by which the expected counts of
         the batch are multiplied. The contribution has shape (n, g), and the changes along m directions have shape
@@ -217,11 +217,11 @@ class CountHead(nn.Module):
         return part_ng, part_ng * (d_logits_mng - (proportion_ng * d_logits_mng).sum(2, keepdim=True))
 
     def isometric(self, mean_ng: Tensor) -> Tensor:
-        """Compute the isometric coordinates (`geometry.py`) of some means, shape (n, g)."""
+        """Compute the isometric coordinates (`geometry.py`) of expected counts, shape (n, g)."""
         return isometric(mean_ng, self._theta_g(mean_ng))
 
     def isometric_slope(self, mean_ng: Tensor) -> Tensor:
-        """Compute the derivative of the isometric coordinate at some means, shape (n, g)."""
+        """Compute the derivative of the isometric coordinates at expected counts, shape (n, g)."""
         return slope(mean_ng, self._theta_g(mean_ng))
 
     def _theta_g(self, like: Tensor) -> Tensor | None:
@@ -383,7 +383,7 @@ class Decoder(nn.Module):
         return output if shift_ng is None else output.shifted(shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along directions v, shape (m, n, g).
+        """Compute logits of the genes, shape (n, g), and their derivatives along directions v, shape (m, n, g).
 
         `batch` holds the index of each cell's batch, or the weights that `BatchEffect` takes. Dropout is not applied.
         The result is differentiable.

@@ -72,7 +72,7 @@ class NormalHead(nn.Module):
         return NormalOutput(unit_ng, self.centre_g, self.scale_g, self.log_sd_g)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the output u, shape (n, g), and the changes of u along directions d, shape (m, n, g)."""
+        """Compute the output u, shape (n, g), and the derivatives of u along directions d, shape (m, n, g)."""
         unit_ng: Tensor = self.outputs(h_nh)
         return unit_ng, d_mnh @ self.outputs.weight.T
 
@@ -84,7 +84,7 @@ class NormalHead(nn.Module):
         share: float,
         library: Tensor | float,  # noqa: ARG002  # all heads have this argument
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to the means, and the changes of this contribution along directions.
+        """Compute the contribution of one batch to the means, and its derivatives along directions.
 
         Means are averaged over batches. `share` is the weight of the batch, by which the means of the batch are
         multiplied. The contribution has shape (n, g), and the changes along m directions have shape (m, n, g).

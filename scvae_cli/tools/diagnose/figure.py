@@ -170,7 +170,7 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
 
 
 def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
-    """Draw a histogram of the fraction of cells that lie at a higher density than each prior sample."""
+    """Draw a histogram of prior samples by the fraction of cells that lie at a higher density than the prior sample."""
     share_b = aggregate.prior_ranks_b
     width = 1 / len(share_b)
     left_b = np.arange(len(share_b)) * width

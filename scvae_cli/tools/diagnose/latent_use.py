@@ -29,7 +29,8 @@ from torch import Tensor
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import ACTIVE_VARIANCE, Posterior
 
-# Quantile of the density at posterior samples of held-out cells below which a prior sample lies in a hole.
+# A prior sample lies in a hole of latent space if its density is below this quantile of the densities at posterior
+# samples of held-out cells.
 HOLE_SHARE = 0.01
 # Number of posterior samples per cell, and of prior samples.
 N_SAMPLES, N_PRIOR = 5, 10_000

@@ -40,7 +40,7 @@ _BOTTOM = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Positions of real and sampled cells along the first two canonical axes, and which sampled cells lie in a hole."""
+    """Positions of cells along the first two canonical axes, and which sampled cells lie in a hole of latent space."""
 
     real_n2: np.ndarray
     sampled_n2: np.ndarray

@@ -3,7 +3,7 @@
 Latent positions are drawn from one of three sources: the prior, a density fitted to the training cells, or a group of
 real cells. A hole is a region of latent space where no cells were observed. The off-manifold score of a position is the
 share of the held-out cells' posterior samples that lie at a higher density. A position with an off-manifold score above
-0.95 lies in a hole.
+0.95 lies in a hole of latent space.
 
 A group is sampled from its own cells, because the density describes small groups badly. A cell of the group is picked
 at random, and a position is drawn from the posterior of that cell. The positions of a group are therefore draws from
@@ -167,7 +167,7 @@ def calibrated_for_samples(density: LatentDensity, z_ck: Tensor) -> LatentDensit
 
     A posterior sample lies farther from the center than a posterior mean. Along a latent axis that carries no
     information about the cells, posterior means lie near 0, and posterior samples vary as much as the prior. If the
-    score were calibrated on posterior means, nearly every draw would lie in a hole.
+    score were calibrated on posterior means, nearly every draw would seem to lie in a hole.
     """
     return replace(density, heldout_nll=(-_log_prob(density, z_ck)).sort().values)
 
