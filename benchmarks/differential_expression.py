@@ -314,9 +314,17 @@ def text(results: dict[str, Any]) -> str:
 def text_of_cells(runs: list[dict[str, Any]]) -> list[str]:
     """Format the part of the simulated cells without donors."""
     seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
-    lines = ["", "## False discovery proportion and power", "", f"Means over seeds: {seeds}.", ""]
-    asked = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
-    lines += [f"| cells | truth | method | {asked} |", "|---|---|---|" + "---|" * (2 * len(RATES))]
+    lines = [
+        "",
+        "## False discovery proportion and power",
+        "",
+        "FDP is the share of the called genes that did not change (at all, or by more than 0.25 on the log2 scale), at "
+        "expected false discovery rates of 5%, 10% and 20%. Power is the share of the changed genes that are called. "
+        f"The docstring describes scenes and methods. Means over the seeds {seeds}.",
+        "",
+    ]
+    rates = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
+    lines += [f"| scene | changed genes | method | {rates} |", "|---|---|---|" + "---|" * (2 * len(RATES))]
     scenes = list(dict.fromkeys(run["scene"] for run in runs))
     for scene in scenes:
         rows = [row for run in runs if run["scene"] == scene for row in run["rows"]]
@@ -335,15 +343,18 @@ def text_of_cells(runs: list[dict[str, Any]]) -> list[str]:
         "",
         "## Probabilities",
         "",
-        f"Of `de`, over all cells and seeds: how many genes have changed beyond {THRESHOLD}.",
+        f"Genes of all scenes and seeds, by the probability that `de` gives to a change by more than {THRESHOLD} "
+        "(log2). If the probabilities are calibrated, the share of changed genes equals the mean probability.",
     ]
-    lines += ["", "| P(changed) | genes | mean of P | changed |", "|---|---|---|---|"]
+    lines += ["", "| probability | genes | mean probability | changed genes |", "|---|---|---|---|"]
     for b, (n, p, true) in enumerate(np.sum([run["calibration"] for run in runs], axis=0)):
         shares = f"{p / n:.1%} | {true / n:.1%}" if n else "– | –"
         lines.append(f"| {BINS[b]:g} to {BINS[b + 1]:g} | {n:,.0f} | {shares} |")
     lines += [
         "",
-        "| cells | true changes inside the 90% interval | error of `de` (log2, rms) | of the raw ratio | shift |",
+        "Root mean squared errors (RMSE) of the log2 changes, and the change that most genes share.",
+        "",
+        "| scene | true changes inside the 90% interval | RMSE of `de` | RMSE of the raw ratio | shared change |",
     ]
     lines += ["|---|---|---|---|---|"]
     for scene in scenes:
@@ -358,35 +369,40 @@ def text_of_kang(kang: dict[str, Any]) -> list[str]:
     """Format the part of the real cells."""
     lines = ["", "## Interferon β against control (kang_muscat_2donors)", ""]
     lines += [
-        f"| population | cells | called at 5% | shift | known of the {N_TOP} surest rising | known, called | these |"
+        "Genes that `de` calls at 5%, the change that most genes share (log2), and the known interferon targets among "
+        f"the {N_TOP} rising genes with the highest probability and among all called genes.",
+        "",
+        f"| population | cells | called genes | shared change | known targets among the first {N_TOP} "
+        f"| known targets called | the first {N_TOP} |",
     ]
     lines += ["|---|---|---|---|---|---|---|"]
     fate = {"bulk": "subtracted", "none": "not subtracted"}
-    for name, told in kang["populations"].items():
-        cells = " + ".join(str(n) for n in told["cells"])
-        shift = f"{told['shift']:+.2f}, {fate[told['centre']]}"
+    for name, found in kang["populations"].items():
+        cells = " + ".join(str(n) for n in found["cells"])
+        shift = f"{found['shift']:+.2f}, {fate[found['centre']]}"
         lines.append(
-            f"| {name} | {cells} | {told['called']} | {shift} | {told['known_of_top']} | {told['known_called']} "
-            f"of {told['known_in_data']} | {', '.join(told['top'])} |"
+            f"| {name} | {cells} | {found['called']} | {shift} | {found['known_of_top']} | {found['known_called']} "
+            f"of {found['known_in_data']} | {', '.join(found['top'])} |"
         )
-    lines += ["", f"Control cells of a population split at random ({len(kang['splits'])} splits), genes called at 5%: "]
+    lines += ["", f"False calls at 5% between random halves of control cells ({len(kang['splits'])} divisions): "]
     lines[-1] += "; ".join(f"{kind} {', '.join(str(s[kind]) for s in kang['splits'])}" for kind in ("de", "Wilcoxon"))
     lines[-1] += "."
-    if not all("between_donors" in told for told in kang["populations"].values()):
+    if not all("between_donors" in found for found in kang["populations"].values()):
         return lines
     lines += [
         "",
-        "Between the two donors, which are in both conditions (`--replicate-key donor`), and the number of known",
-    ]
-    lines += [f"genes among the first {N_TOP} rising ones by each order of `--sort`:", ""]
-    lines += [
-        "| population | called at 5%, cells | donors | known, called, cells | donors | " + " | ".join(SORTS) + " |"
+        "Genes called at 5% if the cells, or the two donors (`--replicate-key donor`), are the replicates. Both donors "
+        f"are in both conditions. The last columns count the known targets among the first {N_TOP} rising genes for "
+        "each order of `--sort`.",
+        "",
+        "| population | called genes, cells | called genes, donors | known targets called, cells "
+        "| known targets called, donors | " + " | ".join(f"--sort {sort}" for sort in SORTS) + " |",
     ]
     lines += ["|---|---|---|---|---|" + "---|" * len(SORTS)]
-    for name, told in kang["populations"].items():
-        donors = told["between_donors"]
-        numbers = [told["called"], donors["called"], told["known_called"], donors["known_called"]]
-        lines.append(f"| {name} | {' | '.join(map(str, [*numbers, *told['first_by'].values()]))} |")
+    for name, found in kang["populations"].items():
+        donors = found["between_donors"]
+        numbers = [found["called"], donors["called"], found["known_called"], donors["known_called"]]
+        lines.append(f"| {name} | {' | '.join(map(str, [*numbers, *found['first_by'].values()]))} |")
     return lines
 
 
