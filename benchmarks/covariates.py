@@ -176,9 +176,9 @@ def effects_found(adata: anndata.AnnData, model: Any, effects: dict[str, np.ndar
         return np.log(np.concatenate(list(rows.blocks)) + 1e-6).mean(0)
 
     found, design = {}, model.vae.design
-    asked = {"donor": ("donor=d1", "donor=d0"), "technology": ("technology=t1", "technology=t0")}
-    asked |= {"age": ("age=62", "age=50")} if any(one.key == "age" for one in design.continuous) else {}
-    for key, (high, low) in asked.items():
+    changes = {"donor": ("donor=d1", "donor=d0"), "technology": ("technology=t1", "technology=t0")}
+    changes |= {"age": ("age=62", "age=50")} if any(one.key == "age" for one in design.continuous) else {}
+    for key, (high, low) in changes.items():
         truth_g = effects[key] if key == "age" else effects[key][1] - effects[key][0]
         truth_g, found_g = truth_g - truth_g.mean(), decoded(high) - decoded(low)
         found[f"{key} r"] = float(np.corrcoef(found_g, truth_g)[0, 1])

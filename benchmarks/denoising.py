@@ -198,8 +198,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     known = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-    for asked in arguments.data or [*(str(SHARED_DATA / f"{name}.h5ad") for name in REAL), *TREES]:
-        name, adata = load(asked)
+    for data in arguments.data or [*(str(SHARED_DATA / f"{name}.h5ad") for name in REAL), *TREES]:
+        name, adata = load(data)
         rows = []
         for seed in arguments.seeds:
             rows += measure(name, adata, seed, arguments)

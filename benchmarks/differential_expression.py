@@ -234,7 +234,7 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     adata = anndata.read_h5ad(arguments.data_folder / "kang_muscat_2donors.h5ad")
     model = scvae.train(adata, genes="all", seed=0, threads=arguments.threads, device="cpu", batch_key="donor")
-    told: dict[str, Any] = {"populations": {}, "splits": []}
+    kang: dict[str, Any] = {"populations": {}, "splits": []}
     for population in POPULATIONS:
         found = scvae.de(
             adata, model, groupby="condition", group="stim", reference="ctrl", within={"cell_type": population},
@@ -249,7 +249,7 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
             replicate_key="donor", inplace=False,
         )  # fmt: skip
         assert donors is not None
-        told["populations"][population] = {
+        kang["populations"][population] = {
             "between_donors": {"called": int(donors.called.sum()), "known_called": known_among(donors)},
             "first_by": {sort: known_first(found, sort) for sort in SORTS},
             "cells": [found.n_group, found.n_reference],
@@ -264,8 +264,8 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
             ),
         }
     for population, called, wilcoxon in split_controls(adata, model):
-        told["splits"].append({"population": population, "de": called, "Wilcoxon": wilcoxon})
-    return told
+        kang["splits"].append({"population": population, "de": called, "Wilcoxon": wilcoxon})
+    return kang
 
 
 def is_known(gene: str) -> bool:

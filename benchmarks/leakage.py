@@ -166,11 +166,11 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[st
         scores = min(map(judge.scores, candidates), key=lambda figures: figures["loss"])
         rows.append(about | {"contender": contender} | scores)
 
-    told = {"genes": "all", "seed": seed, "threads": arguments.threads, "device": "cpu"}
-    model = fit_to_end(kept, RunConfig.of(told))
+    settings = {"genes": "all", "seed": seed, "threads": arguments.threads, "device": "cpu"}
+    model = fit_to_end(kept, RunConfig.of(settings))
 
-    def from_scvae(**asked: Any) -> list[np.ndarray]:
-        return [np.concatenate(list(expected_counts(model, kept, **asked)))]
+    def from_scvae(**options: Any) -> list[np.ndarray]:
+        return [np.concatenate(list(expected_counts(model, kept, **options)))]
 
     add("scvae", from_scvae())
     add("scvae, `--samples 10`", from_scvae(n_samples=10))

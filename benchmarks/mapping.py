@@ -167,8 +167,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     old, seconds_reference = model_of(reference, "reference")
     whole, seconds_scratch = model_of(adata, "scratch")
     start = time.perf_counter()
-    asked = {"batch_key": chosen.batch_key, "reference_batch": chosen.reference[0]}
-    new = scvae.map(query, old, **asked)
+    options = {"batch_key": chosen.batch_key, "reference_batch": chosen.reference[0]}
+    new = scvae.map(query, old, **options)
     seconds_map = time.perf_counter() - start
     before, after = embedded(reference, old), embedded(reference, new)
     pairs = {

@@ -131,9 +131,9 @@ def paul15(foreign: str, seed: int, threads: int) -> list[dict[str, Any]]:
     rows = []
     for ends, unknown in LINEAGES:
         on_n, unclear_n = np.isin(groups_n, ends), np.isin(groups_n, unknown)
-        told = scores(np.isin(voted_n, ends), on_n, unclear_n, groups_n == FOREIGN)
+        by_vote = scores(np.isin(voted_n, ends), on_n, unclear_n, groups_n == FOREIGN)
         row = judged(adata, model, list(ends), on_n, unclear_n)
-        row |= {"vote_recall": told["recall"], "vote_precision": told["precision"]}
+        row |= {"vote_recall": by_vote["recall"], "vote_precision": by_vote["precision"]}
         rows.append(row | {"set": name, "seed": seed})
     return rows
 

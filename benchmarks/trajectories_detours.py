@@ -216,7 +216,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             cells.append(" / ".join(f"{(max if key == 'off' else np.mean)(v):.3f}" for v in values) if known else "")
         cells.append(" / ".join(str(sum(row[kind]["corrected"] for row in own)) for kind in kinds[1:]))
         bad = [row for row in own if row["least"]["steps"] >= 0.1]
-        told = " / ".join(str(sum(row[kind]["told"] for row in bad)) for kind in kinds[1:])
-        cells.append(f"{told} of {len(bad)}")
+        noticed = " / ".join(str(sum(row[kind]["told"] for row in bad)) for kind in kinds[1:])
+        cells.append(f"{noticed} of {len(bad)}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -65,7 +65,7 @@ def main() -> None:
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     figure, axes = plt.subplots(len(MARKERS), max(sum(map(len, m)) for m in MARKERS.values()), figsize=(24, 5))
     n_right = n_all = 0
-    told = []
+    notes = []
     for row, (fate, (rising, falling)) in zip(axes, MARKERS.items(), strict=True):
         walk = scvae.interpolate(adata, model, groupby="cell_type", groups=[START, fate], inplace=False)
         place = {gene: i for i, gene in enumerate(walk.genes)}
@@ -88,8 +88,8 @@ def main() -> None:
             axis.set_axis_off()
         row[0].set_ylabel(f"to {fate}\ncounts at median depth")
         near = ~np.isnan(walk.pseudotime_n)
-        told.append(f"To {fate}: {near.sum():,} of {len(near):,} cells belong to the trajectory.")
-    lines += ["", f"{n_right} of {n_all} markers change in the expected direction.", *told]
+        notes.append(f"To {fate}: {near.sum():,} of {len(near):,} cells belong to the trajectory.")
+    lines += ["", f"{n_right} of {n_all} markers change in the expected direction.", *notes]
     figure.suptitle(
         "decoded (line; red expected up, blue down) and means of the cells of the trajectory in bins (dots)"
     )
