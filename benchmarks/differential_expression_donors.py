@@ -32,6 +32,14 @@ N_TOP = 20
 # The small simulated data sets need only this number of epochs.
 EPOCHS = 30
 SORTS = ("bound", "probability", "change")
+# Names of truths and methods in the tables, if they differ from the names in the recorded results.
+NAMES = {
+    "beyond 0.25": "by more than 0.25",
+    "Wilcoxon, and 0.25": "Wilcoxon, and change above 0.25",
+    "decoded means": "denoised counts (state)",
+    "cells' rates": "denoised counts (cell)",
+    "de, cells": "de, without replicates",
+}
 DONOR_SCENES: dict[str, dict[str, Any]] = {
     "no donor effect, 4 + 4": {"sd": 0.0},
     "weak (0.15), 4 + 4": {"sd": 0.15},
@@ -199,8 +207,8 @@ def _seeds(runs: list[dict[str, Any]]) -> str:
 def _table(runs: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
     """Compute false discovery proportions (false calls of all seeds divided by all calls) and mean power."""
     rates = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
-    names = {"truth": "changed genes"}
-    lines = [f"| {' | '.join(names.get(column, column) for column in columns)} | {rates} | called genes at 5% |"]
+    heads = {"truth": "changed"}
+    lines = [f"| {' | '.join(heads.get(column, column) for column in columns)} | {rates} | called genes at 5% |"]
     lines += ["|---|" + "---|" * (len(columns) + 2 * len(RATES))]
     rows = [row | {"scene": run["scene"]} for run in runs for row in run["rows"]]
     for key in dict.fromkeys(tuple(row[column] for column in columns) for row in rows):
@@ -212,5 +220,6 @@ def _table(runs: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
             cells += [f"{false / called:.1%}" if called else "–", f"{np.mean(powers):.1%}" if powers else "–"]
             if rate == RATES[0]:
                 mean_called = f"{called / len(same):.1f}"
-        lines.append(f"| {' | '.join(key)} | {' | '.join(cells)} | {mean_called} |")
+        row_names = [NAMES.get(value, value) for value in key]
+        lines.append(f"| {' | '.join(row_names)} | {' | '.join(cells)} | {mean_called} |")
     return lines

@@ -171,7 +171,7 @@ def data_sets() -> dict[str, anndata.AnnData]:
 
 
 def speed_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
+    """Format the results as markdown."""
     lines = [
         "| computation | median of three times | shortest | longest | cores used by others |",
         "|---|---|---|---|---|",

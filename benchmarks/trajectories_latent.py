@@ -100,7 +100,7 @@ def matched(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
 
 
 def density_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
+    """Format the results as markdown."""
     lines = [
         "The off-manifold scores of test cells should be uniformly distributed. The scores were calibrated on other "
         "cells, which were held out of the training. The table gives the Kolmogorov–Smirnov distance between the "
@@ -121,7 +121,7 @@ def density_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def hole_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
+    """Format the results as markdown."""
     lines = [
         "Off-manifold scores of positions without cells: the middles of the straight lines between two groups that "
         "share no state. A score near 1 is correct.",
@@ -134,7 +134,7 @@ def hole_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def axes_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
+    """Format the results as markdown."""
     lines = [
         "Mean absolute correlation between the matched axes of two trainings, before (training axes) and after "
         "(canonical axes) the rotation: for all axes, and for the strong axes alone.",
