@@ -4,9 +4,10 @@
 
 In each data set, 1% of the cells are replaced by cells of each kind in the list below. The benchmark reports the
 average precision with which a score finds the replaced cells among the unchanged cells (about 0.01 for a random score).
-Two cases are measured. In the case "learned from", the model was trained on the replaced cells too, as when a data set
-is searched for anomalies. In the case "new", the model was trained without the replaced cells, as when new cells are
-compared with a model of trusted cells. A replaced cell gets the counts of a doublet, of a foreign cell, or of noise:
+Two cases are measured. In the case "trained on all", the model was trained on the replaced cells too, as when a data
+set is searched for anomalies. In the case "trained on unchanged", the model was trained without the replaced cells, as
+when new cells are compared with a model of trusted cells. A replaced cell gets the counts of a doublet, of a foreign
+cell, or of noise:
 
 - doublets: the sum of the counts of two random cells, or this sum thinned to the depth of the replaced cell;
 - foreign cells: cells of a population, batch or tissue that the data otherwise lack (paul15: basophils; pbmc4k: cluster
@@ -51,7 +52,7 @@ from scvae_cli.tools.score.simulated_cells import simulate_cells
 
 HERE = Path(__file__).parent
 SHARE, FDR, SAMPLES, FRESH = 0.01, 0.05, 25, 1000
-LEARNED, NEW = "learned from", "new"
+LEARNED, NEW = "trained on all", "trained on unchanged"
 KINDS = ("doublets, summed", "doublets, thinned", "foreign", "shuffled", "ambient")
 # Column and value of the cells that are removed and then added again as foreign cells.
 FOREIGN = {
@@ -177,22 +178,46 @@ def text(rows: list[dict[str, Any]], threads: int) -> str:
         sets.setdefault(row["set"], []).append(row)
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
     lines = ["# Anomalies", "", "Written by `benchmarks/anomalies.py`; its docstring says what is measured."]
-    lines += [f"Means over seeds: {seeds}.", "", "## Average precision", ""]
-    lines += [f"| cells | score | {' | '.join(KINDS)} |", "|---|---|" + "---|" * len(KINDS)]
+    lines += [
+        "",
+        "In each data set, 1% of the cells were replaced by cells of each of these kinds: doublets (the sum of the "
+        "counts of two cells, or this sum thinned to the depth of one cell), foreign (cells of a population that the "
+        "data otherwise lack), shuffled (the counts of the cell, assigned to other genes at random) and ambient "
+        "(counts drawn from the mean of all cells). The model was trained on all cells, or on the unchanged cells "
+        "alone.",
+    ]
+    lines += ["", "## Average precision", ""]
+    lines += [
+        "How well each score finds the replaced cells among the unchanged cells: 1 is the best possible value, and a "
+        f"random score has about 0.01. Means over the seeds {seeds}. In brackets: number of cells.",
+        "",
+        f"| data and training | score | {' | '.join(KINDS)} |",
+        "|---|---|" + "---|" * len(KINDS),
+    ]
     for name, runs in sets.items():
         for method in runs[0]["precision"]:
             means = (np.mean([run["precision"][method][kind] for run in runs]) for kind in KINDS)
             lines.append(f"| {name} ({runs[0]['n_cells']:,}) | {method} | {' | '.join(f'{m:.3f}' for m in means)} |")
     lines += ["", "## p-values of simulated and of real cells", ""]
-    lines += [f"KS distance (p) on {FRESH:,} simulated cells; shares with p ≤ 0.05; one line a seed.", ""]
-    lines += ["| cells | all | shallower half | deeper half | simulated | held-out real | other real |"]
+    lines += [
+        f"Kolmogorov–Smirnov distance between the p-values of {FRESH:,} cells simulated from the model and the uniform "
+        "distribution (in brackets: p-value of the distance), for all these cells and for the halves with smaller and "
+        "larger library sizes. The last three columns are shares of cells with p ≤ 0.05; a share of 5% is expected. "
+        "The real cells are unchanged cells that were held out of the training, or used for it. Each row is one seed.",
+        "",
+    ]
+    lines += [
+        "| data and training | KS distance, all | smaller libraries | larger libraries | p ≤ 0.05, simulated "
+        "| held-out real cells | real training cells |"
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     for row in rows:
         tests = " | ".join(f"{distance:.3f} ({p:.2f})" for distance, p in row["ks"].values())
         shares = " | ".join(f"{row[f'{part}_below']:.1%}" for part in ("simulated", "heldout", "other"))
         lines.append(f"| {row['set']} | {tests} | {shares} |")
-    lines += ["", f"## Called at a false discovery rate of {FDR:g}", ""]
-    lines += [f"| cells | {' | '.join(KINDS)} | cells left alone |", "|---|" + "---|" * (len(KINDS) + 1)]
+    lines += ["", f"## Cells called anomalies at a false discovery rate of {FDR:g}", ""]
+    lines += ["Share of the replaced cells of each kind, and number of unchanged cells, that are called anomalies.", ""]
+    lines += [f"| data and training | {' | '.join(KINDS)} | unchanged cells |", "|---|" + "---|" * (len(KINDS) + 1)]
     for name, runs in sets.items():
         shares = " | ".join(f"{np.mean([run['called'][kind] for run in runs]):.0%}" for kind in KINDS)
         lines.append(f"| {name} | {shares} | {np.mean([run['false_calls'] for run in runs]):.1f} |")

@@ -94,19 +94,22 @@ def table(parts: dict[str, dict]) -> str:
     lines = [
         "# Attacks on the writing of files",
         "",
-        "Made by `benchmarks/attack_writes.py`. A case of `kill` or `signal` sends SIGKILL, or SIGINT, SIGTERM or",
-        "SIGHUP, at one of the stops before and after each system call of the write; the cases are spread evenly",
-        "over them. Then every file must be old or new and whole, the message true, the exit code right, and no",
-        "temporary file left (after a kill: after the next run). `files` writes a file of steps and the data.",
-        "`checkpoints` kills a training that saves its state after every epoch; the resumed training must have the",
-        "same weights. In a round of `writers`, processes with the same process id and host name write",
-        "one file; every update must be in it or have been refused. Accepted: ended with the new files, or with the",
-        (
-            "same weights. Refused: ended with the old files and a true message, or killed before the new files were "
-            "in place."
-        ),
+        "Written by `benchmarks/attack_writes.py`. There are four kinds of attacks:",
         "",
-        "| attack | tried | refused well | accepted rightly | failed |",
+        "- `kill:COMMAND` kills a command by SIGKILL immediately before or after a system call of the write. The cases",
+        "  are spread evenly over all system calls. (`files` stands for a command that writes two files.)",
+        "- `signal:COMMAND` does the same with SIGINT, SIGTERM or SIGHUP.",
+        "- `checkpoints` kills a training that saves its state after every epoch, and resumes the training.",
+        "- `writers:N` starts N processes that write one file at the same time. The processes have the same process id",
+        "  and the same host name, as in containers.",
+        "",
+        "After each case, every file must be the complete old file or the complete new file. The message and the exit",
+        "code must say which of the two it is, and no temporary file may be left (after SIGKILL: after the next run).",
+        "The weights of a resumed training must equal those of an uninterrupted training. Every update of a writer "
+        "must",
+        "be in the file, or must have been refused with an error. All other outcomes are failures.",
+        "",
+        "| attack | cases | old file kept, or update refused | new file written, or same weights | failed |",
         "|---|---|---|---|---|",
     ]
     sums = [0, 0, 0, 0]

@@ -49,6 +49,7 @@ from scvae_cli.training.fit import fit_to_end
 HERE = Path(__file__).parent
 SHARED_DATA = HERE.parents[1] / "shared" / "data"
 REAL = ("pbmc4k_top2000", "paul15_3004", "mixology_sc", "kang_muscat_2donors")
+NAMES = {"PCA": "principal components", "mean model": "mean of all cells", "no denoising": "raw counts"}
 TREES = {"simulated tree": (2, 10, 1500.0), "simulated line": (1, 11, 5000.0)}
 
 
@@ -74,7 +75,7 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
     counts = chosen(adata)
     thinned = thin(counts, seed=seed)
     judge = Judge(thinned, truth_of(adata, thinned.kept) if name in TREES else None)
-    told = {"genes": "all", "seed": seed, "threads": arguments.threads, "device": "cpu"}
+    settings = {"genes": "all", "seed": seed, "threads": arguments.threads, "device": "cpu"}
     rows: list[dict[str, Any]] = []
 
     def add(contender: str, estimate: str, candidates: Iterable[Iterable[np.ndarray]]) -> None:
@@ -83,7 +84,7 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
 
     kept = thinned.kept
     for decoder, label in (("mlp", "scvae"), ("linear", "scvae, linear decoder")):
-        model = fit_to_end(kept, RunConfig.of(told | {"decoder": decoder}))
+        model = fit_to_end(kept, RunConfig.of(settings | {"decoder": decoder}))
         for estimate in (STATE, CELL):
             add(label, estimate, [predicted(model, kept, estimate)])
     if arguments.scvi_python is not None:
@@ -93,7 +94,7 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
     pca = PcaModel(kept)
     add("PCA", STATE, (pca.expected(c) for c in pca.components))
     add("PCA", CELL, (pca.expected_of_cells(c) for c in pca.components))
-    mean = MeanModel(kept, None, RunConfig.of(told), torch.device("cpu"))
+    mean = MeanModel(kept, None, RunConfig.of(settings), torch.device("cpu"))
     add("mean model", STATE, [mean.expected(kept, of_cell=False)])
     add("mean model", CELL, [mean.expected(kept, of_cell=True)])
     add("no denoising", STATE, [blocks_of(kept)])
@@ -151,24 +152,28 @@ def text(known: dict[str, Any]) -> str:
     """Format the results as markdown."""
     lines = ["# Denoising", "", "Written by `benchmarks/denoising.py`; its docstring says what is measured.", ""]
     lines += [
-        "Poisson loss of the tenth set aside, nats a cell less scvae's better one (higher is worse), mean ± standard "
-        "deviation over seeds; on simulations, mean squared error to the true mean as a multiple of scvae's better.",
+        "Each method predicts a withheld tenth of every cell's molecules from the other molecules. The loss is the "
+        "Poisson loss of the withheld molecules in nats per cell, minus the smaller of the two losses of scvae; lower "
+        "is better. For simulations, the error is the mean squared error to the true mean, divided by the smaller of "
+        'the two errors of scvae. Columns with "state" evaluate the expected counts of a cell\'s state. Columns with '
+        '"cell" evaluate the expected counts of the cell itself, which also use its own counts. Means over the seeds ± '
+        "standard deviation.",
         "",
-        "| data | contender | loss, state | loss, cell | error, state | error, cell |",
+        "| data | method | loss, state | loss, cell | error, state | error, cell |",
         "|---|---|---|---|---|---|",
     ]
     for name, part in known.items():
         rows = part["rows"]
         for contender in dict.fromkeys(row["contender"] for row in rows):
-            told = [_told(rows, contender, e, figure) for figure in ("loss", "error") for e in (STATE, CELL)]
-            lines.append(f"| {name} | {contender} | {' | '.join(told)} |")
+            numbers = [_shown(rows, contender, e, figure) for figure in ("loss", "error") for e in (STATE, CELL)]
+            lines.append(f"| {name} | {NAMES.get(contender, contender)} | {' | '.join(numbers)} |")
     lines.append("")
     for name, part in known.items():
         lines.append(f"{name}: seeds {part['seeds']}; {part['machine']}; scvae {part['scvae']}; {part['date']}.  ")
     return "\n".join(lines) + "\n"
 
 
-def _told(rows: list[dict[str, Any]], contender: str, estimate: str, figure: str) -> str:
+def _shown(rows: list[dict[str, Any]], contender: str, estimate: str, figure: str) -> str:
     mine = [row for row in rows if (row["contender"], row["estimate"]) == (contender, estimate)]
     if not mine or mine[0][figure] is None:
         return "–"
@@ -193,8 +198,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     known = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-    for asked in arguments.data or [*(str(SHARED_DATA / f"{name}.h5ad") for name in REAL), *TREES]:
-        name, adata = load(asked)
+    for data in arguments.data or [*(str(SHARED_DATA / f"{name}.h5ad") for name in REAL), *TREES]:
+        name, adata = load(data)
         rows = []
         for seed in arguments.seeds:
             rows += measure(name, adata, seed, arguments)

@@ -38,9 +38,9 @@ def main() -> None:
     args = parser.parse_args()
     quiet_scvi(args.threads, args.seed)
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        told = train(args.data, args.contender, Path(folder) / "model")
+        training = train(args.data, args.contender, Path(folder) / "model")
         denoise(args.data, Path(folder) / "model", args.samples, args.seed, args.output)
-    print(json.dumps(told))
+    print(json.dumps(training))
 
 
 def denoise(data: Path, model_dir: Path, samples: int, seed: int, output: Path) -> None:

@@ -39,11 +39,11 @@ def main() -> None:
         ways["--compile"] = "compiled"
     lines = [
         f"Written by `benchmarks/determinism.py`: pairs of trainings with `--deterministic`, {args.cells:,} simulated "
-        f"cells × {args.genes:,} genes, at most {args.max_epochs} epochs.",
+        f"cells × {args.genes:,} genes, at most {args.max_epochs} epochs. The weights are compared by their SHA-256.",
         "",
         f"Machine: {describe_machine(args.threads, gpu=gpu)}; torch {torch.__version__}.",
         "",
-        "| steps | weights of the first | weights of the second | same |",
+        "| steps of the training | SHA-256, first training | second training | identical |",
         "|---|---|---|---|",
     ]
     args.results.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +52,10 @@ def main() -> None:
         data = Path(folder) / "simulated.h5ad"
         shape = ["--cells", str(args.cells), "--genes", str(args.genes)]
         run_json([*SCVAE, "simulate", str(data), *shape, "--json", "--quiet"], args.threads)
-        for way, told in ways.items():
+        for way, kind in ways.items():
             first, second = (trained(data, Path(folder) / f"{n}{way}.scvae", way, args) for n in (1, 2))
             all_same &= first == second
-            lines.append(f"| {told} | `{first[:16]}` | `{second[:16]}` | {'yes' if first == second else '**no**'} |")
+            lines.append(f"| {kind} | `{first[:16]}` | `{second[:16]}` | {'yes' if first == second else '**no**'} |")
             args.results.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     sys.exit(0 if all_same else 1)

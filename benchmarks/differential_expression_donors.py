@@ -32,6 +32,14 @@ N_TOP = 20
 # The small simulated data sets need only this number of epochs.
 EPOCHS = 30
 SORTS = ("bound", "probability", "change")
+# Names of truths and methods in the tables, if they differ from the names in the recorded results.
+NAMES = {
+    "beyond 0.25": "by more than 0.25",
+    "Wilcoxon, and 0.25": "Wilcoxon, and change above 0.25",
+    "decoded means": "denoised counts (state)",
+    "cells' rates": "denoised counts (cell)",
+    "de, cells": "de, without replicates",
+}
 DONOR_SCENES: dict[str, dict[str, Any]] = {
     "no donor effect, 4 + 4": {"sd": 0.0},
     "weak (0.15), 4 + 4": {"sd": 0.15},
@@ -168,11 +176,19 @@ def text_of_donors(runs: list[dict[str, Any]]) -> list[str]:
 def text_of_all_genes(runs: list[dict[str, Any]]) -> list[str]:
     """Format the tables of the genes that the model lacks, and of the order of genes."""
     lines = ["", "## Genes that the model lacks", ""]
-    lines += [f"Models of the 300 most variable genes. {_seeds(runs)} The false discovery rate is that of all genes."]
+    lines += [
+        "The models contain only the 300 most variable genes. A gene counts as changed if it changed by more than "
+        f"{THRESHOLD} (log2). Genes are called at a false discovery rate among all genes. {_seeds(runs)}"
+    ]
     lines += ["", *_table(runs, ("scene", "genes", "method"))]
     lines += ["", f"## Order of the genes: the first {N_TOP}", ""]
-    lines += [f"Mean size of the true changes (log2), and how many do not exceed {THRESHOLD}, by --sort.", ""]
-    lines += ["| cells | largest possible | " + " | ".join(f"{sort} | false" for sort in SORTS) + " |"]
+    lines += [
+        f"Mean size of the true changes (log2) of the first {N_TOP} genes, and number of genes among them that changed "
+        f"by {THRESHOLD} or less, for each order of `--sort`. For comparison: the {N_TOP} genes with the largest true "
+        "changes.",
+        "",
+    ]
+    lines += ["| scene | largest changes | " + " | ".join(f"--sort {sort} | false" for sort in SORTS) + " |"]
     lines += ["|---|---|" + "---|---|" * len(SORTS)]
     for scene in dict.fromkeys(run["scene"] for run in runs if run["scene"] != "null"):
         same = [run["first"] for run in runs if run["scene"] == scene]
@@ -190,8 +206,9 @@ def _seeds(runs: list[dict[str, Any]]) -> str:
 
 def _table(runs: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
     """Compute false discovery proportions (false calls of all seeds divided by all calls) and mean power."""
-    asked = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
-    lines = [f"| {' | '.join(columns)} | {asked} | genes called at 5% |"]
+    rates = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
+    heads = {"truth": "changed"}
+    lines = [f"| {' | '.join(heads.get(column, column) for column in columns)} | {rates} | called genes at 5% |"]
     lines += ["|---|" + "---|" * (len(columns) + 2 * len(RATES))]
     rows = [row | {"scene": run["scene"]} for run in runs for row in run["rows"]]
     for key in dict.fromkeys(tuple(row[column] for column in columns) for row in rows):
@@ -203,5 +220,6 @@ def _table(runs: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
             cells += [f"{false / called:.1%}" if called else "–", f"{np.mean(powers):.1%}" if powers else "–"]
             if rate == RATES[0]:
                 mean_called = f"{called / len(same):.1f}"
-        lines.append(f"| {' | '.join(key)} | {' | '.join(cells)} | {mean_called} |")
+        row_names = [NAMES.get(value, value) for value in key]
+        lines.append(f"| {' | '.join(row_names)} | {' | '.join(cells)} | {mean_called} |")
     return lines

@@ -43,8 +43,8 @@ def main() -> None:
         for round_ in range(arguments.rounds):
             for space, found in seconds.items():
                 output = str(Path(folder) / f"{space}_{round_}.h5ad")
-                asked = ["embed", many, "-m", model, "-o", output, "--space", space, "--device", "cpu", "--json"]
-                timed = run_json([*scvae, *asked], arguments.threads)
+                options = ["embed", many, "-m", model, "-o", output, "--space", space, "--device", "cpu", "--json"]
+                timed = run_json([*scvae, *options], arguments.threads)
                 found.append(round(timed.seconds, 2))
                 busy.append(timed.other_cores)
                 Path(output).unlink()

@@ -241,8 +241,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace, results: dict[str, 
         file = cache / f"scvi_{stem}.npz"
         if not file.exists():
             batches = ["--batch-key", chosen.batch_key] if chosen.batch_key else []
-            asked = ["train", str(path), "--seed", str(seed), "--threads", str(arguments.threads), "-o", str(file)]
-            peer(arguments.scvi_python, *asked, *batches, threads=arguments.threads)
+            options = ["train", str(path), "--seed", str(seed), "--threads", str(arguments.threads), "-o", str(file)]
+            peer(arguments.scvi_python, *options, *batches, threads=arguments.threads)
         with np.load(file) as theirs:
             embeddings["scvi"] = theirs["z"]
             found["seconds"]["scvi"] = float(theirs["seconds"])
@@ -256,8 +256,8 @@ def run(name: str, seed: int, arguments: argparse.Namespace, results: dict[str, 
         with tempfile.NamedTemporaryFile(suffix=".npz") as file:
             np.savez(file.name, **embeddings)
             assert chosen.batch_key is not None, "batches are judged"
-            asked = ["score", str(path), file.name, "--labels", chosen.labels, "--batch-key", chosen.batch_key]
-            found |= peer(arguments.scvi_python, *asked, threads=arguments.threads)
+            options = ["score", str(path), file.name, "--labels", chosen.labels, "--batch-key", chosen.batch_key]
+            found |= peer(arguments.scvi_python, *options, threads=arguments.threads)
     before = {key: value for key, value in _other_seeds(embeddings, stem, cache, seed).items() if value is not None}
     if before:
         before["pca"] = shared_neighbors(pca(path, genes_seed=2 * seed), pca(path, genes_seed=2 * seed + 1))
@@ -291,11 +291,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
-    asked = [name for name in arguments.sets.split(",") if name != "trees"]
-    asked += [name for name in SETS if name.startswith("tree")] if "trees" in arguments.sets.split(",") else []
+    names = [name for name in arguments.sets.split(",") if name != "trees"]
+    names += [name for name in SETS if name.startswith("tree")] if "trees" in arguments.sets.split(",") else []
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
     for seed in (int(seed) for seed in arguments.seeds.split(",")):
-        for name in asked:
+        for name in names:
             run(name, seed, arguments, results)
             arguments.results.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             scores = results[name][str(seed)]["labels"]

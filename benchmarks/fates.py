@@ -6,14 +6,15 @@ The part `trees` (`fates_trees.py`) simulates trees with 2 to 6 ends, which have
 branches leave the trunk together or one after the other. The true order and the true fates are known. The part `paul15`
 uses mouse myeloid progenitors with all five ends. The measures are:
 
-- fate: share of mature cells whose most probable end is their true end, and share of mature cells that are committed to
-  their true end. The shares of mature cells are means over the ends.
+- fate, committed: share of mature cells whose most probable end is their true end, and share of mature cells that are
+  committed to their true end. The shares of mature cells are means over the ends.
 - hidden: share of mature cells whose most probable end is their true end, among cells whose label was hidden from the
   method (half of the mature cells).
 - AUC: how well the probability of an end distinguishes cells that develop into this end from all other cells, between
   the last branching and maturity. The mean over the ends is given, for the trees only.
 - ECE: mean difference between predicted probabilities and observed frequencies, in ten bins, over all cells that are
   not mature. Brier: mean squared error of the probabilities, summed over the ends.
+- uncommitted: share of all cells that are not committed to an end.
 - lineage, within: mean Spearman correlation with the true pseudotime, over the cells from the root to an end
   ("lineage"), and over the cells of each group ("within"). For paul15, the published pseudotime of monocle replaces the
   truth, and the lineages are erythrocytes, monocytes and neutrophils. Monocle's pseudotime is itself an estimate.
@@ -58,6 +59,24 @@ PAUL_LINEAGES = {
     "neutrophil": [PAUL_ROOT, "GMP", "Neutrophils"],
 }
 HIDDEN = "hidden"
+COLUMNS = {
+    "fate": "true end most probable",
+    "committed": "committed to the true end",
+    "hidden": "true end most probable, label hidden",
+    "auc": "AUC",
+    "ece": "ECE",
+    "brier": "Brier score",
+    "uncommitted": "uncommitted cells",
+    "lineage": "ρ along lineages",
+    "within": "ρ within groups",
+}
+LEGEND = (
+    "The first three columns are shares of mature cells; in the third column, the labels of these cells were hidden "
+    "from the method. AUC, ECE and Brier score evaluate the fate probabilities of cells that are not yet mature; for "
+    "ECE and Brier score, lower is better. Uncommitted cells are the share of all cells that are not committed to an "
+    "end. ρ is Spearman's correlation with the true pseudotime (for paul15: with monocle's pseudotime). Means over the "
+    "seeds; a measure that a method or data set lacks is empty."
+)
 
 
 def measure(adata: anndata.AnnData, data: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -184,8 +203,8 @@ def fate_scores(
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Format the results as markdown, with means over the seeds."""
-    columns = ["fate", "committed", "hidden", "auc", "ece", "brier", "uncommitted", "lineage", "within"]
-    lines = [f"| data | method | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    columns = list(COLUMNS)
+    lines = [f"| data | method | {' | '.join(COLUMNS.values())} |", "|---" * (len(columns) + 2) + "|"]
     kinds = list(dict.fromkeys(row["data"] for row in rows))
     groups = [(kind, [row for row in rows if row["data"] == kind]) for kind in kinds]
     groups.append(("mean of trees", [row for row in rows if row["data"] != "paul15"]))
@@ -224,7 +243,14 @@ def main() -> None:
             machine = describe_machine(arguments.threads)
             place.write_text(json.dumps({"date": str(date.today()), "machine": machine, "rows": rows}, indent=1) + "\n")
             seeds = sorted({row["seed"] for row in rows})
-            text = ["# Fates", "", f"{date.today()}; {machine}; seeds {seeds}. `fates.py` says what is measured.", ""]
+            about = f"{date.today()}; {machine}; seeds {', '.join(map(str, seeds))}."
+            text = [
+                "# Fates",
+                "",
+                f"Written by `benchmarks/fates.py`; its docstring says what is measured. {about}",
+                "",
+            ]
+            text += [LEGEND, ""]
             place.with_suffix(".md").write_text("\n".join([*text, *table(rows)]) + "\n")
 
 

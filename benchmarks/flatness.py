@@ -112,7 +112,7 @@ def main() -> None:
             rows.append(judged(name, weight, adata, model, arguments.every))
             print(rows[-1], flush=True)
     arguments.results.parent.mkdir(exist_ok=True)
-    text = told(rows, arguments)
+    text = as_text(rows, arguments)
     arguments.results.write_text(text)
     draw(rows, arguments.results.with_suffix(".png"))
     print(text)
@@ -199,20 +199,24 @@ def loss(row: Row, rows: list[Row]) -> float:
     return 100 * (plain - row.elbo) / abs(plain)
 
 
-def told(rows: list[Row], arguments: argparse.Namespace) -> str:
+def as_text(rows: list[Row], arguments: argparse.Namespace) -> str:
     n_pairs = SOURCES * TARGETS
     lines = [
-        f"`scvae train --flat W`, otherwise the defaults, seed {arguments.seed}. Loss: of the held-out ELBO against "
-        "the better W = 0, one of which is as patient as `--flat`. Condition number of M at the held-out cells' "
-        "posterior means: mean and median over them. ρ: Spearman's correlation of latent distance with length: of the "
-        f"geodesic over {n_pairs // arguments.every} pairs of cells, of the straight line and of the shortest path "
-        f"from cell to cell over {n_pairs}.",
+        "# Models trained with `--flat`",
         "",
-        f"Machine: {describe_machine(arguments.threads)}; torch {torch.__version__}. Other work ran beside it: times "
-        "are rough.",
+        f"Written by `benchmarks/flatness.py`: models trained by `scvae train --flat W` with seed {arguments.seed} and "
+        "otherwise default options. W = 0 is a training without `--flat`, once with the default patience and once with "
+        "the patience of `--flat`. The loss says by how many percent the held-out ELBO (in nats per cell) is lower "
+        "than that of the better model with W = 0. The condition number is that of the decoder's metric M at the "
+        "posterior means of the held-out cells: mean and median over these cells. ρ is Spearman's correlation, over "
+        f"pairs of cells, between latent distance and length: of the geodesic ({n_pairs // arguments.every} pairs), of "
+        f"the straight line, and of the shortest path in the neighbor graph ({n_pairs} pairs each).",
         "",
-        "| data | W | patience | held-out ELBO | loss, % | KL | condition | median | ρ geodesic | ρ line | ρ cells "
-        "| epochs | s/epoch |",
+        f"Machine: {describe_machine(arguments.threads)}; torch {torch.__version__}. Other work ran on the "
+        "machine, so the times are rough.",
+        "",
+        "| data | W | patience | held-out ELBO | loss, % | KL | condition number, mean | median | ρ, geodesic "
+        "| ρ, straight line | ρ, neighbor graph | epochs | seconds per epoch |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [

@@ -45,6 +45,13 @@ SHARED_DATA = HERE.parents[1] / "shared" / "data"
 REAL = ("paul15_3004", "pbmc4k_top2000", "kang_muscat_2donors")
 TREE, CLASS = "simulated tree", "simulated, of the model class"
 FLOOR = "real cells (floor)"
+DATA_NAMES = {CLASS: "simulated by a model of scvae"}
+CELL_NAMES = {
+    FLOOR: "other real cells",
+    "scvae, density": "scvae, density of the cells",
+    "scvae, prior": "scvae, prior",
+    "scVI, prior": "scVI, prior",
+}
 FIGURES = {"boosting": "AUC, boosting", "logistic": "AUC, logistic", "energy": "energy distance"}
 
 
@@ -100,15 +107,25 @@ def from_scvi(known: anndata.AnnData, n: int, seed: int, arguments: argparse.Nam
 def text(known: dict[str, Any]) -> str:
     """Format the results as markdown."""
     lines = ["# Sampled cells", "", "Written by `benchmarks/generation.py`; its docstring says what is measured.", ""]
-    lines += [f"| data | cells | n | {' | '.join(FIGURES.values())} |", f"|---|---|---|{'---|' * len(FIGURES)}"]
+    lines += [
+        "Cells that were sampled from the density of the cells or from the prior of a model are compared with real "
+        "cells. The best values that can be expected are those of other real cells. AUC says how well a classifier "
+        "(gradient boosting or logistic regression) distinguishes the compared cells from the real cells; 0.5 means "
+        "that the cells cannot be distinguished. The energy distance is 0 for equal distributions.",
+        "",
+        f"| data | compared cells | seeds × cells | {' | '.join(FIGURES.values())} |",
+        f"|---|---|---|{'---|' * len(FIGURES)}",
+    ]
     for name, part in known.items():
         for of in dict.fromkeys(row["cells"] for row in part["rows"]):
             mine = [row for row in part["rows"] if row["cells"] == of]
-            told = " | ".join(f"{np.mean([row[figure] for row in mine]):.3f}" for figure in FIGURES)
-            lines.append(f"| {name} | {of} | {len(mine)} × {mine[0]['n']} | {told} |")
+            figures = " | ".join(f"{np.mean([row[figure] for row in mine]):.3f}" for figure in FIGURES)
+            data, cells = DATA_NAMES.get(name, name), CELL_NAMES[of]
+            lines.append(f"| {data} | {cells} | {len(mine)} × {mine[0]['n']} | {figures} |")
     lines.append("")
     for name, part in known.items():
-        lines.append(f"{name}: {part['machine']}; torch {part['torch']}; {part['date']}.  ")
+        machine = f"{part['machine']}; torch {part['torch']}; {part['date']}"
+        lines.append(f"{DATA_NAMES.get(name, name)}: {machine}.  ")
     return "\n".join(lines) + "\n"
 
 

@@ -32,9 +32,9 @@ def main() -> None:
     args = parser.parse_args()
     quiet_scvi(args.threads, args.seed)
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        told = train(args.data, args.contender, Path(folder) / "model")
+        facts = train(args.data, args.contender, Path(folder) / "model")
         sample(args.data, Path(folder) / "model", args.n, args.seed, args.output)
-    print(json.dumps(told))
+    print(json.dumps(facts))
 
 
 def sample(data: Path, model_dir: Path, n: int, seed: int, output: Path) -> None:

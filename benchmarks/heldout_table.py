@@ -17,17 +17,18 @@ import numpy as np
 Run = dict[str, Any]
 
 # The first columns of every table, which contain text.
-WORDS = ("data set", "seed", "contender", "better scVI")
+WORDS = ("data set", "seed", "model", "better scVI")
+OTHERS = "cores used by others"
 
 INTRODUCTION = """\
 # Held-out likelihood: scvae and scVI
 
 Written by `benchmarks/heldout.py`; its docstring says what is measured. All bounds are in nats per test cell; higher is
-better. IWAE is the importance bound on log p(x) with {samples} posterior samples, ± the standard error over cells.
-"scvae's lead" is the mean over cells of scvae's IWAE minus that of the other tool, ± the standard error of these paired
-differences. No tool was trained on the test cells. scVI keeps the weights of its last epoch, also with early stopping.
-"Process" is the wall time of the whole training process, and "training" is that of the training call alone. Every
-number is the median over the seeds; the single runs are listed below.
+better. IWAE is the importance bound on log p(x) with {samples} posterior samples, ± the standard error over cells. The
+column "advantage of scvae" is the mean over cells of scvae's IWAE minus that of the other model, ± the standard error
+of these paired differences. No model was trained on the test cells. scVI keeps the weights of its last epoch, also with
+early stopping. The process time is the wall time of the whole training process; the training time is that of the
+training alone. Every number is the median over the seeds; the single runs are listed below.
 """
 
 
@@ -76,15 +77,17 @@ def _dataset_section(runs: list[Run]) -> str:
                 str(len(group)),
             ]
         )
-    head = ["contender", "IWAE", "scvae's lead", "ELBO", "process", "training", "epochs", "seeds"]
+    head = ["model", "IWAE", "advantage of scvae", "ELBO", "process time", "training time", "epochs", "seeds"]
     found = [run["n_genes"] for run in runs]
-    cells = f"{first['n_trainer']} cells to the trainers (each sets 10% of them aside for validation)"
+    cells = f"{first['n_trainer']} cells for training (each tool holds out 10% of these cells for validation)"
     n_genes = " to ".join(str(n) for n in sorted({min(found), max(found)}))
     return f"## {first['dataset']}\n\n{cells}, {first['n_test']} test cells, {n_genes} genes.\n\n{table(head, rows)}"
 
 
 def _single_runs(runs: list[Run]) -> str:
-    head = ["data set", "seed", "contender", "IWAE", "ELBO", "process", "training", "epochs", "others"]
+    head = [
+        "data set", "seed", "model", "IWAE", "ELBO", "process time", "training time", "epochs", OTHERS,
+    ]  # fmt: skip
     rows = [
         [
             run["dataset"],
@@ -113,9 +116,9 @@ def provenance(runs: list[Run]) -> str:
         f"- date: {listed({run['date'] for run in runs})}",
         f"- scvae: {versions(lambda run: run['contender'] == 'scvae') or 'not run'}",
         f"- scVI: {versions(lambda run: run['contender'] != 'scvae') or 'not run'}",
-        '- "others": number of cores that other programs used meanwhile; the times are reliable if it is about 0',
+        f'- "{OTHERS}": number of cores that other programs used during the run; times are reliable if it is about 0',
     ]
-    return "## Where and when\n\n" + "\n".join(lines) + "\n"
+    return "## Machine and versions\n\n" + "\n".join(lines) + "\n"
 
 
 def _middle(runs: list[Run], key: str) -> float:

@@ -53,10 +53,26 @@ NEIGHBORS = 15
 TRAININGS: dict[str, dict[str, Any]] = {
     "none": {}, "default": {"labels_key": "given"}, "weight 10": {"labels_key": "given", "label_weight": 10.0},
 }  # fmt: skip
-COLUMNS = (
-    "elbo", "loss", "votes_latent", "votes_X", "silhouette_latent", "silhouette_X", "accuracy", "macro_f1", "ece",
-    "coverage", "seconds", "seconds_of_classifiers",
-)  # fmt: skip
+COLUMNS = {
+    "elbo": "held-out ELBO",
+    "loss": "loss on withheld molecules",
+    "votes_latent": "votes, scvae_latent",
+    "votes_X": "votes, X_scvae",
+    "silhouette_latent": "silhouette, scvae_latent",
+    "silhouette_X": "silhouette, X_scvae",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "ece": "ECE",
+    "coverage": "coverage",
+    "seconds": "seconds, model",
+    "seconds_of_classifiers": "seconds, classifiers",
+}
+LEGEND = """\
+For each data set, the first row is the training without labels (means over the seeds). The other rows are differences
+from the training without labels (± standard error): with labels and default options, and with `--label-weight 10`. The
+ELBO (higher is better) and the loss (lower is better) are in nats per cell. Votes and silhouettes evaluate the two
+embeddings; accuracy, macro F1, calibration error (ECE) and coverage of prediction sets evaluate `annotate`.
+"""
 
 
 def measure(name: str, seed: int, trainings: list[str], threads: int) -> list[dict[str, Any]]:
@@ -113,7 +129,7 @@ def _of_cells(cells: anndata.AnnData, model: Model, task: Task) -> dict[str, flo
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Format means over the seeds, and differences from the training without labels, with standard errors."""
-    lines = [f"| set | labels | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = [f"| data | labels | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name in dict.fromkeys(row["set"] for row in rows):
         of = {
             labels: np.asarray(
@@ -153,9 +169,9 @@ def main() -> None:
             text = [
                 "# Training with labels",
                 "",
-                f"{date.today()}; {machine}. `label_training.py` says what is measured.",
+                f"Written by `benchmarks/label_training.py`; {date.today()}; {machine}.",
             ]
-            RESULTS.with_suffix(".md").write_text("\n".join([*text, "", *table(rows)]) + "\n")
+            RESULTS.with_suffix(".md").write_text("\n".join([*text, LEGEND, *table(rows)]) + "\n")
 
 
 if __name__ == "__main__":

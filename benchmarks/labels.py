@@ -61,6 +61,22 @@ from scvae_cli.tools.annotate.quality import reliability
 
 HERE = Path(__file__).parent
 RATE = 0.05
+COLUMNS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "ece": "ECE",
+    "ece_by_chance": "ECE by chance",
+    "coverage": "coverage of sets",
+    "size": "labels per set",
+    "auroc": "AUROC of unknown types",
+    "alarms": "known called unknown",
+}
+LEGEND = """\
+Means over the seeds, accuracy ± standard error. ECE is the expected calibration error, and "ECE by chance" that of
+calibrated probabilities for the same number of cells. Prediction sets should have a coverage of 0.9. AUROC measures how
+well cells of a type without labels are distinguished from cells of the known types. "Known called unknown" is the share
+of the cells of known types that are called unknown at a rate of 5%. Measures that a method or task lacks are empty.
+"""
 
 
 @dataclass(frozen=True)
@@ -198,8 +214,8 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[st
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Format the results as markdown: means over the seeds, and the standard error of the accuracy."""
-    columns = ["accuracy", "macro_f1", "ece", "ece_by_chance", "coverage", "size", "auroc", "alarms"]
-    lines = [f"| task | method | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    columns = list(COLUMNS)
+    lines = [f"| task | method | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (len(columns) + 3) + "|"]
     names = list(dict.fromkeys(row["task"] for row in rows))
     means: dict[str, list[dict[str, float]]] = {}
     for task in names:
@@ -245,7 +261,7 @@ def main() -> None:
                 machine = describe_machine(arguments.threads)
                 stored = {"date": str(date.today()), "machine": machine, "rows": rows}
                 place.write_text(json.dumps(stored, indent=1) + "\n")
-                text = ["# Labels", "", f"{date.today()}; {machine}. `labels.py` says what is measured.", ""]
+                text = ["# Labels", "", f"Written by `benchmarks/labels.py`; {date.today()}; {machine}.", LEGEND]
                 place.with_suffix(".md").write_text("\n".join([*text, *table(rows)]) + "\n")
 
 

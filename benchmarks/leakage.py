@@ -9,10 +9,11 @@ a gene that occurs in at least a fifth of the cells of some type with 30 cells o
 if fewer than 1% of the cells of this type have counts of the marker. Three measures are computed over all pairs of a
 type and a marker that is absent from the type:
 
-    leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with the
-              highest mean; averaged over all pairs (a part of the leakage is sampling error of the raw mean)
-    beyond    share of pairs whose denoised mean lies above the 95% interval (Poisson) of the raw mean
-    small     leakage in the small type alone
+    leakage               by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type
+                          with the highest mean; averaged over all pairs (a part of the leakage is sampling error of
+                          the raw mean)
+    above the interval    share of pairs whose denoised mean lies above the 95% interval (Poisson) of the raw mean
+    leakage, small type   leakage in the small type alone
 
 One type of each data set is reduced to 50 cells: the largest type with seed 0, the next type with seed 1, and so on.
 The data set pbmc68k_700 already has small types. The simulation has eight types, one of them with 50 cells. Each type
@@ -68,6 +69,7 @@ SETS = {
 }
 SMALL, LEAST_CELLS, MARKER, ABSENT = 50, 30, 0.2, 0.01
 FIGURES = ("loss", "leakage", "beyond", "small", "leakage_true")
+NAMES = {"scvae up to 0.2 (no zero inflation)": "scvae, default up to version 0.2 (without zero inflation)"}
 
 
 def load(name: str, seed: int) -> tuple[anndata.AnnData, str]:
@@ -164,11 +166,11 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[st
         scores = min(map(judge.scores, candidates), key=lambda figures: figures["loss"])
         rows.append(about | {"contender": contender} | scores)
 
-    told = {"genes": "all", "seed": seed, "threads": arguments.threads, "device": "cpu"}
-    model = fit_to_end(kept, RunConfig.of(told))
+    settings = {"genes": "all", "seed": seed, "threads": arguments.threads, "device": "cpu"}
+    model = fit_to_end(kept, RunConfig.of(settings))
 
-    def from_scvae(**asked: Any) -> list[np.ndarray]:
-        return [np.concatenate(list(expected_counts(model, kept, **asked)))]
+    def from_scvae(**options: Any) -> list[np.ndarray]:
+        return [np.concatenate(list(expected_counts(model, kept, **options)))]
 
     add("scvae", from_scvae())
     add("scvae, `--samples 10`", from_scvae(n_samples=10))
@@ -201,35 +203,39 @@ def text(known: dict[str, Any]) -> str:
     """Format the results as markdown."""
     lines = ["# Leakage", "", "Written by `benchmarks/leakage.py`; its docstring says what is measured.", ""]
     lines += [
-        "Loss: nats a cell less scvae's (higher is worse). The others: percent. Mean ± standard deviation over seeds.",
+        "The loss is the Poisson loss of withheld molecules in nats per cell, minus that of scvae; lower is better. "
+        "Leakage is by how much the denoised mean of an absent marker exceeds the raw mean, in percent of the raw mean "
+        "in the type with the highest mean: over all types, in the small type alone, and compared with the true mean "
+        'instead of the raw mean. "Above the interval" is the percentage of pairs of a type and an absent marker whose '
+        "denoised mean lies above the 95% interval of the raw mean. Means over the seeds ± standard deviation.",
         "",
-        "| data | contender | loss | leakage | beyond | small type | leakage, truth |",
+        "| data | method | loss | leakage | above the interval | leakage, small type | leakage, true mean |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, runs in known.items():
         rows = [row for run in runs.values() for row in run["rows"]]
         for contender in dict.fromkeys(row["contender"] for row in rows):
-            told = " | ".join(_told(rows, contender, figure) for figure in FIGURES)
-            lines.append(f"| {name} | {contender} | {told} |")
+            figures = " | ".join(_shown(rows, contender, figure) for figure in FIGURES)
+            lines.append(f"| {name} | {NAMES.get(contender, contender)} | {figures} |")
     lines.append("")
     for name, runs in known.items():
         for seed, run in runs.items():
             row = run["rows"][0]
             lines.append(
-                f"{name}, seed {seed}: {row['n_absent']} absent markers and types, smallest type {row['small_cells']} "
-                f"cells; {run['machine']}; scvae {run['scvae']}; {run['date']}.  "
+                f"{name}, seed {seed}: {row['n_absent']} pairs of a type and an absent marker, {row['small_cells']} "
+                f"cells in the small type; {run['machine']}; scvae {run['scvae']}; {run['date']}.  "
             )
     return "\n".join(lines) + "\n"
 
 
-def _told(rows: list[dict[str, Any]], contender: str, figure: str) -> str:
+def _shown(rows: list[dict[str, Any]], contender: str, figure: str) -> str:
     ours = {row["seed"]: row["loss"] for row in rows if row["contender"] == "scvae"}
     mine = [row for row in rows if row["contender"] == contender and row[figure] is not None]
     if not mine:
         return "–"
     values = [row[figure] - (ours[row["seed"]] if figure == "loss" else 0) for row in mine]
-    told = f"{np.mean(values):{'+' if figure == 'loss' else ''}.2f} ± {np.std(values):.2f}"
-    return told if len(mine) == len(ours) else f"{told} ({len(mine)} of {len(ours)} seeds)"
+    shown = f"{np.mean(values):{'+' if figure == 'loss' else ''}.2f} ± {np.std(values):.2f}"
+    return shown if len(mine) == len(ours) else f"{shown} ({len(mine)} of {len(ours)} seeds)"
 
 
 def main() -> None:

@@ -98,18 +98,18 @@ def as_text(measured: dict[str, int | float | str | bool]) -> str:
     """Format the result as text."""
     verdict = "within" if measured["within_1_gib"] else "**not** within"
     lines = [
-        f"`scvae train` on {measured['n_cells']:,} cells × {measured['n_genes']:,} genes "
-        f"({measured['nonzeros']:,} counts that are not zero), epochs: {measured['epochs']}, "
-        f"genes modeled: {measured['genes_modelled']}.",
+        f"Written by `benchmarks/memory.py`: `scvae train` on {measured['n_cells']:,} cells × {measured['n_genes']:,} "
+        f"genes ({measured['nonzeros']:,} counts above 0). Epochs: {measured['epochs']}; modeled genes: "
+        f"{measured['genes_modelled']}.",
         "",
         f"Machine: {measured['machine']}.",
         "",
-        "| the counts as CSR | peak resident memory | beyond the counts |",
+        "| size of the counts (CSR) | largest memory of the process | in addition to the counts |",
         "|---|---|---|",
         f"| {measured['csr_bytes'] / MIB:,.1f} MiB | {measured['peak_rss_bytes'] / MIB:,.1f} MiB "
         f"| {measured['excess_mib']:,.1f} MiB |",
         "",
-        f"That is {verdict} 1 GiB of the counts, Python and all libraries included.",
+        f"The additional memory, which includes Python and all libraries, is {verdict} the limit of 1 GiB.",
     ]
     return "\n".join(lines) + "\n"
 

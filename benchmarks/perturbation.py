@@ -23,7 +23,7 @@ The part `simulated` combines two perturbations, B and C. Six groups have cells 
 perturbations and under neither; the cells of two groups under both perturbations are removed. The effects are gene
 programs in log expression, of which the groups share four fifths. The joint effect is the sum in logs, the sum in
 expression, a sum that saturates, or a sum with a third program that neither perturbation induces alone. Either the
-other groups of cells have received both perturbations, or no group has received both perturbations ("never observed").
+other groups of cells have received both perturbations, or no group has received both perturbations.
 "Additive" is the sum of the two single changes of the group itself.
 """
 
@@ -62,6 +62,10 @@ HERE = Path(__file__).parent
 N_GROUPS, N_GENES, N_CELLS, N_TRUE, DEPTH = 6, 400, 80, 400, 2000.0
 # Number of data sets, for each kind and seed, to which the test for a change is applied.
 N_NULL = 50
+NAMES = {
+    "mean change of the others": "mean change of the other groups",
+    "that, weighted by similarity": "mean change of the other groups, weighted by similarity",
+}
 KINDS = ("sum in logs", "sum in expression", "saturating", "third program")
 
 
@@ -295,7 +299,13 @@ def mean_of(rows: list[dict[str, Any]], name: str, part: str, where: str = "fits
 def kang_text(rows: list[dict[str, Any]]) -> list[str]:
     groups = sorted({row["group"] for row in rows})
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
-    lines = ["## Cell types left out", "", f"Correlation, all genes / top 50; means over seeds {seeds}.", ""]
+    lines = [
+        "## Cell types left out",
+        "",
+        "Correlation of predicted and true changes, over all genes / over the 50 most significant genes. Means over "
+        f"the seeds {seeds}.",
+        "",
+    ]
     lines += [f"| prediction | {' | '.join(groups)} | mean |", "|---|" + "---|" * (len(groups) + 1)]
     order = ["perturb --retrain", "perturb", "mean change of the others", "that, weighted by similarity"]
     order += ["latent arithmetic, centroid", "latent arithmetic, ot", "no change"]
@@ -305,8 +315,10 @@ def kang_text(rows: list[dict[str, Any]]) -> list[str]:
         pairs = ((mean_of(p, name, "correlation", where), mean_of(p, name, "top_correlation", where)) for p in parts)
         return " | ".join(f"{a:.3f} / {b:.3f}" for a, b in pairs)
 
-    lines += [f"| {name} | {cells(name, 'fits')} |" for name in order]
-    lines += [f"| estimated by {name} | {cells(name, 'promised')} |" for name in ("perturb --retrain", "perturb")]
+    lines += [f"| {NAMES.get(name, name)} | {cells(name, 'fits')} |" for name in order]
+    lines += [
+        f"| accuracy estimated by {name} | {cells(name, 'promised')} |" for name in ("perturb --retrain", "perturb")
+    ]
 
     def miss(name: str) -> float:
         pairs = [[row[where][name]["correlation"] for where in ("promised", "fits")] for row in rows]
@@ -314,16 +326,17 @@ def kang_text(rows: list[dict[str, Any]]) -> list[str]:
 
     lines += [
         "",
-        "Size of the changes, means over groups and seeds; in brackets, the smallest and largest of a group.",
+        "Size of the changes: slopes (1 if the size is correct), root mean squared error (RMSE) and explained share of "
+        "the squared changes. Means over groups and seeds; in brackets, the smallest and the largest mean of a group.",
         "",
     ]
     measures = {
-        "slope": "all genes: predicted on observed",
-        "inverse_slope": "observed on predicted",
-        "top_slope": "top 50: predicted on observed",
-        "top_inverse_slope": "observed on predicted",
+        "slope": "slope of predicted on observed, all genes",
+        "inverse_slope": "observed on predicted, all genes",
+        "top_slope": "predicted on observed, top 50",
+        "top_inverse_slope": "observed on predicted, top 50",
         "rmse": "RMSE, all genes",
-        "explained": "explained",
+        "explained": "explained, all genes",
     }
     lines += [f"| prediction | {' | '.join(measures.values())} |", "|---|" + "---|" * len(measures)]
 
@@ -336,17 +349,18 @@ def kang_text(rows: list[dict[str, Any]]) -> list[str]:
         return f"{mean_of(sized, name, part):.2f} ({min(by_group):.2f}–{max(by_group):.2f})"
 
     for name in order[:-1] if sized else ():
-        lines.append(f"| {name} | {' | '.join(sizes(name, part) for part in measures)} |")
-    summary = f"Estimated and true accuracy differ by {miss('perturb --retrain'):.3f} on average with `--retrain`, by "
-    lines += ["", f"{summary}{miss('perturb'):.3f} without (correlation over all genes)."]
+        lines.append(f"| {NAMES.get(name, name)} | {' | '.join(sizes(name, part) for part in measures)} |")
+    summary = "The estimated and the true accuracy (correlation over all genes) differ on average by "
+    summary += f"{miss('perturb --retrain'):.3f} with `--retrain`, and by {miss('perturb'):.3f} without."
     chosen = sorted({row["recipe"]["perturb --retrain"] for row in rows})
-    return [*lines, f"Chosen with `--retrain` (method, share of the mean shift, scale): {'; '.join(chosen)}.", ""]
+    settings = "Settings that `--retrain` chose (method, share of the mean shift, scale): "
+    return [*lines, "", summary, f"{settings}{'; '.join(chosen)}.", ""]
 
 
 def null_text(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["## No change", "", f"A change is detected if p ≤ {LEVEL:g}.", ""]
+    lines = ["## Tests for a change", "", f"Share of the data sets in which a change is detected (p ≤ {LEVEL:g}).", ""]
     lines += [
-        "| data | data sets | change detected | p ≤ 0.05 | median number of changed genes |",
+        "| data | number of data sets | change detected | p ≤ 0.05 | median number of changed genes |",
         "|---|---|---|---|---|",
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
@@ -359,13 +373,16 @@ def null_text(rows: list[dict[str, Any]]) -> list[str]:
 
 def combination_text(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["## Simulated combinations", ""]
-    lines += ["Correlation, all genes / top 50, and the squared change explained; means over seeds and groups."]
     lines += [
-        "`ot, 0`: a method and its share of the mean shift, 0 for latent arithmetic, 1 for log ratios alone.",
+        "Correlation of predicted and true changes, over all genes / over the 50 most significant genes, and explained "
+        "share of the squared changes. Means over seeds and groups. *Additive* is the sum of the two single changes. A "
+        "method with a number, such as `ot, 0`, is `perturb` with this method and this share of the mean shift: 0 is "
+        "latent arithmetic, and 1 uses only the log ratios of the other groups.",
         "",
     ]
     names = ["perturb", "additive", "mean change of the others", "centroid, 0", "ot, 0", "ot, 1"]
-    lines += [f"| both together | the others | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    head = " | ".join(NAMES.get(name, name) for name in names)
+    lines += [f"| joint effect | other groups with both | {head} |", "|---|---|" + "---|" * len(names)]
     for seen in (True, False):
         for kind in dict.fromkeys(row["kind"] for row in rows):
             some = [row for row in rows if row["kind"] == kind and row["seen"] == seen]
@@ -376,7 +393,7 @@ def combination_text(rows: list[dict[str, Any]]) -> list[str]:
                     continue
                 parts = [mean_of(some, name, part) for part in ("correlation", "top_correlation", "explained")]
                 cells.append(f"{parts[0]:.3f} / {parts[1]:.3f}, {parts[2]:.2f}")
-            lines.append(f"| {kind} | {'under both' if seen else 'never observed'} | {' | '.join(cells)} |")
+            lines.append(f"| {kind} | {'yes' if seen else 'no'} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

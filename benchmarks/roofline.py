@@ -166,16 +166,19 @@ def as_text(result: dict[str, Any]) -> str:
     """Format the result as text."""
     lines = [
         f"Written by `benchmarks/roofline.py`. {result['compute']}; {result['genes']:,} genes, the default network. "
-        f"Ceilings as measured: {result['matmul_tflops']:,.1f} TFLOP/s, {result['copy_gb_s']:,.0f} GB/s.",
+        f"Measured limits of the device: {result['matmul_tflops']:,.1f} TFLOP/s, {result['copy_gb_s']:,.0f} GB/s. The "
+        "least time is the time that a step needs at these limits. The last column is the least time divided by the "
+        "measured time.",
         "",
         f"Machine: {result['machine']}; torch {result['torch']}.",
         "",
-        "| batch | steps | step | cells/s | arithmetic | traffic | least time | share reached |",
+        "| batch size | kind of steps | time of a step | cells/s | arithmetic | memory traffic | least time (limited "
+        "by) | least / measured |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["steps"]:
         lines.append(
-            f"| {row['batch_size']:,} | {'compiled' if row['compiled'] else 'as they are'} | {row['step_us']:,.0f} µs "
+            f"| {row['batch_size']:,} | {'compiled' if row['compiled'] else 'not compiled'} | {row['step_us']:,.0f} µs "
             f"| {row['cells_per_s']:,.0f} | {row['gflop']:.2f} GFLOP | {row['mb']:.1f} MB "
             f"| {row['least_us']:,.1f} µs ({row['bound_by']}) | {row['share']:.0%} |"
         )

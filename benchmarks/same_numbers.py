@@ -107,10 +107,10 @@ def main() -> int:
     comparing = verbs.add_parser("compare", help="compare two recordings exactly")
     comparing.add_argument("a", type=Path, metavar="DIR_A")
     comparing.add_argument("b", type=Path, metavar="DIR_B")
-    told = parser.parse_args()
-    if told.verb == "compare":
-        return compare(told.a, told.b)
-    return record(told.out, told.python, told.checkout.resolve(), [*DATA, *told.data])
+    arguments = parser.parse_args()
+    if arguments.verb == "compare":
+        return compare(arguments.a, arguments.b)
+    return record(arguments.out, arguments.python, arguments.checkout.resolve(), [*DATA, *arguments.data])
 
 
 def record(out: Path, python: str, checkout: Path, data: list[Path]) -> int:
@@ -168,13 +168,13 @@ class Recorder:
             start.mkdir()
             shutil.copyfile(data, start / "cells.h5ad")
             for command, spellings in commands.items():
-                told = spellings.format(first=cells[0], last=cells[-1])
+                chosen = spellings.format(first=cells[0], last=cells[-1])
                 for _ in range(2):
                     shutil.rmtree(folder, ignore_errors=True)
                     shutil.copytree(start, folder)
                     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
                     compiled = self._compiled()
-                    printed = self._run(f"{case}/{command}", told, folder)
+                    printed = self._run(f"{case}/{command}", chosen, folder)
                     if self._compiled() == compiled:
                         break
                 arrays = {f"printed/{name}": value for name, value in _numbers(json.loads(printed or "{}"))}

@@ -35,7 +35,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from heldout_table import table
+from heldout_table import OTHERS, table
 from timed import describe_machine, run_json
 
 HERE = Path(__file__).resolve().parent
@@ -49,9 +49,11 @@ TOOLS = ("scvae", "scvi")
 INTRODUCTION = """\
 # Training speed: scvae and scvi-tools
 
-Written by `benchmarks/throughput.py`; its docstring says what is measured. Cells a second while training,
-higher is better: the same network (1 hidden layer of 128, 10 latent dimensions, ZINB), the same simulated counts,
-minibatches of {batch_size}. Medians over the rounds ({rounds}), which follow below one by one.
+Written by `benchmarks/throughput.py`; its docstring says what is measured. The speeds are training cells per second;
+higher is better. Both tools train the same network (1 hidden layer of 128 units, 10 latent dimensions, ZINB) on the
+same simulated counts, in minibatches of {batch_size}. The ratio is the speed of scvae divided by that of scvi-tools.
+"Whole epochs" include the time before the first step of each epoch. Medians over {rounds} rounds; the single rounds are
+listed below.
 """
 
 
@@ -160,7 +162,7 @@ def density_of(file: Path) -> float:
 
 def render(result: dict[str, Any]) -> str:
     """Make the markdown page with all speeds."""
-    head = ["data set", "not zero", "scvae", "scvi-tools", "ratio", "ratio, whole epoch"]
+    head = ["data set", "counts above 0", "scvae", "scvi-tools", "ratio", "ratio, whole epochs"]
     rows, singles = [], []
     for case in result["cases"]:
         name = f"{case['n_cells']:,} cells × {case['n_genes']:,} genes"
@@ -172,17 +174,17 @@ def render(result: dict[str, Any]) -> str:
             speeds = [f"{run[key]:,.0f}" for key in ("cells_per_s", "with_first_step")]
             singles.append([name, run["tool"], str(run["round"]), *speeds, str(run["steps_per_epoch"]), others])
     versions = [", ".join(f"{name} {v}" for name, v in found.items()) for found in result["versions"].values()]
-    single_head = ["data set", "contender", "round", "cells/s", "whole epoch", "steps an epoch", "others"]
+    single_head = ["data set", "model", "round", "cells/s", "cells/s, whole epochs", "steps per epoch", OTHERS]
     return "\n".join(
         [
             INTRODUCTION.format(batch_size=result["batch_size"], rounds=result["rounds"]),
             table(head, rows),
             f"## Single rounds\n\n{table(single_head, singles)}",
-            "## Where and when\n",
+            "## Machine and versions\n",
             f"- machine: {result['machine']}",
             f"- date: {result['date']}",
             *(f"- {found}" for found in versions),
-            '- "others": number of cores that other programs used meanwhile; the speeds are reliable if it is about 0',
+            f'- "{OTHERS}": number of cores that other programs used meanwhile; speeds are reliable if it is about 0',
             "",
         ]
     )

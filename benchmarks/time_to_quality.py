@@ -138,21 +138,21 @@ def measure_scvae(parts: Split, target: Run | None, work: Path, args: argparse.N
     outputs = ["-m", str(work / "model.scvae"), "-o", str(scores)]
     outputs += [] if args.no_embedding else ["--latent", str(work / "latent.npy")]
     # The option is joined to its value by "=", because argparse would take a negative number for an option.
-    asked = [] if target is None else [f"--target={target['mean_iwae']!r}"]
-    settings = ["--seed", str(parts.seed), "--samples", str(args.samples), *asked]
+    options = [] if target is None else [f"--target={target['mean_iwae']!r}"]
+    settings = ["--seed", str(parts.seed), "--samples", str(args.samples), *options]
     command = [args.scvae_python, str(HERE / "quality_scvae.py"), *files, *outputs, *settings]
     timed = run_json([*command, "--started", repr(time.time())], args.threads, gpu=args.gpu)
-    told = timed.result
+    measured = timed.result
     cells = np.load(scores)
     kept = ("process_s", "epochs", "best_epoch", "active_units", "target", "reached", "scored_epochs", "epoch_seconds")
     return {
-        **{name: told[name] for name in (*kept, "mean_iwae_density")},
-        "training_s": told["seconds"],
+        **{name: measured[name] for name in (*kept, "mean_iwae_density")},
+        "training_s": measured["seconds"],
         "other_cores": timed.other_cores,
-        "seen_genes": told["n_genes"],
-        "seen_cells": told["n_cells"],
-        "versions": told["versions"],
-        **per_cell(cells["elbo"], cells["iwae"], told),
+        "seen_genes": measured["n_genes"],
+        "seen_cells": measured["n_cells"],
+        "versions": measured["versions"],
+        **per_cell(cells["elbo"], cells["iwae"], measured),
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
-from heldout_table import Run, listed, paired_lead, provenance, standard_error, table
+from heldout_table import OTHERS, Run, listed, paired_lead, provenance, standard_error, table
 
 SCVI = ("scvi-es", "scvi-2x30nb")
 # Two runs have the same target if their recorded targets differ by at most this value, in nats.
@@ -25,12 +25,17 @@ INTRODUCTION = """\
 # Time to quality: scvae and scVI
 
 Written by `benchmarks/time_to_quality.py`; its docstring says what is measured. The bound is the importance bound on
-log p(x) with {samples} posterior samples, in nats per test cell; higher is better. "Better scVI" is the better of scVI
-with early stopping and of scVI with 2 layers, 30 latent dimensions, nb and early stopping, by this bound, for each data
-set and seed. "scvae gets there" is the time from the start of scvae's process until its bound reaches that of the
-better scVI; "faster" is scVI's time divided by this time. Times are wall times of the whole training process. "Gain" is
-the bound of scvae's finished model minus that of the better scVI, both with the prior N(0, I). "Density" is the gain if
-the prior of scvae is its own density of the training cells, which `scvae sample` uses too; scVI fits no density.
+log p(x) with {samples} posterior samples, in nats per test cell; higher is better. All times are wall times since the
+start of the training process.
+
+- Better scVI: scVI with early stopping, or scVI with 2 layers, 30 latent dimensions, nb and early stopping. For each
+  data set and seed, the model with the higher bound is used.
+- Time of scVI: the whole training process of the better scVI.
+- Time to scVI's bound: the time until the bound of scvae reaches that of the better scVI.
+- Speedup: the time of scVI, divided by the time to scVI's bound.
+- Gain: the bound of scvae's finished model minus that of the better scVI, both with the prior N(0, I), in nats or in
+  percent of scVI's bound. "Gain with density" uses scvae's own density of the training cells as the prior of scvae, as
+  `scvae sample` does. scVI fits no density.
 """
 
 
@@ -105,7 +110,10 @@ def compare(runs: list[Run]) -> list[Comparison]:
 
 
 def _by_set(comparisons: list[Comparison]) -> str:
-    head = ["data set", "seeds", "faster", "scvae gets there", "better scVI's time", "gain", "gain, %", "density, %"]
+    head = [
+        "data set", "seeds", "speedup", "time to scVI's bound", "time of scVI", "gain", "gain, %",
+        "gain with density, %",
+    ]  # fmt: skip
     rows, summary = [], []
     for group in _grouped(comparisons):
         gain, percent = mean(c.gain for c in group), mean(c.gain_percent for c in group)
@@ -127,18 +135,18 @@ def _by_set(comparisons: list[Comparison]) -> str:
         )
     faster = _times(_middle([row[0] for row in summary]))
     gain, percent, density = (f"{median(row[i] for row in summary):.2f}" for i in (1, 2, 3))
-    rows.append(["median of the sets", "", faster, "", "", gain, percent, density])
+    rows.append(["median of the data sets", "", faster, "", "", gain, percent, density])
     note = (
-        "Times, and how much faster, are medians over the seeds (a seed where scvae never gets there counts as 0 × "
-        "faster); gains are means over the seeds ± the standard error between seeds."
+        "Times and speedups are medians over the seeds. If scvae never reaches scVI's bound, its speedup counts as 0. "
+        "Gains are means over the seeds ± the standard error between seeds."
     )
     return f"## By data set\n\n{note}\n\n{table(head, rows)}"
 
 
 def _by_seed(comparisons: list[Comparison]) -> str:
     head = [
-        "data set", "seed", "better scVI", "its bound", "its time", "scvae gets there", "faster",
-        "scvae's bound", "scvae's time", "gain", "gain, %",
+        "data set", "seed", "better scVI", "bound of scVI", "time of scVI", "time to scVI's bound", "speedup",
+        "final bound of scvae", "total time of scvae", "gain", "gain, %",
     ]  # fmt: skip
     rows = []
     for c in comparisons:
@@ -158,7 +166,10 @@ def _by_seed(comparisons: list[Comparison]) -> str:
                 f"{c.gain_percent:.2f}",
             ]
         )
-    note = 'The gain\'s ± is the standard error over the paired test cells. "?": scvae was timed at another bound.'
+    note = (
+        "Gains are given with the standard error over the paired test cells. A question mark says that the time of "
+        "scvae was measured for another bound."
+    )
     return f"## By data set and seed\n\n{note}\n\n{table(head, rows)}"
 
 
@@ -166,7 +177,7 @@ def _embeddings(comparisons: list[Comparison]) -> str:
     labelled = [c for c in comparisons if "embedding" in c.ours and "embedding" in c.theirs]
     if not labelled:
         return ""
-    head = ["data set", "contender", "kNN accuracy", "NMI", "ARI", "silhouette", "bio", "seeds"]
+    head = ["data set", "model", "kNN accuracy", "NMI", "ARI", "silhouette", "bio conservation", "seeds"]
     sides: dict[str, Callable[[Comparison], Run]] = {"scvae": lambda c: c.ours, "better scVI": lambda c: c.theirs}
     rows, means = [], {name: [] for name in sides}
     for group in _grouped(labelled):
@@ -176,16 +187,27 @@ def _embeddings(comparisons: list[Comparison]) -> str:
             rows.append([group[0].ours["dataset"], name, *(f"{value:.3f}" for value in values), str(len(group))])
         leads = [[c.ours["embedding"][score] - c.theirs["embedding"][score] for c in group] for score in SCORES]
         rows.append(
-            [group[0].ours["dataset"], "lead", *(f"{mean(lead):+.3f}{_over_seeds(lead, 3)}" for lead in leads), ""]
+            [
+                group[0].ours["dataset"],
+                "scvae minus scVI",
+                *(f"{mean(lead):+.3f}{_over_seeds(lead, 3)}" for lead in leads),
+                "",
+            ]
         )
     for name, values in means.items():
-        rows.append(["mean of the sets", name, *(f"{value:.3f}" for value in np.mean(values, axis=0)), ""])
-    note = "Means over the seeds ± the standard error between them; `embedding_quality.py` says what the scores are."
+        rows.append(["mean of the data sets", name, *(f"{value:.3f}" for value in np.mean(values, axis=0)), ""])
+    note = (
+        "Means over the seeds ± the standard error between the seeds. Higher is better; `embedding_quality.py` defines "
+        "the scores."
+    )
     return f"## Embeddings against known labels\n\n{note}\n\n{table(head, rows)}"
 
 
 def _single_runs(runs: list[Run]) -> str:
-    head = ["data set", "seed", "contender", "IWAE", "ELBO", "process", "training", "epochs", "others", "kNN", "bio"]
+    head = [
+        "data set", "seed", "model", "IWAE", "ELBO", "process time", "training time", "epochs", OTHERS, "kNN accuracy",
+        "bio conservation",
+    ]  # fmt: skip
     rows = []
     for run in runs:
         embedding = run.get("embedding")

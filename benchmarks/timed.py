@@ -52,8 +52,8 @@ def describe_machine(threads: int, *, gpu: bool = False) -> str:
 
 
 def _gpu_name() -> str:
-    told = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-    return told.stdout.strip().splitlines()[0]
+    answer = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return answer.stdout.strip().splitlines()[0]
 
 
 def _cpu_seconds_of_others() -> float | None:

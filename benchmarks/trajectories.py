@@ -133,7 +133,7 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             started = time.perf_counter()
             scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], inplace=False)
             inside.append(time.perf_counter() - started)
-        rows.append(timed_row("one walk, 50 steps, in Python with everything imported", inside, None))
+        rows.append(timed_row("one trajectory, 50 steps, in Python without the imports", inside, None))
         walk = [
             "-m",
             "scvae_cli",
@@ -147,8 +147,8 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "mature_1",
         ]
         for name, more in (
-            ("one walk, 50 steps", []),
-            (f"bundle of {BUNDLE} walks, 50 steps", ["--couple", "ot", "--paths", str(BUNDLE), "--name", "bundle"]),
+            ("one trajectory, 50 steps", []),
+            (f"{BUNDLE} trajectories, 50 steps", ["--couple", "ot", "--paths", str(BUNDLE), "--name", "bundle"]),
         ):
             runs = [run_json([sys.executable, *walk, *more, "--json"], arguments.threads) for _ in range(3)]
             others = max(run.other_cores or 0.0 for run in runs)
@@ -171,8 +171,11 @@ def data_sets() -> dict[str, anndata.AnnData]:
 
 
 def speed_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
-    lines = ["| what | median of three | least | most | cores others kept busy |", "|---|---|---|---|---|"]
+    """Format the results as markdown."""
+    lines = [
+        "| computation | median of three times | shortest | longest | cores used by others |",
+        "|---|---|---|---|---|",
+    ]
     for r in rows:
         others = "" if r["others"] is None else f"{r['others']:.1f}"
         lines.append(f"| {r['what']} | {r['seconds']:.1f} s | {r['least']:.1f} s | {r['most']:.1f} s | {others} |")
@@ -184,8 +187,8 @@ PARTS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str, Callable[..., l
     "mixtures": (mixtures, "2. Mixtures of RNA", trajectories_mixtures.table),
     "paul15": (paul15, "3. Myeloid progenitors (Paul et al. 2015)", trajectories_paul15.table),
     "axes": (axes, "4. Canonical axes of two seeds", trajectories_latent.axes_table),
-    "density": (density, "5. Is the density honest?", trajectories_latent.density_table),
-    "holes": (holes, "Holes", trajectories_latent.hole_table),
+    "density": (density, "5. Calibration of the density", trajectories_latent.density_table),
+    "holes": (holes, "Regions without cells", trajectories_latent.hole_table),
     "detours": (detours, "6. Detours through other fates", trajectories_detours.table),
     "speed": (speed, f"7. Speed, {SPEED_CELLS:,} cells × 2,000 genes", speed_table),
 }

@@ -4,17 +4,17 @@ Three trajectories are compared between the same two cells: the path of least ch
 `scvae interpolate` computes if groups are known, which avoids the fates that it finds ("found"); and the trajectory if
 all fates were named in an earlier `scvae pseudotime --to` ("named"). The measures are:
 
-- foreign: fraction of foreign cells among the cells nearest to the steps. In a tree, a cell is foreign if it is on a
-  branch that does not lead to the end, after pseudotime 0.5; soon after the branching, branches are hardly
+- foreign cells: fraction of foreign cells among the cells nearest to the steps. In a tree, a cell is foreign if it is
+  on a branch that does not lead to the end, after pseudotime 0.5; soon after the branching, branches are hardly
   distinguishable. In paul15, a cell is foreign if its group is neither the start, nor GMP (for ends that develop from
   GMP), nor the end.
-- steps: fraction of the steps whose nearest cells are mostly foreign.
+- foreign steps: fraction of the steps whose nearest cells are mostly foreign.
 - error: mean distance of the decoded trajectory from the true expression along the lineage, as in part 1. The error is
   only known for trees.
-- off: the highest off-manifold score of a step.
+- off-manifold score: the highest score of a step.
 - length: length of the trajectory, divided by the length of the path of least change.
-- told: how many of the paths of least change of which at least a tenth of the steps are foreign are corrected or warned
-  of.
+- detours corrected or warned of: how many detours `interpolate` corrects or warns of. A detour is a path of least
+  change of which at least a tenth of the steps are foreign.
 
 In the trees of `fates_trees.py`, the expression of the branches differs more and more. In converging trees, the mature
 cells of the first two branches are alike, and few cells lie on the way to the first end, so that the path of least
@@ -195,9 +195,15 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """Format the results as markdown: means over the ends of a data set, except for the highest off-manifold score."""
     lines = [
         "Each cell of the table contains three values: of the path of least change, of the trajectory that avoids the "
-        "fates that are found, and of the trajectory that avoids the fates that were named.",
+        "fates that `interpolate` finds, and of the trajectory that avoids the fates that were named in an earlier "
+        "`pseudotime`. (The last two columns contain the last two values.) Foreign cells do not develop into the end "
+        "of the trajectory. The columns are the fraction of foreign cells among the cells nearest to the steps, the "
+        "fraction of steps whose nearest cells are mostly foreign, the error of the decoded trajectory, the highest "
+        "off-manifold score, the length relative to the path of least change, the number of corrected trajectories, "
+        "and the number of detours (at least a tenth of the steps are foreign) that are corrected or warned of.",
         "",
-        "| data | ends | foreign | steps | error | off | length | corrected | told |",
+        "| data | ends | foreign cells | foreign steps | error | off-manifold score | length | corrected "
+        "| detours corrected or warned of |",
         "|" + "---|" * 9,
     ]
     kinds = ("least", "found", "named")
@@ -210,7 +216,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             cells.append(" / ".join(f"{(max if key == 'off' else np.mean)(v):.3f}" for v in values) if known else "")
         cells.append(" / ".join(str(sum(row[kind]["corrected"] for row in own)) for kind in kinds[1:]))
         bad = [row for row in own if row["least"]["steps"] >= 0.1]
-        told = " / ".join(str(sum(row[kind]["told"] for row in bad)) for kind in kinds[1:])
-        cells.append(f"{told} of {len(bad)}")
+        noticed = " / ".join(str(sum(row[kind]["told"] for row in bad)) for kind in kinds[1:])
+        cells.append(f"{noticed} of {len(bad)}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines

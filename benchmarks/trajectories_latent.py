@@ -100,10 +100,16 @@ def matched(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
 
 
 def density_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
+    """Format the results as markdown."""
     lines = [
-        "| data | seed | cells never seen | calibrated on | components | KS distance from uniform | p | p, two samples "
-        "| above 0.95 |",
+        "The off-manifold scores of test cells should be uniformly distributed. The scores were calibrated on other "
+        "cells, which were held out of the training. The table gives the Kolmogorov–Smirnov distance between the "
+        "scores of the test cells and the uniform distribution with its p-value, the p-value of the comparison with "
+        "the scores of the cells for calibration, and the share of test cells with a score above 0.95 (expected: "
+        "0.05).",
+        "",
+        "| data | seed | test cells | cells for calibration | components of the density | KS distance | p, uniform "
+        "| p, two samples | share above 0.95 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -115,16 +121,26 @@ def density_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def hole_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
-    lines = ["| data | seed | middles between two groups | least score | median |", "|---|---|---|---|---|"]
+    """Format the results as markdown."""
+    lines = [
+        "Off-manifold scores of positions without cells: the middles of the straight lines between two groups that "
+        "share no state. A score near 1 is correct.",
+        "",
+        "| data | seed | number of middles | smallest score | median score |",
+        "|---|---|---|---|---|",
+    ]
     lines += [f"| {r['data']} | {r['seed']} | {r['holes']} | {r['least']:.3f} | {r['median']:.3f} |" for r in rows]
     return lines
 
 
 def axes_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
+    """Format the results as markdown."""
     lines = [
-        "| data | all axes: training | canonical | strong axes | training | canonical |",
+        "Mean absolute correlation between the matched axes of two trainings, before (training axes) and after "
+        "(canonical axes) the rotation: for all axes, and for the strong axes alone.",
+        "",
+        "| data | training axes | canonical axes | number of strong axes | strong training axes | strong canonical "
+        "axes |",
         "|---|---|---|---|---|---|",
     ]
     lines += [

@@ -34,6 +34,7 @@ PURE = {"H2228": "1.0_0.0_0.0", "H1975": "0.0_1.0_0.0", "HCC827": "0.0_0.0_1.0"}
 MEAN = "the left-out mean itself"
 LEFT_OUT = {"H2228": "0.68_0.16_0.16", "H1975": "0.16_0.68_0.16", "HCC827": "0.16_0.16_0.68"}
 EQUAL = "0.33_0.33_0.33"
+NAMES = {MEAN: "mean of the left-out mixture", "scVI, 2 × 30, nb": "scVI, 2 layers, 30 latent dimensions, nb"}
 SPECIFIC_GENES = 200
 BOOTSTRAPS = 500
 
@@ -150,7 +151,14 @@ def scvi_ways(training: anndata.AnnData, work: Path, seed: int, arguments: argpa
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Format the results as markdown, one row per cell line and method, with means over the seeds."""
     lines = [
-        "| from | way | distance to the left-out mean | geodesic minus it, ± bootstrap noise | its proportion (0.68) |",
+        "Trajectories from a pure cell line to the equal mixture of three cell lines should pass near the mixture that "
+        "was left out of the training and contains 0.68 of this cell line. The distance is that between the mean of "
+        "this mixture and the nearest point of the trajectory, and is compared with the distance of scvae's geodesic "
+        "(± bootstrap standard deviation; positive: the geodesic is farther away). The last column is the estimated "
+        "proportion of the cell line at the nearest point, for each seed.",
+        "",
+        "| cell line | line or trajectory | distance to the left-out mixture | distance of the geodesic minus this "
+        "distance | estimated proportion |",
         "|---|---|---|---|---|",
     ]
     for line in LINES:
@@ -159,8 +167,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             mean = {key: np.mean([row[key] for row in mine]) for key in ("distance", "geodesic_minus_it", "noise")}
             shares = ", ".join(f"{row['proportion']:.3f}" for row in mine)
             lines.append(
-                f"| {line} | {way} | {mean['distance']:.3f} | {mean['geodesic_minus_it']:+.3f} ± {mean['noise']:.3f} "
-                f"| {shares} |"
+                f"| {line} | {NAMES.get(way, way)} | {mean['distance']:.3f} | {mean['geodesic_minus_it']:+.3f} ± "
+                f"{mean['noise']:.3f} | {shares} |"
             )
     geodesic = [row for row in rows if row["way"] == "scvae, geodesic"]
     mean = {(row["line"], row["seed"]): row["proportion"] for row in rows if row["way"] == MEAN}
@@ -171,8 +179,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return [
         *lines,
         "",
-        f"The geodesic's proportion is within {from_nominal:.3f} of 0.68 everywhere, and within {from_mean:.3f} of "
-        "what the left-out mean itself reads.",
+        f"The estimated proportions on the geodesics differ from 0.68 by at most {from_nominal:.3f}, and from the "
+        f"estimates for the left-out mixtures themselves by at most {from_mean:.3f}.",
         "",
-        f"What 0.68 should read, by the lines' amounts of mRNA as the equal mixture tells them: {should}.",
+        "The cell lines contain different amounts of mRNA, which are estimated from the equal mixture. With these "
+        f"amounts, the following estimates are expected for a proportion of 0.68: {should}.",
     ]

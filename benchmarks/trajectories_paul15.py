@@ -132,7 +132,10 @@ def mean_of(found: list[dict[str, float]]) -> dict[str, float]:
 def table(runs: list[dict[str, Any]]) -> list[str]:
     """Format the results of all seeds as markdown."""
     lines = [
-        "| to | seed | straight passes | off | geodesic passes | off | known order |",
+        'Groups of cells near straight latent lines and geodesics from "Multipotent progenitors", highest off-manifold '
+        "score of their steps, and whether the geodesic passes the groups in the known order.",
+        "",
+        "| end | seed | groups, straight | off-manifold score | groups, geodesic | off-manifold score | known order |",
         "|---|---|---|---|---|---|---|",
     ]
     for run in runs:
@@ -146,13 +149,17 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
     lines.append("")
     for run in runs:
         lines.append(
-            f"Seed {run['seed']}, cluster 7 to cluster 1 of the paper, geodesic: {' → '.join(run['red_clusters'])} "
-            f"(off-manifold score at most {run['red_off']:.2f})."
+            f"Seed {run['seed']}: the geodesic from cluster 7 to cluster 1 of the paper passes the clusters "
+            f"{' → '.join(run['red_clusters'])} (off-manifold score at most {run['red_off']:.2f})."
         )
     names = list(runs[0]["scvae"])
     lines += [
         "",
-        "| Spearman with | scvae pseudotime, mean (seeds) | dpt on PCA, mean | noise of the difference |",
+        "Spearman's correlation of pseudotime with the pseudotime of monocle, or with the measured protein, within a "
+        "lineage (red: erythrocytes). The last column is the bootstrap standard deviation of the difference between "
+        "scvae and dpt.",
+        "",
+        "| compared with | scvae: mean (single seeds) | dpt on PCA: mean | standard deviation |",
         "|---|---|---|---|",
     ]
     for name in names:

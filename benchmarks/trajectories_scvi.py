@@ -33,9 +33,9 @@ def main() -> None:
     args = parser.parse_args()
     quiet_scvi(args.threads, args.seed)
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        told = train(args.data, args.contender, Path(folder) / "model")
+        training = train(args.data, args.contender, Path(folder) / "model")
         walk(args.data, Path(folder) / "model", json.loads(args.walks.read_text()), args.key, args.output)
-    print(json.dumps(told))
+    print(json.dumps(training))
 
 
 def walk(data: Path, model_dir: Path, walks: dict[str, list[str]], key: str, output: Path) -> None:

@@ -50,14 +50,22 @@ def main() -> None:
     library = np.asarray(adata.X.sum(axis=1)).ravel()
     depth = float(model.vae.reference_library)
 
-    facts = f"{model.facts['epochs']} epochs, held-out ELBO {model.facts['heldout_elbo']:.1f} nats a cell"
-    lines = [f"Walks from {START}, seed {arguments.seed}: {facts}. Counts at the median depth.", ""]
+    facts = f"{model.facts['epochs']} epochs, held-out ELBO {model.facts['heldout_elbo']:.1f} nats per cell"
+    lines = [
+        "# Markers along trajectories",
+        "",
+        f"Written by `benchmarks/walks.py`: geodesics from {START} (Paul et al. 2015), with a model of seed "
+        f"{arguments.seed} ({facts}). The table gives counts at the median depth: decoded counts at the first and the "
+        "last step of the trajectory, and means of the real cells of the first and the last group. The switch step is "
+        "the step at which the expression crosses the middle of its range.",
+        "",
+    ]
     lines += [f"Machine: {describe_machine(torch.get_num_threads())}; torch {torch.__version__}.", ""]
-    lines += ["| to | marker | expected | start | end | real start | real end | switch step | right |"]
+    lines += ["| to | marker | expected | first step | last step | first group | last group | switch step | correct |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     figure, axes = plt.subplots(len(MARKERS), max(sum(map(len, m)) for m in MARKERS.values()), figsize=(24, 5))
     n_right = n_all = 0
-    told = []
+    notes = []
     for row, (fate, (rising, falling)) in zip(axes, MARKERS.items(), strict=True):
         walk = scvae.interpolate(adata, model, groupby="cell_type", groups=[START, fate], inplace=False)
         place = {gene: i for i, gene in enumerate(walk.genes)}
@@ -80,9 +88,11 @@ def main() -> None:
             axis.set_axis_off()
         row[0].set_ylabel(f"to {fate}\ncounts at median depth")
         near = ~np.isnan(walk.pseudotime_n)
-        told.append(f"To {fate}: {near.sum():,} of {len(near):,} cells lie near the walk.")
-    lines += ["", f"{n_right} of {n_all} markers go the right way.", *told]
-    figure.suptitle("decoded (line; red expected up, blue down) and real cells near the walk, binned (dots)")
+        notes.append(f"To {fate}: {near.sum():,} of {len(near):,} cells belong to the trajectory.")
+    lines += ["", f"{n_right} of {n_all} markers change in the expected direction.", *notes]
+    figure.suptitle(
+        "decoded (line; red expected up, blue down) and means of the cells of the trajectory in bins (dots)"
+    )
     figure.tight_layout()
     (HERE / "results").mkdir(exist_ok=True)
     figure.savefig(HERE / "results" / "walks.png", dpi=70)

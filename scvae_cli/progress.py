@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 
 class Advance(Protocol):
-    """A function that reports that some units of work are done."""
+    """A function that reports how much of a computation was done since the last report."""
 
     def __call__(self, amount: float = 1, note: str = "", total: float | None = None) -> None:
         """Add `amount` to the work that is done; `note` and `total` replace the note and the total that are shown."""

@@ -502,7 +502,7 @@ def table(cases: list[dict[str, Any]]) -> str:
         key = (case["family"], case["kind"])
         tried[key] += 1
         ends[*key, case["outcome"]] += 1
-    lines = ["| input | kind | tried | refused well | accepted rightly | failed |", "|---|---|--:|--:|--:|--:|"]
+    lines = ["| input | damage | cases | refused well | accepted rightly | failed |", "|---|---|--:|--:|--:|--:|"]
     for family, kind in sorted(tried):
         row = [ends[family, kind, outcome] for outcome in ("refused well", "accepted rightly", "failed")]
         lines.append(f"| {family} | {kind} | {tried[family, kind]:,} | {row[0]:,} | {row[1]:,} | {row[2]:,} |")
@@ -539,7 +539,12 @@ def report(results: Path) -> int:
         f"{facts['scvae']}, Python {facts['python']}, h5py {facts['h5py']} (HDF5 {facts['hdf5']}), anndata "
         f"{facts['anndata']}, torch {facts['torch']}. Processor time of a command: median {facts['median_seconds']} s, "
         f"at most {facts['slowest_seconds']} s.",
-        "`tests/attack.py` says what the columns mean.",
+        "",
+        "Each case is one command with one damaged input. *Refused well*: the command ended with the right exit code, "
+        "a one-line message and a hint, and left the input unchanged. *Accepted rightly*: the command succeeded, and "
+        "its result is that of an independent reading of the same file, or that of the undamaged file. (If the weights "
+        "of a model were changed to other finite numbers, the result must only be finite.) *Failed*: any other "
+        "outcome.",
         "",
         table(cases),
     ]

@@ -350,7 +350,7 @@ def _is_no_chance(joint: sp.csr_matrix) -> bool:
 
 
 def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums, n: float) -> float:
-    """Return how many standard deviations `observed` lies below the mean over random assignments of the cells.
+    """Return by how many standard deviations `observed` lies below its mean over random assignments of cells to groups.
 
     `observed` is a sum over all pairs of cells; each term of the sum is the product of two functions of the pair.
     `groups` and `differences` are the sums of the two functions, and `n` is the number of cells. The result is 0 if all

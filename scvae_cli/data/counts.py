@@ -128,7 +128,7 @@ class Counts:
         return seen_in_g
 
     def cells(self, rows: np.ndarray) -> Counts:
-        """Return the counts of some cells, given by index or mask."""
+        """Return the counts of the cells that `rows` selects, as indices or as a mask."""
         return self._of_cells(self.matrix[rows], rows)
 
     def filled_cells(self) -> Counts:
@@ -158,7 +158,7 @@ class Counts:
         return replace(self, batch=covariates.batch_n, covariates=None if covariates.is_one_batch else covariates)
 
     def genes(self, columns: np.ndarray) -> Counts:
-        """Return the counts of some genes, in the order of the given indices.
+        """Return the counts of the genes with the indices `columns`, in the given order.
 
         If the indices select all genes in their current order, the `Counts` object itself is returned.
         """
@@ -245,7 +245,7 @@ def types_of_features(store: CellStore) -> FeatureTypes | None:
 def read_rows(
     store: CellStore, source: str, rows: np.ndarray, columns: np.ndarray, *, rounding: Rounding | None = None
 ) -> sp.csr_matrix:
-    """Read some rows and columns of a matrix as CSR; `read_counts` must have checked the matrix before.
+    """Read selected rows and columns of a matrix as CSR; `read_counts` must have checked the matrix before.
 
     Only the values of the requested columns are held in memory.
 

@@ -88,7 +88,7 @@ class CellCovariates:
         return found
 
     def cells(self, rows: np.ndarray) -> CellCovariates:
-        """Return the covariates of some cells, given by index or mask."""
+        """Return the covariates of the cells that `rows` selects, as indices or as a mask."""
         return replace(self, category_nq=self.category_nq[rows], value_nv=self.value_nv[rows])
 
 

@@ -17,7 +17,7 @@ from scvae_cli.errors import DataError
 
 
 def log_expression(store: CellStore, source: str, genes: Sequence[str], *, real: bool = False) -> np.ndarray:
-    """Compute the expression of some genes in every cell of the data, shape (n, c), float64.
+    """Compute the expression of the genes `genes` in every cell of the data, shape (n, c), float64.
 
     The counts of a cell are divided by the cell's total count and multiplied by the median total count; the result is
     log1p of this number (`sc.pp.normalize_total` and `sc.pp.log1p` with their defaults). The total count of a cell is

@@ -54,7 +54,7 @@ class KnownLabels:
         return int(np.count_nonzero(self.code_n >= 0))
 
     def cells(self, rows: np.ndarray) -> KnownLabels:
-        """Return the labels of some cells, given by index or mask."""
+        """Return the labels of the cells that `rows` selects, as indices or as a mask."""
         return replace(self, code_n=self.code_n[rows])
 
     def ranks(self) -> np.ndarray:

@@ -49,7 +49,7 @@ class Nonzeros:
 
 @dataclass(frozen=True, kw_only=True)
 class Minibatch:
-    """The counts of some cells, on the device of the model.
+    """The counts of a small part of the cells, on the device of the model.
 
     `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64. For a
     model with several covariates, `batch_n` is the design matrix (`model/design.py`), float32, cells × effects.
@@ -150,7 +150,7 @@ class CellTable:
         return rows
 
     def counts_of(self, cells: np.ndarray) -> sp.csr_matrix:
-        """Return the counts of some cells, in the given order."""
+        """Return the counts of the cells with the indices `cells`, in the given order."""
         return self._matrix[self._cells[cells]]
 
     def stored_counts(self) -> np.ndarray:
@@ -159,7 +159,7 @@ class CellTable:
         return stored
 
     def take(self, rows: np.ndarray) -> Minibatch:
-        """Return a minibatch of some cells, in the given order."""
+        """Return a minibatch of the cells with the indices `rows`, in the given order."""
         return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
@@ -230,7 +230,7 @@ class CellTable:
 
 
 def gather(nonzeros: Nonzeros, rows: Tensor) -> Nonzeros:
-    """Return some rows of sparse counts, in the given order, on the device of the counts."""
+    """Return the rows `rows` of sparse counts, in the given order, on the device of the counts."""
     start = nonzeros.row_start[rows].long()
     length = nonzeros.row_start[rows + 1] - start
     row_start = torch.nn.functional.pad(length.cumsum(0), (1, 0))

@@ -203,7 +203,7 @@ def slug(name: str) -> str:
 
 
 def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
-    """Extend results for some cells to all cells, with NaN for cells without a result.
+    """Extend results of a part of the cells to all cells, with NaN for cells without a result.
 
     `kept` is a mask over all cells. The given results in obs, obsm and layers have one row for each cell whose mask is
     True.

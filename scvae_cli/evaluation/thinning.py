@@ -76,7 +76,7 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
 
 
 def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
-    """Compute expected counts from the first part of the counts, in blocks.
+    """Compute expected counts from the kept molecules, in blocks of cells.
 
     Each cell is decoded in its own batch. Expected counts are averaged over posterior samples, because models with
     different β differ in the width of the posterior.

@@ -62,7 +62,7 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
 def posterior_band(
     model: Model, z_tk: np.ndarray, var_tk: np.ndarray, library: str | float, batch_as: str, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the 5% and the 95% quantile of the expected counts of every gene at some latent positions.
+    """Compute 5% and 95% quantiles of the expected counts of every gene at uncertain latent positions.
 
     `var_tk` is the posterior variance of a cell at each latent position. Samples from the posterior at each position
     are decoded, and the quantiles of the expected counts are returned. The quantiles show how uncertain the expected

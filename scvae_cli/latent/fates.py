@@ -103,7 +103,7 @@ def staying_probabilities(
 
 
 def _sorted_steps(similarities: Sequence[sp.csr_matrix], order: np.ndarray) -> sp.csr_matrix:
-    """Compute the probabilities of steps without direction, with the nodes in the given order, shape (m, m)."""
+    """Compute the step probabilities of walks without direction, with the nodes in the given order, shape (m, m)."""
     m = len(order)
     steps = sum((_rows_sum_to_one(similarity) for similarity in similarities), start=sp.csr_matrix((m, m)))
     return steps.tocsr()[order][:, order]

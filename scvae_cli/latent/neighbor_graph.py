@@ -67,7 +67,7 @@ class CellGraph:
         return node
 
     def nodes_of(self, cells: np.ndarray) -> np.ndarray:
-        """Return the node indices of some cells in the graph. Cells that are not nodes are ignored."""
+        """Return the node indices of the cells `cells` in the graph. Cells that are not nodes are ignored."""
         return np.flatnonzero(np.isin(self.cells, cells))
 
     def distances(self, nodes: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ class CellGraph:
 
 
 def cell_graph(geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, seed: int = 0) -> CellGraph:
-    """Build the neighbor graph of some cells.
+    """Build the neighbor graph of all cells, or of a random part of the cells if there are very many.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def cell_graph(geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, seed:
 
 
 def euclidean_graph(cells: np.ndarray, point_md: Tensor, n_neighbors: int = NEIGHBORS) -> CellGraph:
-    """Build the neighbor graph of some cells in coordinates whose Euclidean distances are the lengths of the edges.
+    """Build the neighbor graph of given cells in coordinates whose Euclidean distances are the lengths of the edges.
 
     Parameters
     ----------

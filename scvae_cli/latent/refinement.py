@@ -51,7 +51,7 @@ class Refined(NamedTuple):
 
 
 def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: int = 0) -> Refined:
-    """Refine the posteriors of some cells.
+    """Refine the posteriors of the cells of a minibatch.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class LatentDensity:
     heldout_nll: Tensor
 
     def log_prob(self, z_nk: Tensor) -> Tensor:
-        """Compute the log density at some points, shape (n,), nats. The result is differentiable."""
+        """Compute the log density at latent positions, shape (n,), nats. The result is differentiable."""
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
     def squared_distance(self, z_nk: Tensor) -> Tensor:

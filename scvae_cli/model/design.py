@@ -93,7 +93,7 @@ class Design:
 
     @classmethod
     def of(cls, covariates: CellCovariates, training: np.ndarray) -> Design:
-        """Return the design that describes the covariates of some cells.
+        """Return the design for a model that is trained on cells with the given covariates.
 
         `training` contains the indices of the training cells.
 
@@ -147,7 +147,7 @@ class Design:
         return np.column_stack(columns) if columns else np.empty((len(covariates.value_nv), 0), dtype=np.int64)
 
     def rows(self, covariates: CellCovariates, share_b: np.ndarray | None = None) -> np.ndarray:
-        """Return the design matrix for some cells, float32, shape (n, r).
+        """Return the design matrix of the cells with the given covariates, float32, shape (n, r).
 
         For a cell with an unknown category of a batch key, the row contains the proportions of all categories of this
         key. These proportions follow from the proportions `share_b` of the combinations. A missing value of a

@@ -92,7 +92,7 @@ class ExpressionSpace:
 
     @torch.no_grad()
     def position(self, vae: VAE, cells: Minibatch, mean_nk: Tensor, present_g: Tensor | None = None) -> Tensor:
-        """Compute the embedding of some cells from their counts and posterior means, shape (n, j + m).
+        """Compute the embedding of n cells from their counts and posterior means, shape (n, j + m).
 
         `present_g` is False for genes that the data lack; the residuals of these genes are 0. `present_g` is None if
         the data have all genes. All tensors are on the device of the networks.
@@ -103,7 +103,7 @@ class ExpressionSpace:
     def position_and_state(
         self, vae: VAE, cells: Minibatch, mean_nk: Tensor, present_g: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute the embedding of some cells, and the position of their decoded states y along the components.
+        """Compute the embedding of n cells, and the positions of their decoded states y along the components.
 
         The arguments are those of `position`. The two results have the shapes (n, j + m) and (n, j).
         """
@@ -123,7 +123,7 @@ class ExpressionSpace:
 
 @torch.no_grad()
 def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the decoded states y and the Pearson residuals r of some cells, each of shape (n, g).
+    """Compute the decoded states y and the Pearson residuals r of n cells, each of shape (n, g).
 
     A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
     computed from the expected counts in an average batch. If `cells.batch_n` is None, all cells are treated as cells of

@@ -49,7 +49,7 @@ class Geometry:
     library: float | None = None
 
     def coordinates(self, z_nk: Tensor) -> Tensor:
-        """Compute the isometric coordinates y at some latent points, shape (n, g). The result is differentiable."""
+        """Compute the isometric coordinates y at latent points, shape (n, g). The result is differentiable."""
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ class Geometry:
 
     @torch.no_grad()
     def metric(self, z_nk: Tensor) -> Tensor:
-        """Compute the metric M(z) = J_yᵀJ_y at some latent points, shape (n, k, k).
+        """Compute the metric M(z) = J_yᵀJ_y at latent points, shape (n, k, k).
 
         The unit of the metric is (unit of y / latent unit)².
         """

@@ -157,7 +157,7 @@ class ElboGradients:
         self, pairs: Iterable[tuple[nn.Linear, NormalizedHidden]], x_ni: Tensor, shift_nh: Tensor | None = None,
         *, of_genes: bool = False,
     ) -> tuple[Tensor, list[Layer]]:  # fmt: skip
-        """Compute the forward pass through some layers.
+        """Compute the forward pass through hidden layers.
 
         `shift_nh` is added to the linear part of the first layer. `of_genes` says whether the inputs of the first layer
         are genes.
@@ -176,7 +176,7 @@ class ElboGradients:
         return x_ni, layers
 
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
-        """Run the backward pass through some layers, and store the gradients of their parameters.
+        """Run the backward pass through hidden layers, and store the gradients of their parameters.
 
         The function returns the gradients with respect to the output and the input of the first linear map. `of_genes`
         says whether the input of the first linear map is gene expression. The gradient with respect to gene expression

@@ -31,7 +31,7 @@ class Responses(nn.Module):
         self.slope_dkg = nn.Parameter(torch.zeros(n_mapped, n_latent, n_genes))
 
     def forward(self, z_nk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
-        """Return the additional shift of the log proportions at some latent positions, shape (n, g).
+        """Return the additional shift of the log proportions at the latent positions `z_nk`, shape (n, g).
 
         `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b). The last
         columns of the weights may be left out if they are 0.

@@ -158,11 +158,11 @@ class VAE(nn.Module):
                     module.dropout = share * (dropout or 0.0)
 
     def encode(self, cells: Minibatch) -> Posterior:
-        """Compute the approximate posterior q(z|x) of some cells."""
+        """Compute the approximate posterior q(z|x) of the cells of a minibatch."""
         return Posterior.from_network(*self.encoder(cells, self.reference_library))
 
     def decode(self, z_nk: Tensor, batch: Tensor | None) -> Output:
-        """Compute p(x|z) at some latent positions, before the library size is applied.
+        """Compute p(x|z) at the latent positions `z_nk`, before the library size is applied.
 
         `batch` holds the index of each position's batch, or the weights of effects that `BatchEffect` takes.
         """

@@ -47,7 +47,7 @@ def head(figure: Figure, left: float, middle: float, letter: str, text: str) -> 
 
 
 def text_width(texts: Iterable[str], size: float) -> float:
-    """Return the width of the widest of some texts, in inches."""
+    """Return the width of the widest text, in inches."""
     # The width is computed from the control points of the outlines, because the exact width of the curves takes ten
     # times as long to compute.
     widths = (TextPath((0, 0), text, size=size).vertices[:, 0].max() / 72 for text in texts if text.strip())

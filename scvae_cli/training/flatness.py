@@ -111,7 +111,7 @@ def stress(length_p: Tensor, distance_p: Tensor) -> Tensor:
 
 
 def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
-    """Compute the Fisher–Rao metric M at some latent positions, a differentiable tensor of shape (p, k, k)."""
+    """Compute the Fisher–Rao metric M at the latent positions `z_pk`, a differentiable tensor of shape (p, k, k)."""
     p, k = z_pk.shape
     axes_kpk = torch.eye(k, dtype=z_pk.dtype, device=z_pk.device)[:, None, :].expand(k, p, k)
     _, tangent_kpg = Geometry(vae).push(z_pk, axes_kpk)

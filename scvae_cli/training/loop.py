@@ -297,7 +297,7 @@ class Trainer:
 
     @torch.no_grad()
     def _compiled(self, cells: Minibatch, noise_nk: Tensor, kl_weight: float) -> tuple[float, dict[Tensor, Tensor]]:
-        """Compute the loss of some cells and its gradients on the CPU, with compiled code."""
+        """Compute the loss of a minibatch and its gradients on the CPU, with compiled code."""
         # `CompiledOperations` is imported only here, because a training on a GPU does not need the compiler for the
         # CPU.
         from scvae_cli.model.compiled.operations import CompiledOperations
@@ -312,7 +312,7 @@ class Trainer:
     def _by_autograd(
         self, cells: Minibatch, noise_nk: Tensor, kl_weight: float, *, flat: bool
     ) -> tuple[float, dict[Tensor, Tensor]]:
-        """Compute the loss of some cells, and the gradients of the loss; `flat` adds the penalty of `--flat`."""
+        """Compute the loss of a minibatch, and the gradients of the loss; `flat` adds the penalty of `--flat`."""
         parameters = list(self.vae.parameters())
         with self._compute.matrix_products():
             terms = self.vae.elbo_terms(cells, noise_nk)

@@ -40,7 +40,7 @@ _NOT_FINITE = "the model gives positions of cells that are not finite"
 
 @dataclass(frozen=True)
 class _Predicted:
-    """Predictions for cells.
+    """Predictions for n cells: labels, prediction sets, and how unusual the cells are.
 
     Parameters
     ----------

@@ -57,7 +57,7 @@ class Coordinates:
     log_ng: sp.csr_matrix
 
     def cells(self, rows: np.ndarray) -> Coordinates:
-        """Return the coordinates of some cells."""
+        """Return the coordinates of the cells with the indices `rows`."""
         return Coordinates(self.state_nj[rows], self.expression_nj[rows], self.log_ng[rows])
 
 

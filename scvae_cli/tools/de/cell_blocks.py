@@ -22,7 +22,7 @@ _LEAST_EXPECTED = 1e-10
 
 
 class CellBlock(NamedTuple):
-    """Observed and expected counts of some cells; all arrays are float64.
+    """Observed and expected counts of a block of cells; all arrays are float64.
 
     Parameters
     ----------

@@ -87,7 +87,7 @@ def distortion(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Distortion:
-    """Measure the distortion at some cells.
+    """Measure the distortion of distances between cells.
 
     Parameters
     ----------

@@ -171,7 +171,7 @@ def embedding_quality(
     seed: int = 0,
     progress: Progress = silent,
 ) -> EmbeddingQuality:
-    """Evaluate an embedding of some cells.
+    """Evaluate the embedding of n cells.
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ class Gaps:
 
 
 def gaps(model: Model, counts: Counts, options: DiagnoseOptions, *, progress: Progress = silent) -> Gaps:
-    """Measure the gaps of some cells, preferably cells that were held out of the training.
+    """Measure the gaps of the given cells, which were preferably held out of the training.
 
     Parameters
     ----------

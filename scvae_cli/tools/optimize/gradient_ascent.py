@@ -179,7 +179,7 @@ def _with_slope(function: Score, z_k: Tensor) -> tuple[float, Tensor]:
 
 @torch.enable_grad()
 def with_slopes(function: Score, z_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the values and the gradients of a function at some positions."""
+    """Compute the values and the gradients of a function at latent positions."""
     z_nk = z_nk.detach().clone().requires_grad_(True)
     value_n = function(z_nk)
     (slope_nk,) = torch.autograd.grad(value_n.sum(), z_nk)

@@ -56,7 +56,7 @@ class Covariates:
 
 @dataclass(frozen=True)
 class CellFit:
-    """Fit of some cells to the model: how well counts are explained, and how common latent positions are.
+    """Fit of n cells to the model: how well counts are explained, and how common latent positions are.
 
     The fields are E_q[log p(x|z)] in nats, −KL(q ‖ density) in nats up to a constant, and the covariates including the
     latent positions.

@@ -96,7 +96,7 @@ class Bounds(NamedTuple):
     mean_nk: np.ndarray
 
     def fit(self, table: CellTable, rows: slice) -> CellFit:
-        """Return the fit of some cells to the model. `rows` are the rows of the cells in `table`."""
+        """Return the fit of the cells to the model. `rows` are the rows of the cells in `table`."""
         batch_n = None if table.batch_n is None else table.batch_n[rows]
         covariates = Covariates(table.library_n[rows], batch_n, self.mean_nk[rows])
         return CellFit(self.log_likelihood[rows], self.negative_kl[rows], covariates)

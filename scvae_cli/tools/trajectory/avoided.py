@@ -68,7 +68,7 @@ class AvoidedCells:
 
 
 def with_long_edges(graph: CellGraph, avoided_m: np.ndarray, factor: float) -> CellGraph:
-    """Multiply the lengths of all edges of some nodes by a factor. `avoided_m` is the mask of these nodes."""
+    """Multiply the lengths of all edges of avoided nodes by a factor. `avoided_m` is the mask of these nodes."""
     edges = graph.lengths.tocoo()
     longer = np.where(avoided_m[edges.row] | avoided_m[edges.col], factor, 1.0)
     return replace(graph, lengths=sp.csr_matrix((edges.data * longer, (edges.row, edges.col)), shape=edges.shape))

@@ -125,7 +125,7 @@ def lineage(
     named: Collection[str],
     fates: Collection[str],
 ) -> Lineage:
-    """Find the cells away from the lineage that leads from the start of some walks to a group.
+    """Find the cells away from the lineage that leads from the start of random walks to a group.
 
     Parameters
     ----------

@@ -179,7 +179,7 @@ def _of_means(covariance_tkk: Tensor, var_tk: Tensor) -> Tensor:
 
 
 def _quantile(form_tkk: Tensor) -> np.ndarray:
-    """Compute the distance within which the fraction HELD of the points lies.
+    """Compute the distance from each step within which the fraction HELD of posterior means lies, shape (t,).
 
     The squared distances are quadratic forms of normal variables.
     """
