@@ -98,7 +98,7 @@ def confounded_columns(
         Batch of each cell, shape (n,), and name of the column with the batches.
     library_n
         Library sizes, shape (n,), to recognize columns that measure the library size, and to leave out cells without
-        counts; None for real numbers.
+        counts. None if the data are real numbers instead of counts.
     without
         Columns that are left out, such as other batch keys.
     """

@@ -98,7 +98,7 @@ class Differences:
         also compared by their log2 ratio, but means are compared by their difference in standard deviations of the
         second set.
     zero_fraction
-        Root mean square of the differences between fractions of zeros, or None for real numbers.
+        Root mean square of the differences between fractions of zeros, or None if the data are real numbers.
     """
 
     mean: float
