@@ -39,9 +39,9 @@ from write_attacks import (
     Tally,
     Writing,
     can_unshare,
+    concurrent_writers,
     interrupted,
     killed_trainings,
-    rivals,
 )
 
 RESULTS = Path(__file__).parent / "results" / "attack_writes.json"
@@ -79,7 +79,7 @@ def attack(part: str, cases: int, folder: Path, seed: int) -> Tally:
     if kind == "checkpoints":
         return killed_trainings(folder, data, cases, [*TINY, "--max-epochs", "6"], seed)
     if kind == "writers":
-        return rivals(folder, data, model, cases, int(name), seed)
+        return concurrent_writers(folder, data, model, cases, int(name), seed)
     if kind == "kill":
         return interrupted(writing_of(name, folder), cases, signal.SIGKILL, seed)
     tally = Tally()

@@ -60,7 +60,7 @@ class Outcome:
 
 
 def run_cli(*arguments: object) -> Outcome:
-    """Run one command; an exception that is a bug is raised."""
+    """Run one command, and raise every exception that is not a `ScvaeError`."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])

@@ -27,7 +27,7 @@ class Trained:
     model: Path
 
     def copy_to(self, folder: Path) -> Trained:
-        """Copy the data and the model to a folder, so that a test may break the copies."""
+        """Copy the data and the model to a folder, so that a test may damage the copies."""
         data, model = folder / self.data.name, folder / self.model.name
         shutil.copyfile(self.data, data)
         shutil.copytree(self.model, model)

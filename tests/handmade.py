@@ -1,4 +1,4 @@
-"""Decoders, densities and cells made by hand, whose geometry is known.
+"""Decoders, densities and cells made for tests, with a known geometry.
 
 Letters in array shapes: n points, k latent dimensions, g genes, b batches.
 """
@@ -42,7 +42,7 @@ def flat(k: int = 2, scale: float = 10.0) -> FlatGeometry:
     return FlatGeometry(scale * torch.eye(k))
 
 
-def wild_vae(
+def random_vae(
     likelihood: str = "nb",
     *,
     n_layers: int = 1,

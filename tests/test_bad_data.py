@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from command_line import run_cli, run_well
-from workbench import DATA, USAGE, Bench, dropped_rows, refused
+from workbench import DATA, USAGE, Bench, refused, with_two_empty_cells
 
 # --- files that are not data ------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("verb", ["check", "train", "embed"])
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_unreadable_data(bench, case, verb):
+def test_unreadable_data_is_refused(bench, case, verb):
     fragment, make = UNREADABLE[case]
     path = make(bench)
     model = [] if verb == "check" else ["-m", bench.folder / "other.scvae" if verb == "train" else bench.model]
@@ -81,7 +81,7 @@ def short_matrix(bench: Bench) -> None:
         file["X"].attrs["shape"] = np.array([119, 40])
 
 
-def wild_column(bench: Bench) -> None:
+def column_out_of_range(bench: Bench) -> None:
     with h5py.File(bench.data, "r+") as file:
         file["X/indices"][5] = 10_000
 
@@ -106,7 +106,7 @@ NOT_COUNTS: dict[str, tuple[str, Callable[[Bench], object]]] = {
     "strings": ("does not hold numbers", text_matrix),
     "a shape of its own": ("X has shape (119, 40), but there are 120 cells and 40 genes", short_matrix),
     "a damaged chunk": ("cells.h5ad is damaged", damaged_chunk),
-    "indices out of range": ("is damaged", wild_column),
+    "indices out of range": ("is damaged", column_out_of_range),
     "no matrix": ("there is no X", lambda b: b.changed(lambda a: ad.AnnData(obs=a.obs, var=a.var))),
     "no cells": ("empty (0 cells × 40 genes)", lambda b: b.changed(lambda a: a[:0].copy())),
     "no genes": ("empty (120 cells × 0 genes)", lambda b: b.changed(lambda a: a[:, :0].copy())),
@@ -122,17 +122,17 @@ NOT_COUNTS: dict[str, tuple[str, Callable[[Bench], object]]] = {
 @pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
 @pytest.mark.parametrize("verb", ["train", "embed", "denoise", "score"])
 @pytest.mark.parametrize("case", NOT_COUNTS)
-def test_data_that_is_not_counts(bench, case, verb):
-    fragment, spoil = NOT_COUNTS[case]
-    spoil(bench)
+def test_matrix_that_is_not_counts_is_refused(bench, case, verb):
+    fragment, damage = NOT_COUNTS[case]
+    damage(bench)
     refused(bench.folder, bench.train() if verb == "train" else bench.ask(verb), DATA, fragment)
 
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
 @pytest.mark.parametrize("case", NOT_COUNTS)
-def test_check_tells_what_training_would_refuse(bench, case):
-    fragment, spoil = NOT_COUNTS[case]
-    spoil(bench)
+def test_check_reports_what_train_refuses(bench, case):
+    fragment, damage = NOT_COUNTS[case]
+    damage(bench)
     outcome = run_cli("check", bench.data)
     assert outcome.code == DATA
     if outcome.out:
@@ -143,7 +143,7 @@ def test_check_tells_what_training_would_refuse(bench, case):
         assert fragment in outcome.err
 
 
-def test_the_first_offender_is_named(bench):
+def test_message_names_cell_and_gene_of_the_first_invalid_value(bench):
     adata = ad.read_h5ad(bench.data)
     row = int(np.searchsorted(adata.X.indptr, 3, side="right")) - 1
     cell, gene = adata.obs_names[row], adata.var_names[adata.X.indices[3]]
@@ -151,7 +151,7 @@ def test_the_first_offender_is_named(bench):
     refused(bench.folder, bench.train(), DATA, f"first in cell {cell!r}, gene {gene!r}")
 
 
-# --- too little to learn from -----------------------------------------------------------------------------------------
+# --- too few cells or genes -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,17 +160,17 @@ def test_the_first_offender_is_named(bench):
         ("1 cell is too few", lambda a: a[:1].copy()),
         ("9 cells are too few", lambda a: a[:9].copy()),
         ("1 gene is left to model", lambda a: a[(a.X[:, [0]].toarray() > 0).ravel(), :1].copy()),
-        ("cells have no counts", dropped_rows),
+        ("cells have no counts", with_two_empty_cells),
     ],
     ids=["one cell", "nine cells", "one gene", "empty cells"],
 )
-def test_too_little_to_train_on(bench, fragment, keep):
+def test_train_refuses_too_few_cells_or_genes(bench, fragment, keep):
     bench.changed(keep)
     refused(bench.folder, bench.train(), DATA, fragment)
     assert run_cli("check", bench.data).code == DATA
 
 
-def test_a_check_finds_counts_whatever_else_is_wrong(bench):
+def test_check_reports_counts_even_if_the_batch_key_is_missing(bench):
     outcome = run_cli("check", bench.data, "--batch-key", "donor")
     assert outcome.code == DATA
     assert "raw counts: X" in outcome.out
@@ -178,35 +178,35 @@ def test_a_check_finds_counts_whatever_else_is_wrong(bench):
     assert "no column 'donor'" in outcome.out
 
 
-def test_genes_that_repeat_in_raw_are_refused_as_others_are(bench):
-    def normalised(adata):
+def test_duplicate_genes_in_raw_are_refused(bench):
+    def normalize(adata):
         names = adata.var_names.tolist()
         raw = ad.AnnData(adata.X.copy(), obs=adata.obs, var=pd.DataFrame(index=[names[1], *names[1:]]))
         adata.raw = raw
         adata.X = adata.X.multiply(0.5).tocsr()
 
-    bench.changed(normalised)
+    bench.changed(normalize)
     refused(bench.folder, bench.train(), DATA, "occurs more than once")
 
 
-def test_one_cell_is_enough_to_ask_about(bench):
+def test_trained_model_accepts_a_single_cell(bench):
     bench.changed(lambda a: a[:1].copy())
     for verb in ("embed", "denoise", "score"):
         run_well(*bench.ask(verb))
     assert ad.read_h5ad(bench.data).obsm["scvae_latent"].shape == (1, 4)
 
 
-def test_last_minibatch_of_one_cell_trains(bench):
+def test_training_accepts_a_last_minibatch_of_one_cell(bench):
     bench.changed(lambda a: a[:72].copy())
     outcome = run_well(*bench.train("--batch-size", "64", "--json"))
     assert "65 to train on" in outcome.err
     assert np.isfinite(json.loads(outcome.out)["heldout_elbo"])
 
 
-# --- names that are not there -----------------------------------------------------------------------------------------
+# --- missing names and invalid values ---------------------------------------------------------------------------------
 
 
-def gap(kind: str) -> Callable[[ad.AnnData], None]:
+def without_batch(kind: str) -> Callable[[ad.AnnData], None]:
     """Leave one cell without a batch."""
 
     def change(adata: ad.AnnData) -> None:
@@ -224,14 +224,14 @@ def gap(kind: str) -> Callable[[ad.AnnData], None]:
 
 
 @pytest.mark.parametrize("kind", ["categorical", "float", "nullable integer", "nullable boolean"])
-def test_missing_batches(bench, kind):
-    bench.changed(gap(kind))
+def test_missing_batch_of_a_cell_is_refused(bench, kind):
+    bench.changed(without_batch(kind))
     fragment = "obs['batch'] has no value for 1 cell"
     refused(bench.folder, bench.train("--batch-key", "batch"), DATA, fragment)
     assert fragment in run_cli("check", bench.data, "--batch-key", "batch").out
 
 
-NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
+INVALID_NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "layer": (DATA, "no layer 'spliced'", lambda b: b.train("--layer", "spliced")),
     "layer to embed": (DATA, "no layer 'spliced'", lambda b: b.ask("embed", "--layer", "spliced")),
     "batch key": (DATA, "no column 'donor' in obs", lambda b: b.train("--batch-key", "donor")),
@@ -266,9 +266,9 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", NAMES)
-def test_names_that_are_not_there(bench, case):
-    code, fragment, arguments = NAMES[case]
+@pytest.mark.parametrize("case", INVALID_NAMES)
+def test_missing_names_and_invalid_values_are_refused(bench, case):
+    code, fragment, arguments = INVALID_NAMES[case]
     refused(bench.folder, arguments(bench), code, fragment)
 
 
@@ -281,16 +281,16 @@ def column(key: str, values: Callable[[ad.AnnData], object]) -> Callable[[ad.Ann
     return change
 
 
-def test_what_there_is_is_named(bench):
+def test_hint_lists_the_existing_groups(bench):
     assert "batch_1, batch_2" in refused(
         bench.folder, bench.ask("interpolate", "--groupby", "batch", "--from", "a", "--to", "b"), DATA, "no cells with"
     )
 
 
-def test_measurements_are_offered_as_time_points_but_not_as_groups(bench):
+def test_hint_lists_numeric_columns_for_time_key_but_not_for_groupby(bench):
     bench.changed(column("hours", lambda a: np.arange(a.n_obs) / 2))
-    walk = bench.ask("interpolate", "--groupby", "leiden", "--from", "0", "--to", "1")
-    hint = refused(bench.folder, walk, DATA, "no column 'leiden' in obs")
+    arguments = bench.ask("interpolate", "--groupby", "leiden", "--from", "0", "--to", "1")
+    hint = refused(bench.folder, arguments, DATA, "no column 'leiden' in obs")
     assert "--groupby takes one of" in hint
     assert "cell_type" in hint
     assert "hours" not in hint
@@ -299,18 +299,18 @@ def test_measurements_are_offered_as_time_points_but_not_as_groups(bench):
     assert "hours" in hint
 
 
-def test_a_category_without_cells(bench):
+def test_category_without_cells_is_refused(bench):
     bench.changed(column("cell_type", lambda a: a.obs["cell_type"].cat.add_categories("Neuron")))
     start = ad.read_h5ad(bench.data).obs["cell_type"].iloc[0]
     refused(bench.folder, bench.walk(start, "Neuron"), DATA, "no cells with obs['cell_type'] == 'Neuron'")
 
 
-def test_cells_in_no_group_do_not_hinder_a_walk(bench):
-    bench.changed(gap("categorical"))
+def test_interpolate_ignores_cells_without_a_group(bench):
+    bench.changed(without_batch("categorical"))
     run_well(*bench.ask("interpolate", "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"))
 
 
-def test_model_with_batches_asks_for_them(bench_with_batches):
+def test_model_with_batches_requires_the_batch_column(bench_with_batches):
     bench = bench_with_batches
     bench.changed(column("batch", lambda a: ["new", *a.obs["batch"][1:]]))
     refused(bench.folder, bench.ask("score"), DATA, "the model was not trained on batch 'new'")
@@ -325,7 +325,7 @@ def test_model_with_batches_asks_for_them(bench_with_batches):
 # --- genes that do not match ------------------------------------------------------------------------------------------
 
 
-def renamed(n_shared: int) -> Callable[[ad.AnnData], None]:
+def with_renamed_genes(n_shared: int) -> Callable[[ad.AnnData], None]:
     def change(adata: ad.AnnData) -> None:
         names = list(adata.var_names)
         adata.var_names = [name if i < n_shared else f"ENSG{i}" for i, name in enumerate(names)]
@@ -334,27 +334,27 @@ def renamed(n_shared: int) -> Callable[[ad.AnnData], None]:
 
 
 @pytest.mark.parametrize("n_shared", [0, 20])
-def test_genes_that_do_not_match(bench, n_shared):
-    bench.changed(renamed(n_shared))
+def test_missing_genes_are_refused(bench, n_shared):
+    bench.changed(with_renamed_genes(n_shared))
     hint = refused(bench.folder, bench.ask("embed"), DATA, "genes are not in the data")
     assert ("--allow-missing-genes" in hint) == (n_shared > 0)
 
 
-def test_no_shared_gene_cannot_be_allowed(bench):
-    bench.changed(renamed(0))
+def test_data_without_any_gene_of_the_model_is_refused(bench):
+    bench.changed(with_renamed_genes(0))
     arguments = bench.ask("embed", "--allow-missing-genes")
     refused(bench.folder, arguments, DATA, "no cell has counts in the modeled genes")
 
 
-def test_missing_genes_can_be_allowed_and_are_counted(bench):
-    bench.changed(renamed(20))
+def test_allowed_missing_genes_are_counted_in_a_warning(bench):
+    bench.changed(with_renamed_genes(20))
     outcome = run_well(*bench.ask("embed", "--allow-missing-genes", "--json"))
     n_missing = json.loads(outcome.out)["missing_genes"]
     assert n_missing >= 15
     assert f"warning: {n_missing} of the model's" in outcome.err
 
 
-def test_order_of_genes_does_not_matter(bench):
+def test_embedding_does_not_depend_on_the_order_of_genes(bench):
     run_well(*bench.ask("embed"))
     before = ad.read_h5ad(bench.data).obsm["X_scvae"]
     bench.changed(lambda a: a[:, ::-1].copy())

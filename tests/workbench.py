@@ -22,7 +22,7 @@ WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
 
 
 class Bench:
-    """A folder with `cells.h5ad` and its model in `cells.scvae`, which tests may break."""
+    """A folder with `cells.h5ad` and its model in `cells.scvae`, which tests may change."""
 
     def __init__(self, folder: Path, trained: Trained) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ class Bench:
         return self.ask("interpolate", "--from-cell", start, "--to-cell", end, *options)
 
 
-def dropped_rows(adata: ad.AnnData) -> ad.AnnData:
+def with_two_empty_cells(adata: ad.AnnData) -> ad.AnnData:
     """Remove all counts of the first two cells."""
     adata.X = sp.csr_matrix(adata.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
     return adata
@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def refused(folder: Path, arguments: list[object], code: int, fragment: str) -> str:
-    """Assert that a command refuses its input correctly, and return the hint of the error."""
+    """Assert that a command refuses its input in one line and changes no file, and return the hint of the error."""
     before = contents(folder)
     outcome = run_cli(*arguments)
     assert outcome.code == code, outcome
