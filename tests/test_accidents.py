@@ -20,8 +20,8 @@ MOMENTS = {
     "after the copy": ("after", "scvae_cli.data.atomic:_clone", 1),
     "at the first write": ("before", "scvae_cli.data.patient_file:PatientFile:write", 1),
     "between two slots": ("after", "scvae_cli.data.h5ad_edit:_write", 1),
-    "amid the writes": ("after", "scvae_cli.data.patient_file:PatientFile:write", 4),
-    "when all is written": ("before", "os:fsync", 1),
+    "during the writes": ("after", "scvae_cli.data.patient_file:PatientFile:write", 4),
+    "after the last write": ("before", "os:fsync", 1),
     "before the swap": ("before", "os:replace", 1),
     "after the swap": ("after", "os:replace", 1),
 }

@@ -135,14 +135,14 @@ def test_indices_of_32_and_64_bits_give_equal_results():
     cells = CellTable(counts, None, torch.device("cpu")).take(np.arange(6))
     narrow = cells.nonzeros
     wide = replace(narrow, row_start=narrow.row_start.long(), gene=narrow.gene.long())
-    raw, bias, log_theta, centre = torch.randn(6, 80), torch.randn(80), torch.randn(40), torch.rand(40)
+    raw, bias, log_theta, center = torch.randn(6, 80), torch.randn(80), torch.randn(40), torch.rand(40)
     results = [
-        (fused_log1p(replace(cells, nonzeros=nonzeros), torch.ones(6), centre),
+        (fused_log1p(replace(cells, nonzeros=nonzeros), torch.ones(6), center),
          fused_nll(raw, bias, log_theta, cells.library_n, nonzeros, with_gradient=False)[0])
         for nonzeros in (narrow, wide)
     ]  # fmt: skip
     torch.testing.assert_close(*results, rtol=0, atol=0)
-    torch.testing.assert_close(results[0][0], cells.x_ng.log1p() - centre)
+    torch.testing.assert_close(results[0][0], cells.x_ng.log1p() - center)
 
 
 def hidden_inputs():

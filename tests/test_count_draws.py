@@ -52,8 +52,8 @@ def test_long_tails_have_the_exact_probabilities():
     """A count of a gene with a very small θ may be thousands of times its mean."""
     n, mu, theta = 400_000, 0.5, 2e-3
     x_n = draw_zinb(np.full((n, 1), mu), np.array([theta]), np.zeros(1), np.random.default_rng(0)).data
-    law = stats.nbinom(theta, theta / (theta + mu))
+    distribution = stats.nbinom(theta, theta / (theta + mu))
     for least in (1, 10, 300, 1000):
-        expected = law.sf(least - 1) * n
+        expected = distribution.sf(least - 1) * n
         assert abs((x_n >= least).sum() - expected) < 5 * np.sqrt(expected)
     assert x_n.max() > 300

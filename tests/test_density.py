@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 from scvae_cli.model import bundle
 from scvae_cli.model.density import LatentDensity, fit_density
 
-CENTRES = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]])
+CENTERS = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]])
 
 
 def random_mixture(c: int = 3, k: int = 4, seed: int = 0) -> tuple[LatentDensity, np.ndarray, np.ndarray, np.ndarray]:
@@ -61,7 +61,7 @@ def test_log_density_is_differentiable():
 
 
 def test_off_manifold_score_is_a_share_of_heldout_cells():
-    density = dataclasses.replace(density_of(clusters(CENTRES, 50)), heldout_nll=torch.arange(1.0, 11.0))
+    density = dataclasses.replace(density_of(clusters(CENTERS, 50)), heldout_nll=torch.arange(1.0, 11.0))
     nll = -float(density.log_prob(torch.zeros(1, 3)))
     for above in (0, 3, 10):
         moved = torch.arange(10) - (above - 0.5) + nll
@@ -75,23 +75,23 @@ def test_off_manifold_score_is_a_share_of_heldout_cells():
 
 
 def test_fit_recovers_a_simulated_mixture():
-    x_nk = clusters(CENTRES, 500)
+    x_nk = clusters(CENTERS, 500)
     out = np.arange(len(x_nk)) % 5 == 0
     density = fit_density(certain_posteriors(x_nk[~out]), certain_posteriors(x_nk[out]), seed=0)
-    fresh_nk = clusters(CENTRES, 500, seed=1)
+    fresh_nk = clusters(CENTERS, 500, seed=1)
     found = density.log_prob(points(fresh_nk)).numpy()
     reference = GaussianMixture(4, n_init=5, random_state=0).fit(x_nk[~out])
     assert found.mean() > reference.score(fresh_nk) - 0.05
     # There are no more components than clusters, and every cluster has its center.
     assert 4 <= len(density.log_weight_c) <= 8
-    to_centre = torch.cdist(points(CENTRES), density.mean_ck).min(1).values
-    assert to_centre.max() < 0.1
+    to_center = torch.cdist(points(CENTERS), density.mean_ck).min(1).values
+    assert to_center.max() < 0.1
 
 
 def test_fit_of_overlapping_clusters_is_as_good_as_scikit_learn():
     random = np.random.default_rng(0)
-    centres = random.normal(size=(10, 5)) * 1.5
-    train_nk, heldout_nk, fresh_nk = (clusters(centres, n, 0.6, seed) for n, seed in ((200, 1), (50, 2), (200, 3)))
+    centers = random.normal(size=(10, 5)) * 1.5
+    train_nk, heldout_nk, fresh_nk = (clusters(centers, n, 0.6, seed) for n, seed in ((200, 1), (50, 2), (200, 3)))
     density = fit_density(certain_posteriors(train_nk), certain_posteriors(heldout_nk), seed=0)
     reference = max(
         (GaussianMixture(c, n_init=3, random_state=0).fit(train_nk) for c in (4, 8, 10, 16)),
@@ -118,7 +118,7 @@ def test_posterior_variance_widens_the_density():
 
 
 def test_fit_depends_only_on_the_seed():
-    x_nk = clusters(CENTRES, 100)
+    x_nk = clusters(CENTERS, 100)
     state = torch.random.get_rng_state()
     first, second, other = (density_of(x_nk, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -133,7 +133,7 @@ def test_fit_depends_only_on_the_seed():
 @pytest.mark.parametrize("shape", ["clusters", "ring"])
 def test_scores_of_fresh_cells_are_uniform(shape):
     if shape == "clusters":
-        train_nk, heldout_nk, fresh_nk = (clusters(CENTRES, n, seed=s) for n, s in ((500, 0), (5000, 1), (100, 2)))
+        train_nk, heldout_nk, fresh_nk = (clusters(CENTERS, n, seed=s) for n, s in ((500, 0), (5000, 1), (100, 2)))
     else:
         train_nk, heldout_nk, fresh_nk = (ring(n, seed=s) for n, s in ((2000, 0), (20_000, 1), (400, 2)))
     density = fit_density(certain_posteriors(train_nk), certain_posteriors(heldout_nk), seed=0)

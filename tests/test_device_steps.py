@@ -128,8 +128,8 @@ def test_step_never_waits_for_a_value(resident, config, precision):
 
 def test_steps_compile_as_one_graph():
     vae, cells = vae_of(), table()
-    twin = copy.deepcopy(vae)
-    plain, compiled = steps_of(vae, cells), steps_of(twin, cells)
+    other = copy.deepcopy(vae)
+    plain, compiled = steps_of(vae, cells), steps_of(other, cells)
     torch._dynamo.utils.counters.clear()
     compiled.play = torch.compile(compiled.step, dynamic=False, fullgraph=True, backend="aot_eager")
     for steps in (plain, compiled):
@@ -137,7 +137,7 @@ def test_steps_compile_as_one_graph():
         for first in (0, 3):  # short and full segments use the same compiled code
             steps.take(plans(3, first_step=first))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+    for (name, ours), theirs in zip(vae.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
 
 
@@ -166,11 +166,11 @@ def test_training_with_compiled_steps_is_as_good_as_on_the_cpu(counts, on_device
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch needs a C++ compiler to compile, and none is installed")
 def test_compiled_steps_equal_plain_steps():
     vae, cells = vae_of(), table()
-    twin = copy.deepcopy(vae)
-    for steps in (steps_of(vae, cells), steps_of(twin, cells, compiles=True)):
+    other = copy.deepcopy(vae)
+    for steps in (steps_of(vae, cells), steps_of(other, cells, compiles=True)):
         torch.manual_seed(5)
         steps.take(plans(4))
-    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+    for (name, ours), theirs in zip(vae.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
 
 
@@ -238,11 +238,11 @@ def test_steps_that_do_not_compile_run_uncompiled(monkeypatch):
         return fail
 
     vae, cells = vae_of(), table()
-    twin = copy.deepcopy(vae)
+    other = copy.deepcopy(vae)
     torch.manual_seed(5)
-    steps_of(twin, cells).take(plans(4))
+    steps_of(other, cells).take(plans(4))
     monkeypatch.setattr(torch, "compile", broken)
     torch.manual_seed(5)
     with pytest.warns(ScvaeWarning, match="could not be compiled, so training takes longer: no such compiler$"):
         steps_of(vae, cells, compiles=True).take(plans(4))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), twin.parameters(), strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), other.parameters(), strict=True))

@@ -148,14 +148,14 @@ def test_prior_equal_to_the_aggregate_has_one_percent_holes():
 
 
 def test_simulated_holes_have_their_mass_under_the_prior():
-    centre, sd = 1.5, 0.5
-    side_n = np.where(np.arange(6000) % 2 == 0, -centre, centre)
+    center, sd = 1.5, 0.5
+    side_n = np.where(np.arange(6000) % 2 == 0, -center, center)
     mean_nk = np.stack([side_n, np.zeros(6000)], 1) + 0.4 * np.random.default_rng(1).standard_normal((6000, 2))
     posterior = Posterior(torch.as_tensor(mean_nk), torch.full((6000, 2), sd**2 - 0.4**2).double())
-    clusters = mixture([0.5, 0.5], [[-centre, 0], [centre, 0]], [sd**2 * np.eye(2)] * 2)
+    clusters = mixture([0.5, 0.5], [[-center, 0], [center, 0]], [sd**2 * np.eye(2)] * 2)
     # The holes are the region outside two discs, each of which contains 99% of the samples of one cluster. `inside` is
     # the mass of the prior in the discs.
-    inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, centre**2)
+    inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, center**2)
     found = aggregated_posterior(posterior, posterior, clusters)
     # The mass is not exact, because the two discs overlap a little.
     assert found.holes == pytest.approx(1 - inside, abs=0.03)

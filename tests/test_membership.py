@@ -49,7 +49,7 @@ def ordered():
 
 @pytest.fixture(scope="module")
 def converged():
-    """Cells of two branches whose mature cells are alike; few cells are on the way to the end of the first branch."""
+    """Cells of two branches whose mature cells are similar; few cells are on the way to the end of the first branch."""
     adata = converging_tree()
     options = {"n_hidden": 64, "max_epochs": 50, "precision": "fp32"}
     return adata, scvae.train(adata, **TINY | options, genes="all")

@@ -100,8 +100,8 @@ def test_graph_of_few_cells_is_complete(n):
 
 
 def test_components_are_joined_at_their_nearest_cells():
-    centres = [[0.0, 0], [20, 0], [50, 0]]
-    x_nk = clusters(centres, 40)
+    centers = [[0.0, 0], [20, 0], [50, 0]]
+    x_nk = clusters(centers, 40)
     graph = graph_of(x_nk)
     assert graph.bridges >= 2
     far_nn = cdist(x_nk, x_nk)

@@ -1,4 +1,4 @@
-"""`scvae perturb` predicts simulated perturbations that change the log expression of all groups alike."""
+"""`scvae perturb` predicts simulated perturbations that change the log expression of all groups equally."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ N_GENES, EACH = 60, 40
 
 
 def simulated_cells() -> anndata.AnnData:
-    """Five groups with four labels; B and C change the log expression of all groups alike, and their effects add up."""
+    """Five groups with four labels; B and C change the log expression of all groups equally, and their effects add."""
     rng = np.random.default_rng(0)
     base_sg = rng.normal(0, 1, N_GENES) + rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     effects = np.zeros((2, N_GENES))
@@ -82,7 +82,7 @@ def known(everything) -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def model(known):
-    """A model with a linear decoder, in which the logs of all groups change alike along a direction."""
+    """A model with a linear decoder, in which the logs of all groups change equally along a direction."""
     return scvae.train(known, **TINY | {"max_epochs": 40, "n_latent": 6}, decoder="linear", genes="all")
 
 
@@ -100,7 +100,7 @@ def truth(everything: anndata.AnnData, model, group: str, treated: str):
     return observed.change(prepared.design), observed.most_significant(prepared.design)
 
 
-class Answered(NamedTuple):
+class Predicted(NamedTuple):
     """A predicted perturbation, and the predictor and the design from which it was computed."""
 
     result: Perturbation
@@ -108,9 +108,9 @@ class Answered(NamedTuple):
     design: Design
 
 
-def answered(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Answered:
+def predicted(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Predicted:
     prepared = question(cells, model, group, treated, **options)
-    return Answered(prepared.answer(), Predictor.of(model, prepared.counts), prepared.design)
+    return Predicted(prepared.answer(), Predictor.of(model, prepared.counts), prepared.design)
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def answered(cells: anndata.AnnData, model, group: str, treated: str, **options)
 @pytest.mark.parametrize("method", ["centroid", "ot"])
 def test_change_shared_by_all_groups_is_recovered(everything, known, model, method):
     true_g, top = truth(everything, model, "ape", "B")
-    prediction = answered(known, model, "ape", "B", method=method)
+    prediction = predicted(known, model, "ape", "B", method=method)
     result = prediction.result
     for share in (0.0, result.recipe.mean_shift_share, 1.0):
         found = accuracy(prediction.predictor.changes(prediction.design, method, (share,))[0], true_g, top)
@@ -137,7 +137,7 @@ def test_change_shared_by_all_groups_is_recovered(everything, known, model, meth
 
 def test_reported_accuracy_equals_that_of_the_predicted_group(everything, known, model):
     true_g, top = truth(everything, model, "ape", "B")
-    result = answered(known, model, "ape", "B").result
+    result = predicted(known, model, "ape", "B").result
     assert [check.group for check in result.checks] == ["bee", "cat", "dog", "elk"]
     assert not any(check.held_out for check in result.checks)
     found = accuracy(result.changes.change_g, true_g, top)
@@ -147,7 +147,7 @@ def test_reported_accuracy_equals_that_of_the_predicted_group(everything, known,
 
 
 def test_fold_changes_equal_those_of_the_simulation(everything, known, model):
-    result = answered(known, model, "ape", "B").result
+    result = predicted(known, model, "ape", "B").result
     rng = np.random.default_rng(0)
     rng.normal(0, 1, N_GENES), rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     true_g = np.zeros(N_GENES)
@@ -158,7 +158,7 @@ def test_fold_changes_equal_those_of_the_simulation(everything, known, model):
 
 def test_combination_adds_the_interaction_of_other_groups_to_the_changes_of_the_group(everything, known, model):
     true_g, top = truth(everything, model, "cat", "B+C")
-    result = answered(known, model, "cat", "B+C").result
+    result = predicted(known, model, "cat", "B+C").result
     singles = {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
     assert result.sources == singles | {"B+C": ("bee", "dog", "elk")}
     assert result.tested
@@ -166,12 +166,12 @@ def test_combination_adds_the_interaction_of_other_groups_to_the_changes_of_the_
     assert result.changes.additive_g is not None
     assert result.mean_accuracy("additive") is not None
     # The group "ape" has undergone C, but not B, so the prediction is the change of the other groups under B+C.
-    assert answered(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
+    assert predicted(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
 
 
 def test_unseen_combination_is_predicted_from_its_parts(everything, known, model):
     unseen = without(known, *((group, "B+C") for group in GROUPS))
-    prediction = answered(unseen, model, "cat", "B+C")
+    prediction = predicted(unseen, model, "cat", "B+C")
     true_g, top = truth(everything, model, "cat", "B+C")
     assert accuracy(prediction.result.changes.change_g, true_g, top).correlation > 0.9
     assert prediction.result.sources == {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
@@ -179,7 +179,7 @@ def test_unseen_combination_is_predicted_from_its_parts(everything, known, model
     assert prediction.result.recipe.mean_shift_share == 1
     assert prediction.result.model_agreement is None
     # The group "ape" has not undergone B, so the model transfers the change under B from other groups.
-    assert answered(unseen, model, "ape", "B+C").result.model_agreement is not None
+    assert predicted(unseen, model, "ape", "B+C").result.model_agreement is not None
     assert not prediction.result.tested
     assert {check.treated for check in prediction.result.checks} == {"B", "C"}
     assert prediction.result.changes.mean_change_g is None
@@ -193,15 +193,15 @@ def test_unseen_combination_is_predicted_from_its_parts(everything, known, model
 
 
 def test_order_of_cells_does_not_matter(known, model):
-    first = answered(known, model, "ape", "B").result
+    first = predicted(known, model, "ape", "B").result
     order = np.random.default_rng(1).permutation(len(known))
-    second = answered(known[order].copy(), model, "ape", "B").result
+    second = predicted(known[order].copy(), model, "ape", "B").result
     assert [check.group for check in first.checks] == [check.group for check in second.checks]
     np.testing.assert_allclose(first.changes.change_g, second.changes.change_g, atol=1e-3)
 
 
 def test_treated_cells_of_the_group_are_used_only_for_the_check(everything, known, model):
-    hidden, seen = (answered(cells, model, "ape", "B", method="ot") for cells in (known, everything))
+    hidden, seen = (predicted(cells, model, "ape", "B", method="ot") for cells in (known, everything))
     change_g, seen_change_g = (
         prediction.predictor.changes(prediction.design, "ot", (0.25,))[0] for prediction in (hidden, seen)
     )
@@ -247,7 +247,7 @@ def test_mean_shift_is_used_if_the_model_disagrees(everything, known, model, mon
     predictor = Predictor.of(model, session.counts)
     assert relative_agreement(predictor, tested_design, tested_design.checks, "ot") == pytest.approx(0.2 / 0.9)
     assert relative_agreement(predictor, tested_design, (), "ot") == pytest.approx(0.2)
-    result = answered(known, model, "ape", "B").result
+    result = predicted(known, model, "ape", "B").result
     assert result.recipe.mean_shift_share == 1
     assert result.model_agreement == pytest.approx(0.2 / 0.9)
     assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
@@ -275,7 +275,7 @@ def test_predicted_cells_are_an_anndata(known, model):
 
 
 def test_mean_of_drawn_cells_equals_the_expected_counts(known, model):
-    prediction = answered(known, model, "ape", "B")
+    prediction = predicted(known, model, "ape", "B")
 
     def blocks(drawn: bool, seed: int = 0):
         return next(prediction.predictor.blocks(prediction.design, prediction.result.recipe, drawn=drawn, seed=seed))
@@ -294,7 +294,7 @@ def test_real_numbers_are_changed_by_differences(everything, known):
 
     real = scvae.train(normalized(known), **TINY | {"max_epochs": 30}, likelihood="normal", decoder="linear")
     true_g, top = truth(normalized(everything), real, "ape", "B")
-    result = answered(normalized(known), real, "ape", "B").result
+    result = predicted(normalized(known), real, "ape", "B").result
     assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
     assert result.changes.log2_fold_g is None
     new = scvae.perturb(normalized(known), real, **OPTIONS, treated="B", group="ape", device="cpu")
@@ -329,7 +329,7 @@ def test_command_writes_a_file_and_a_figure(files, known, model):
 
 
 def test_figure_shows_the_result(known, everything, model):
-    result, predictor, design = answered(everything, model, "ape", "B")
+    result, predictor, design = predicted(everything, model, "ape", "B")
     figure = perturbation_figure(result, predictor.latent.mean_nk.numpy(), design)
     axes = {part.get_label(): part for part in figure.axes}
     assert list(axes) == ["genes", "plane", "correlation", "top_correlation"]
@@ -411,31 +411,31 @@ def test_labels_may_be_numbers_and_disagreement_gives_a_warning(known, model, mo
 def test_other_groups_with_treated_cells_are_required(known, model):
     no_treated = without(known, *((group, "B") for group in GROUPS), ("dog", "ctrl"))
     with pytest.raises(DataError, match="no cells with"):
-        answered(no_treated, model, "ape", "B")
+        predicted(no_treated, model, "ape", "B")
     with pytest.raises(DataError, match="'dog' has 0 cell"):
-        answered(no_treated, model, "dog", "C")
+        predicted(no_treated, model, "dog", "C")
     one_group = without(known, *((group, "B") for group in ("cat", "dog", "elk")))
     with pytest.raises(DataError, match="no other group has at least 5 cells"):
-        answered(one_group, model, "bee", "B")
+        predicted(one_group, model, "bee", "B")
 
 
 def test_model_with_the_perturbation_as_batch_is_refused(known):
     short = TINY | {"max_epochs": 1}
     with pytest.raises(ModelError, match="--batch-key label"):
-        answered(known, scvae.train(known, **short, batch_key="label"), "ape", "B")
+        predicted(known, scvae.train(known, **short, batch_key="label"), "ape", "B")
     known = known.copy()
     known.obs["chip"] = "chip of " + known.obs["label"].astype(str)
     with pytest.warns(ScvaeWarning, match="'label' divides the cells in the same way as batch key 'chip'"):
         removed = scvae.train(known, **short, batch_key="chip")
     with pytest.raises(ModelError, match="no batch"):
-        answered(known, removed, "ape", "B")
+        predicted(known, removed, "ape", "B")
     known.obs["chip"] = np.tile(["left", "right"], len(known))[: len(known)]
     mixed = scvae.train(known, **short, batch_key="chip")
-    assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
+    assert np.isfinite(predicted(known, mixed, "ape", "B").result.changes.change_g).all()
     # Cells of unknown batches are decoded in the average of the model's batches.
     known.obs["chip"] = np.where(np.arange(len(known)) < 5, "new", known.obs["chip"])
     with pytest.warns(ScvaeWarning, match="batch"):
-        assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
+        assert np.isfinite(predicted(known, mixed, "ape", "B").result.changes.change_g).all()
 
 
 def test_output_must_not_be_the_input_file(files):
@@ -506,7 +506,7 @@ def test_no_change_is_predicted_if_none_is_detected(everything, model, tmp_path)
 
 
 def test_predicted_cells_have_the_mean_change_of_the_other_groups(known, model):
-    prediction = answered(known, model, "ape", "B")
+    prediction = predicted(known, model, "ape", "B")
     mean_g = prediction.predictor.observed.mean_change(prediction.design)
     found_g = prediction.predictor.change(prediction.design, Recipe(method="mean", mean_shift_share=1.0))
     assert np.corrcoef(found_g, mean_g)[0, 1] > 0.99
@@ -514,7 +514,7 @@ def test_predicted_cells_have_the_mean_change_of_the_other_groups(known, model):
 
 
 def test_scale_corrects_changes_that_are_predicted_too_small(known, model):
-    prediction = answered(known, model, "ape", "B")
+    prediction = predicted(known, model, "ape", "B")
     trials = [Trial(predictor=prediction.predictor, design=one, held_out=True) for one in prediction.design.checks]
     recipe = Recipe(method="centroid", mean_shift_share=0.5)
     for trial in trials:
@@ -526,9 +526,9 @@ def test_scale_corrects_changes_that_are_predicted_too_small(known, model):
 
 
 def test_mean_of_other_groups_is_used_if_it_predicts_better(known, model, monkeypatch):
-    assert answered(known, model, "ape", "B", method="centroid").result.recipe.method != "mean"
+    assert predicted(known, model, "ape", "B", method="centroid").result.recipe.method != "mean"
     monkeypatch.setattr("scvae_cli.tools.perturb.perturbation.mean_is_better", lambda checks: True)
-    result = answered(known, model, "ape", "B", method="auto").result
+    result = predicted(known, model, "ape", "B", method="auto").result
     assert result.recipe.method == "mean"
     assert result.model_accuracy is not None
     assert result.no_better_than_mean

@@ -90,9 +90,9 @@ def test_refined_posteriors_are_the_best_gaussians(likelihood, k, batches):
         best = exact.best_elbo(i, origins)
         assert before <= after + 1e-9
         # If the ELBO has two maxima, the optimization reaches the maximum nearest to the start.
-        climbed = exact.best_elbo(i, origins[:1])
-        assert after == pytest.approx(climbed, abs=0.02)
-        assert climbed == pytest.approx(best, abs=0.15)
+        local_best = exact.best_elbo(i, origins[:1])
+        assert after == pytest.approx(local_best, abs=0.02)
+        assert local_best == pytest.approx(best, abs=0.15)
         # The tolerance is the error of the quadrature.
         assert best <= exact.evidence(i, mean_k, var_k) + 0.01
         assert float(gain_n[i]) == pytest.approx(after - before, abs=0.15 + 0.1 * (after - before))
