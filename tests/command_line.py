@@ -67,7 +67,7 @@ def run_cli(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def run_well(*arguments: object) -> Outcome:
+def run_ok(*arguments: object) -> Outcome:
     """Run a command that must succeed."""
     outcome = run_cli(*arguments)
     assert outcome.code == 0, outcome.err

@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_well
+from command_line import TINY, run_ok
 from simulated import tree
 from workbench import Bench
 
@@ -44,7 +44,7 @@ def cells(n_cells: int = 120, n_genes: int = 40) -> ad.AnnData:
 def _train(folder: Path, *options: str) -> Trained:
     trained = Trained(folder / "cells.h5ad", folder / "cells.scvae")
     cells().write_h5ad(trained.data)
-    run_well("train", trained.data, *TINY, *options)
+    run_ok("train", trained.data, *TINY, *options)
     return trained
 
 

@@ -10,8 +10,8 @@ import anndata as ad
 import h5py
 import numpy as np
 import pytest
-from command_line import run_cli, run_killed, run_well
-from workbench import WALK, elements_of
+from command_line import run_cli, run_killed, run_ok
+from workbench import BETWEEN_BATCHES, elements_of
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_killed_command_leaves_complete_old_or_new_file(copied, moment, verb):
     run_killed(MOMENTS[moment], verb, copied.data, "-m", copied.model)
     left = elements_of(copied.data)
     assert len(list(copied.data.parent.glob(".*.tmp"))) == (moment != "after the swap")
-    run_well(verb, copied.data, "-m", copied.model)
+    run_ok(verb, copied.data, "-m", copied.model)
     assert left == (elements_of(copied.data) if moment == "after the swap" else old)
     assert {path.name for path in copied.data.parent.iterdir()} == {"cells.h5ad", "cells.scvae"}
 
@@ -104,10 +104,10 @@ def test_path_file_is_written_only_if_the_results_are_written(copied, monkeypatc
     before = elements_of(copied.data)
     with monkeypatch.context() as patch:
         patch.setattr(h5ad, "edit_h5ad", fail)
-        assert run_cli("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps).code == 3
+        assert run_cli("interpolate", copied.data, "-m", copied.model, *BETWEEN_BATCHES, "--path-out", steps).code == 3
     assert not steps.exists()
     assert elements_of(copied.data) == before
-    run_well("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps, "--steps", "7")
+    run_ok("interpolate", copied.data, "-m", copied.model, *BETWEEN_BATCHES, "--path-out", steps, "--steps", "7")
     path = ad.read_h5ad(steps)
     assert path.shape == (7, 40)
     assert path.obsm["scvae_latent"].shape == (7, 4)

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from scipy.spatial.distance import pdist
 from scipy.special import log_softmax
 from simulated import TINY, learned, tree
-from workbench import DATA, refused
+from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError, ScvaeWarning
@@ -381,7 +381,7 @@ def test_control_characters_in_labels_are_escaped(copied):
     adata = ad.read_h5ad(copied.data)
     adata.obs["known"] = [("a\n  accuracy 100%\x1b[2K", "b")[i % 2] for i in range(adata.n_obs)]
     adata.write_h5ad(copied.data)
-    out = run_well("annotate", copied.data, "-m", copied.model, "--labels-key", "known").out
+    out = run_ok("annotate", copied.data, "-m", copied.model, "--labels-key", "known").out
     assert "a\\n  accuracy 100%\\x1b[2K" in out
     assert not any(line.startswith("  accuracy") for line in out.splitlines())
     assert "called unknown by mistake (requested: 1%)" in out
@@ -398,19 +398,19 @@ def test_next_step_plots_a_umap_or_computes_one(copied):
         ("X_umap", 'sc.pl.umap(adata, color="scvae_label")'),
         ("X_umap_scvae", 'sc.pl.embedding(adata, basis="umap_scvae", color="scvae_label")'),
     ):
-        assert f"next: {steps[-1]}\n" in run_well(*command).err
+        assert f"next: {steps[-1]}\n" in run_ok(*command).err
         adata = ad.read_h5ad(copied.data)
         adata.obsm[key] = np.zeros((adata.n_obs, 2))
         adata.write_h5ad(copied.data)
         steps.append(step)
-    assert f"next: {steps[-1]}\n" in run_well(*command).err
+    assert f"next: {steps[-1]}\n" in run_ok(*command).err
 
 
 def test_invalid_options_are_refused_in_one_line(bench):
-    refused(bench.folder, bench.ask("annotate", "--labels-key", "nothing"), DATA, "no column 'nothing'")
-    missing_label = bench.ask("annotate", "--labels-key", "cell_type", "--unlabeled", "Unknown")
-    refused(bench.folder, missing_label, DATA, "--unlabeled")
-    missing_file = bench.ask("annotate", "--labels-key", "cell_type", "--reference", bench.folder / "none.h5ad")
+    assert_refused(bench.folder, bench.args("annotate", "--labels-key", "nothing"), DATA, "no column 'nothing'")
+    missing_label = bench.args("annotate", "--labels-key", "cell_type", "--unlabeled", "Unknown")
+    assert_refused(bench.folder, missing_label, DATA, "--unlabeled")
+    missing_file = bench.args("annotate", "--labels-key", "cell_type", "--reference", bench.folder / "none.h5ad")
     assert run_cli(*missing_file).code == DATA
 
 
@@ -419,7 +419,7 @@ def test_annotate_writes_labels_and_reports_them_as_json(copied):
 
     plot = copied.data.with_name("labels.png")
     command = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type", "--unlabeled", "stem"]
-    report = json.loads(run_well(*command, "--json", "--plot", plot).out)
+    report = json.loads(run_ok(*command, "--json", "--plot", plot).out)
     adata = ad.read_h5ad(copied.data)
     names = list(adata.uns["scvae"]["label_names"])
     assert names == [row["label"] for row in report["labels"]]
@@ -433,7 +433,7 @@ def test_annotate_writes_labels_and_reports_them_as_json(copied):
     assert report["n_unknown"] == (~known_n).sum()
     assert np.asarray(report["heldout"]["confusion"]).sum() == pytest.approx(report["heldout"]["n_cells"], rel=0.02)
     assert plot.exists()
-    assert "regression on genes" in run_well(*command).out
+    assert "regression on genes" in run_ok(*command).out
 
 
 def test_figure_shows_names_of_labels_only_if_there_are_few(annotated):

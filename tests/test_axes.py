@@ -9,9 +9,9 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import random_vae
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.formats import open_store
@@ -154,11 +154,11 @@ def test_canonical_axes_only_rotate_the_embedding(trained):
 
 
 def test_embed_option_axes_selects_the_axes(bench):
-    hint = refused(bench.folder, bench.ask("embed", "--axes", "umap"), USAGE, "axes is 'umap'")
+    hint = assert_refused(bench.folder, bench.args("embed", "--axes", "umap"), USAGE, "axes is 'umap'")
     assert "canonical, training" in hint
     written = {}
     for axes in ("training", "canonical"):
-        run_well(*bench.ask("embed", "--axes", axes))
+        run_ok(*bench.args("embed", "--axes", axes))
         written[axes] = ad.read_h5ad(bench.data).obsm["scvae_latent"]
         record = open_store(bench.data).uns_text("scvae/runs/embed")
         assert f'"axes": "{axes}"' in record

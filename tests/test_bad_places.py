@@ -13,10 +13,10 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_forked, run_well
+from command_line import TINY, run_forked, run_ok
 from conftest import cells
 from tenx import write_10x_h5
-from workbench import DATA, MODEL, USAGE, Bench, contents, refused
+from workbench import DATA, MODEL, USAGE, Bench, assert_refused, contents
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
@@ -70,7 +70,7 @@ MODELS: dict[str, tuple[str, Callable[[Bench], object]]] = {
 def test_unusable_model_is_refused(bench, case, verb):
     fragment, damage = MODELS[case]
     damage(bench)
-    refused(bench.folder, bench.ask("embed") if verb == "embed" else ["info", bench.model], MODEL, fragment)
+    assert_refused(bench.folder, bench.args("embed") if verb == "embed" else ["info", bench.model], MODEL, fragment)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_unusable_model_is_refused(bench, case, verb):
     ids=["exists", "a file in the way", "no such folder", "nothing to resume"],
 )
 def test_invalid_model_path_is_refused(bench, fragment, options):
-    refused(bench.folder, ["train", bench.data, *TINY, *options(bench)], MODEL, fragment)
+    assert_refused(bench.folder, ["train", bench.data, *TINY, *options(bench)], MODEL, fragment)
 
 
 # --- invalid output paths ---------------------------------------------------------------------------------------------
@@ -92,8 +92,8 @@ def test_invalid_model_path_is_refused(bench, fragment, options):
 
 def test_existing_output_requires_force(bench):
     other = bench.file("other.h5ad", "precious")
-    assert "--force" in refused(bench.folder, bench.ask("embed", "-o", other), DATA, "exists")
-    run_well(*bench.ask("embed", "-o", other, "--force"))
+    assert "--force" in assert_refused(bench.folder, bench.args("embed", "-o", other), DATA, "exists")
+    run_ok(*bench.args("embed", "-o", other, "--force"))
     assert "X_scvae" in ad.read_h5ad(other).obsm
 
 
@@ -104,26 +104,30 @@ def hard_link(file: Path, name: str) -> Path:
 
 
 INVALID_OUTPUTS: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
-    "not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.ask("embed", "-o", b.folder / "out.csv")),
-    "a folder": (DATA, "is a folder", lambda b: b.ask("embed", "-o", folder(b, "out.h5ad"))),
-    "no such folder": (DATA, "is not a folder", lambda b: b.ask("embed", "-o", b.folder / "no" / "out.h5ad")),
-    "steps not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.walk("a", "b", "--path-out", "steps.csv")),
-    "steps exist": (DATA, "exists", lambda b: b.walk("a", "b", "--path-out", b.file("steps.h5ad"))),
-    "steps in the data": (USAGE, "contains the cells", lambda b: b.walk("a", "b", "--path-out", b.data, "--force")),
+    "not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.args("embed", "-o", b.folder / "out.csv")),
+    "a folder": (DATA, "is a folder", lambda b: b.args("embed", "-o", folder(b, "out.h5ad"))),
+    "no such folder": (DATA, "is not a folder", lambda b: b.args("embed", "-o", b.folder / "no" / "out.h5ad")),
+    "steps not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.between_groups("a", "b", "--path-out", "steps.csv")),
+    "steps exist": (DATA, "exists", lambda b: b.between_groups("a", "b", "--path-out", b.file("steps.h5ad"))),
+    "steps in the data": (
+        USAGE,
+        "contains the cells",
+        lambda b: b.between_groups("a", "b", "--path-out", b.data, "--force"),
+    ),
     "steps in the data, by a hard link": (
         USAGE,
         "contains the cells",
-        lambda b: b.walk("a", "b", "--path-out", hard_link(b.data, "twin.h5ad"), "--force"),
+        lambda b: b.between_groups("a", "b", "--path-out", hard_link(b.data, "twin.h5ad"), "--force"),
     ),
     "steps in the input": (
         USAGE,
         "contains the cells",
-        lambda b: b.walk("a", "b", "--path-out", b.data, "-o", b.folder / "out.h5ad", "--force"),
+        lambda b: b.between_groups("a", "b", "--path-out", b.data, "-o", b.folder / "out.h5ad", "--force"),
     ),
     "steps in the output": (
         USAGE,
         "contains the cells",
-        lambda b: b.walk("a", "b", "--path-out", b.folder / "out.h5ad", "-o", b.folder / "out.h5ad"),
+        lambda b: b.between_groups("a", "b", "--path-out", b.folder / "out.h5ad", "-o", b.folder / "out.h5ad"),
     ),
     "simulation exists": (DATA, "exists", lambda b: ["simulate", b.data]),
     "simulation not .h5ad": (DATA, "does not end in .h5ad", lambda b: ["simulate", b.folder / "out"]),
@@ -138,7 +142,7 @@ def folder(bench: Bench, name: str) -> Path:
 @pytest.mark.parametrize("case", INVALID_OUTPUTS)
 def test_invalid_output_path_is_refused(bench, case):
     code, fragment, arguments = INVALID_OUTPUTS[case]
-    refused(bench.folder, arguments(bench), code, fragment)
+    assert_refused(bench.folder, arguments(bench), code, fragment)
 
 
 OPTIONS = {
@@ -160,10 +164,12 @@ def no_encoding(monkeypatch):
 @pytest.mark.parametrize("verb", OPTIONS)
 def test_read_only_output_is_refused_before_the_computation(bench, no_encoding, verb):
     bench.data.chmod(0o444)
-    assert "chmod u+w" in refused(bench.folder, bench.ask(verb, *OPTIONS[verb]), DATA, "cells.h5ad is read-only")
+    assert "chmod u+w" in assert_refused(
+        bench.folder, bench.args(verb, *OPTIONS[verb]), DATA, "cells.h5ad is read-only"
+    )
     bench.data.chmod(0o644)
     bench.folder.chmod(0o555)
-    refused(bench.folder, bench.ask(verb, *OPTIONS[verb]), DATA, "is read-only")
+    assert_refused(bench.folder, bench.args(verb, *OPTIONS[verb]), DATA, "is read-only")
     bench.folder.chmod(0o755)
 
 
@@ -171,14 +177,14 @@ def test_model_in_a_read_only_folder_is_refused(bench):
     read_only = folder(bench, "shelf")
     read_only.chmod(0o555)
     arguments = ["train", bench.data, *TINY, "-m", read_only / "cells.scvae"]
-    refused(bench.folder, arguments, MODEL, "is not a folder that can be written to")
+    assert_refused(bench.folder, arguments, MODEL, "is not a folder that can be written to")
 
 
 def test_results_of_read_only_data_can_be_written_to_another_file(bench):
     bench.data.chmod(0o444)
     out = bench.folder / "out.h5ad"
-    run_well(*bench.ask("embed", "-o", out))
-    run_well("denoise", out, "-m", bench.model)
+    run_ok(*bench.args("embed", "-o", out))
+    run_ok("denoise", out, "-m", bench.model)
     assert "scvae_denoised" in ad.read_h5ad(out).layers
 
 
@@ -208,27 +214,27 @@ def element(adata: ad.AnnData, path: str) -> np.ndarray:
 @pytest.mark.parametrize("verb", USER_SLOTS)
 def test_slot_of_the_user_is_overwritten_only_with_force(bench, monkeypatch, verb):
     path, add_slot = USER_SLOTS[verb]
-    bench.changed(add_slot)
+    bench.change(add_slot)
     before = ad.read_h5ad(bench.data)
     with monkeypatch.context() as patch:
         patch.setattr("scvae_cli.model.vae.VAE.encode", None)
-        hint = refused(bench.folder, bench.ask(verb, *OPTIONS[verb]), DATA, f"{path} already exists")
+        hint = assert_refused(bench.folder, bench.args(verb, *OPTIONS[verb]), DATA, f"{path} already exists")
     assert "--key-added" in hint
-    run_well(*bench.ask(verb, *OPTIONS[verb], "--key-added", "beside"))
+    run_ok(*bench.args(verb, *OPTIONS[verb], "--key-added", "beside"))
     kept, original = (element(adata, path) for adata in (ad.read_h5ad(bench.data), before))
     np.testing.assert_array_equal(kept, original)
-    run_well(*bench.ask(verb, *OPTIONS[verb], "--force"))
+    run_ok(*bench.args(verb, *OPTIONS[verb], "--force"))
     # A slot that scvae wrote is replaced without --force.
-    run_well(*bench.ask(verb, *OPTIONS[verb]))
+    run_ok(*bench.args(verb, *OPTIONS[verb]))
 
 
 @pytest.mark.parametrize("value", ["mine", {"notes": "mine"}], ids=["text", "dict"])
 def test_uns_scvae_of_the_user_is_overwritten_only_with_force(bench, value):
-    bench.changed(lambda a: a.uns.__setitem__("scvae", value))
-    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae already exists")
-    run_well(*bench.ask("embed", "--key-added", "mine"))
+    bench.change(lambda a: a.uns.__setitem__("scvae", value))
+    assert_refused(bench.folder, bench.args("embed"), DATA, "uns/scvae already exists")
+    run_ok(*bench.args("embed", "--key-added", "mine"))
     assert ad.read_h5ad(bench.data).uns["scvae"] == value
-    run_well(*bench.ask("embed", "--force"))
+    run_ok(*bench.args("embed", "--force"))
     uns = ad.read_h5ad(bench.data).uns["scvae"]
     assert set(uns) == {"runs"} | (set(value) if isinstance(value, dict) else set())
 
@@ -236,7 +242,7 @@ def test_uns_scvae_of_the_user_is_overwritten_only_with_force(bench, value):
 def test_10x_input_requires_an_output(tmp_path, trained):
     source = tmp_path / "cells.h5"
     write_10x_h5(source, cells())
-    refused(
+    assert_refused(
         tmp_path,
         ["embed", source, "-m", trained.model],
         USAGE,
@@ -246,9 +252,9 @@ def test_10x_input_requires_an_output(tmp_path, trained):
 
 def test_invalid_records_of_runs_are_ignored(bench):
     uns = {"runs": {"embed": json.dumps({"slots": ["obsm/X_scvae"]}), "notes": "{", "list": "[1]"}}
-    bench.changed(lambda a: a.uns.__setitem__("scvae", uns))
-    assert "no results of scvae" in run_well("info", bench.data).out
-    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae already exists")
+    bench.change(lambda a: a.uns.__setitem__("scvae", uns))
+    assert "no results of scvae" in run_ok("info", bench.data).out
+    assert_refused(bench.folder, bench.args("embed"), DATA, "uns/scvae already exists")
 
 
 # --- AnnData in memory ------------------------------------------------------------------------------------------------
@@ -332,7 +338,7 @@ sys.exit(run(sys.argv[2:]))
 def test_full_disk_leaves_files_unchanged(bench, verb, share):
     size_limit = int(bench.data.stat().st_size * share)
     before = contents(bench.folder)
-    done = full_disk(size_limit, *bench.ask(verb))
+    done = full_disk(size_limit, *bench.args(verb))
     assert done.returncode == DATA, done.stderr
     errors = [line for line in done.stderr.splitlines() if not line.startswith("writing")]
     assert [line.split(":")[0] for line in errors] == ["error", "hint"], done.stderr
@@ -344,7 +350,7 @@ def test_full_disk_during_the_path_file_leaves_the_data_unchanged(bench):
     before = contents(bench.folder)
     steps = ["--path-out", bench.folder / "steps.h5ad", "--steps", "5000"]
     # The limit is larger than the data and smaller than the file of steps.
-    done = full_disk(bench.data.stat().st_size + 100_000, *bench.ask("interpolate", *OPTIONS["interpolate"], *steps))
+    done = full_disk(bench.data.stat().st_size + 100_000, *bench.args("interpolate", *OPTIONS["interpolate"], *steps))
     assert done.returncode == DATA, done.stderr
     assert "quota) is full" in done.stderr
     assert "steps.h5ad" in done.stderr
@@ -353,7 +359,7 @@ def test_full_disk_during_the_path_file_leaves_the_data_unchanged(bench):
 
 def test_full_disk_during_the_save_of_a_model_leaves_no_model(bench):
     before = contents(bench.folder)
-    done = full_disk(4096, *bench.train("--quiet"))
+    done = full_disk(4096, *bench.train_args("--quiet"))
     assert done.returncode == MODEL, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"], done.stderr
     assert contents(bench.folder) == before

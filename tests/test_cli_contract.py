@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import TINY, run_cli, run_elsewhere, run_killed, run_well
+from command_line import TINY, run_cli, run_elsewhere, run_killed, run_ok
 from conftest import Trained
 
 from scvae_cli import __version__
@@ -151,7 +151,7 @@ def test_no_option_was_removed():
 
 @pytest.mark.parametrize("case", KEYS)
 def test_json_is_one_object_with_the_expected_keys(copied, case):
-    outcome = run_well(*commands(copied)[case], "--json")
+    outcome = run_ok(*commands(copied)[case], "--json")
     assert list(json.loads(outcome.out)) == KEYS[case].split()
 
 
@@ -162,7 +162,7 @@ def test_json_keys_are_documented(case):
 
 
 def test_json_of_interpolate_contains_the_documented_columns_of_genes(copied):
-    values = json.loads(run_well(*commands(copied)["interpolate"], "--json").out)
+    values = json.loads(run_ok(*commands(copied)["interpolate"], "--json").out)
     columns = {"gene", "start", "end", "change", "direction", "monotonicity", "switch_step"}
     assert set(values["genes"][0]) == columns
     assert values["path_out"] is values["plot"] is None
@@ -172,19 +172,19 @@ def test_json_of_interpolate_contains_the_documented_columns_of_genes(copied):
 
 def test_json_of_de_contains_the_documented_columns_of_genes(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `de` |"))
-    genes = json.loads(run_well(*commands(copied)["de"], "--json").out)["genes"]
+    genes = json.loads(run_ok(*commands(copied)["de"], "--json").out)["genes"]
     assert len(genes) == 20
     assert set(genes[0]) <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_json_of_sample_contains_the_documented_keys(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `sample` |"))
-    values = json.loads(run_well(*commands(copied)["sample"], "--json").out)
+    values = json.loads(run_ok(*commands(copied)["sample"], "--json").out)
     assert values["genes"] is None
     assert set(values["agreement"]) == {"samples", "real", "n_cells", "n_real"}
     columns = set(values["agreement"]) | set(values["agreement"]["real"])
     prototype = [*commands(copied)["sample"][:4], "--prototype", "-o", copied.data.parent / "prototype.h5ad"]
-    values = json.loads(run_well(*prototype, "--json").out)
+    values = json.loads(run_ok(*prototype, "--json").out)
     assert list(values) == KEYS["sample"].split()
     assert set(values["genes"][0]) == {"gene", "prototype", "average", "change"}
     assert columns | set(values["genes"][0]) <= set(re.findall(r"`(\w+)`", row))
@@ -192,7 +192,7 @@ def test_json_of_sample_contains_the_documented_keys(copied):
 
 def test_json_of_perturb_contains_the_documented_keys(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `perturb` |"))
-    values = json.loads(run_well(*commands(copied)["perturb"], "--json").out)
+    values = json.loads(run_ok(*commands(copied)["perturb"], "--json").out)
     check = values["checks"][0]
     keys = {*values["mean_accuracy"], *values["genes"][0], *check, *check["predicted"]}
     assert keys <= set(re.findall(r"`(\w+)`", row))
@@ -200,14 +200,14 @@ def test_json_of_perturb_contains_the_documented_keys(copied):
 
 def test_json_of_sweep_contains_the_documented_columns(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `sweep` |"))
-    runs = json.loads(run_well(*commands(copied)["sweep"], "--json").out)["runs"]
+    runs = json.loads(run_ok(*commands(copied)["sweep"], "--json").out)["runs"]
     assert [run["beta"] for run in runs] == [0.1, 100]
     assert set(runs[0]) <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_json_of_diagnose_contains_the_documented_keys(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `diagnose` |"))
-    values = json.loads(run_well(*commands(copied)["diagnose"], "--json").out)
+    values = json.loads(run_ok(*commands(copied)["diagnose"], "--json").out)
     columns = set(values["verdicts"][0]) | set(values["gaps"]) | set(values["gaps"]["amortization"])
     columns |= set(values["zeros"]) | set(values["variances"]["worst"][0])
     columns |= set(values["embedding"]) | set(values["embedding"]["scores"][0])
@@ -217,19 +217,19 @@ def test_json_of_diagnose_contains_the_documented_keys(copied):
 
 def test_info_lists_the_results_of_every_key_added(copied):
     for name in ("embed", "denoise"):
-        run_well(*commands(copied)[name], "--key-added", name)
-    run_well(*commands(copied)["score"])
-    values = json.loads(run_well("info", copied.data, "--json").out)
+        run_ok(*commands(copied)[name], "--key-added", name)
+    run_ok(*commands(copied)["score"])
+    values = json.loads(run_ok("info", copied.data, "--json").out)
     assert list(values["runs"]) == ["score"]
     assert {key: list(runs) for key, runs in values["other_runs"].items()} == {
         name: [name] for name in ("embed", "denoise")
     }
-    text = run_well("info", copied.data).out
+    text = run_ok("info", copied.data).out
     assert "results of 3 runs" in text
     assert all(f"\n{line}: model " in text for line in ("score", "embed --key-added embed"))
-    selected = json.loads(run_well("info", copied.data, "--key-added", "embed", "--json").out)
+    selected = json.loads(run_ok("info", copied.data, "--key-added", "embed", "--json").out)
     assert (list(selected["runs"]), selected["other_runs"]) == (["embed"], {})
-    assert "with --key-added none" in run_well("info", copied.data, "--key-added", "none").out
+    assert "with --key-added none" in run_ok("info", copied.data, "--key-added", "none").out
 
 
 def test_json_of_check_is_an_object_if_the_data_is_refused(copied):
@@ -245,7 +245,7 @@ def test_json_of_check_is_an_object_if_the_data_is_refused(copied):
 
 @pytest.mark.parametrize("case", KEYS)
 def test_result_goes_to_stdout_and_next_step_to_stderr(copied, case):
-    outcome = run_well(*commands(copied)[case])
+    outcome = run_ok(*commands(copied)[case])
     assert outcome.out.strip()
     assert "next: " not in outcome.out
     assert "Traceback" not in outcome.err
@@ -255,13 +255,13 @@ def test_result_goes_to_stdout_and_next_step_to_stderr(copied, case):
 
 @pytest.mark.parametrize("case", KEYS)
 def test_quiet_prints_only_the_result(copied, case):
-    outcome = run_well(*commands(copied)[case], "--quiet")
+    outcome = run_ok(*commands(copied)[case], "--quiet")
     assert outcome.err == ""
     assert outcome.out.strip()
 
 
 def test_version_option_prints_the_version():
-    assert run_well("--version").out == f"scvae {__version__}\n"
+    assert run_ok("--version").out == f"scvae {__version__}\n"
 
 
 def test_unknown_command_gives_exit_code_2():
@@ -338,7 +338,7 @@ def interrupt_in_epoch(monkeypatch, epoch: int, number: signal.Signals) -> None:
 def test_resumed_training_gives_the_same_weights(copied, monkeypatch, number):
     command = ["train", copied.data, *TINY, "--max-epochs", "6"]
     uninterrupted, resumed = copied.data.with_name("whole.scvae"), copied.data.with_name("parts.scvae")
-    run_well(*command, "-m", uninterrupted)
+    run_ok(*command, "-m", uninterrupted)
     with monkeypatch.context() as patch:
         interrupt_in_epoch(patch, 3, number)
         outcome = run_cli(*command, "-m", resumed)
@@ -347,14 +347,14 @@ def test_resumed_training_gives_the_same_weights(copied, monkeypatch, number):
     assert "interrupted after epoch 3" in outcome.err
     assert "--resume" in outcome.err
     assert not resumed.exists()
-    assert "resumed after epoch 3" in run_well(*command, "-m", resumed, "--resume").err
+    assert "resumed after epoch 3" in run_ok(*command, "-m", resumed, "--resume").err
     assert weights(resumed) == weights(uninterrupted)
     assert not list(resumed.parent.glob(".parts*"))
 
 
 def test_same_command_gives_the_same_weights(copied):
     second = copied.data.with_name("again.scvae")
-    run_well("train", copied.data, "-m", second, *TINY)
+    run_ok("train", copied.data, "-m", second, *TINY)
     assert weights(second) == weights(copied.model)
 
 
@@ -383,9 +383,9 @@ def test_killed_training_leaves_complete_old_or_new_model(copied, moment):
     command = ["train", copied.data, "-m", copied.model, *TINY, "--seed", "1", "--force"]
     old = weights(copied.model)
     run_killed(KILLED[moment], *command)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     assert (weights(copied.model) == old) == (moment != "after the swap")
-    run_well(*command)
+    run_ok(*command)
     assert weights(copied.model) != old
     assert {path.name for path in copied.data.parent.iterdir()} == {"cells.h5ad", "cells.scvae"}
 
@@ -395,4 +395,4 @@ def test_killed_first_training_leaves_no_model(copied):
     run_killed(KILLED["writing the model"], "train", copied.data, "-m", folder, *TINY)
     assert not folder.exists()
     assert run_cli("embed", copied.data, "-m", folder).code == 4
-    run_well("train", copied.data, "-m", folder, *TINY)
+    run_ok("train", copied.data, "-m", folder, *TINY)

@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import run_well
+from command_line import run_ok
 from simulated import learned
 
 import scvae_cli as scvae
@@ -114,12 +114,12 @@ def test_command_writes_coarse_labels(copied):
     adata.obs["coarse"] = adata.obs["cell_type"].map(COARSE)
     adata.write_h5ad(copied.data)
     command = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type", "--coarse-key", "coarse"]
-    report = json.loads(run_well(*command, "--json").out)["coarse"]
+    report = json.loads(run_ok(*command, "--json").out)["coarse"]
     written = ad.read_h5ad(copied.data)
     assert list(written.obs["scvae_label_coarse"].cat.categories) == [*report["labels"], "unknown"]
     assert set(report["heldout"]) == {"labels", "kept", "kept_right", "coarse_right"}
     # A second run overwrites the columns of the first run, and does not suggest these columns as known labels.
-    out = run_well(*command).out
+    out = run_ok(*command).out
     assert "get a coarse label" in out
     with pytest.raises(DataError) as error:
         scvae.annotate(ad.read_h5ad(copied.data), copied.model, labels_key="nothing")

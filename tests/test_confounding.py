@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_well
+from command_line import TINY, run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score
@@ -337,25 +337,25 @@ def nested_samples(tmp_path):
 
 def test_check_and_train_report_the_same_confounding(nested_samples):
     expected = "batch key 'sample' is confounded with 'condition' and 'donor'"
-    checked = json.loads(run_well("check", nested_samples, "--batch-key", "sample", "--json").out)
+    checked = json.loads(run_ok("check", nested_samples, "--batch-key", "sample", "--json").out)
     assert {one["column"] for one in checked["confounded"]} == {"condition", "donor"}
     assert set(checked["confounded"][0]) == {"column", "relation", "share"}
     (finding,) = [one for one in checked["findings"] if "confounded" in one["message"]]
     assert finding["level"] == "warn"
     assert finding["message"].startswith(expected)
     assert checked["ok"]
-    assert f"warn: {expected}" in run_well("check", nested_samples, "--batch-key", "sample").out
+    assert f"warn: {expected}" in run_ok("check", nested_samples, "--batch-key", "sample").out
 
-    trained = run_well("train", nested_samples, "--batch-key", "sample", "--quiet", *TINY)
+    trained = run_ok("train", nested_samples, "--batch-key", "sample", "--quiet", *TINY)
     (line,) = [line for line in trained.err.splitlines() if "confounded" in line]
     assert line == f"warning: {finding['message']}; {finding['hint']}"
 
 
 def test_crossed_columns_are_not_reported(nested_samples):
-    assert json.loads(run_well("check", nested_samples, "--json").out)["confounded"] == []
-    assert "confounded" not in run_well("train", nested_samples, *TINY).err
+    assert json.loads(run_ok("check", nested_samples, "--json").out)["confounded"] == []
+    assert "confounded" not in run_ok("train", nested_samples, *TINY).err
     # The samples are nested in the donors, but the conditions are not nested in the donors.
-    checked = json.loads(run_well("check", nested_samples, "--batch-key", "donor", "--json").out)
+    checked = json.loads(run_ok("check", nested_samples, "--batch-key", "donor", "--json").out)
     assert checked["confounded"] == [{"column": "sample", "relation": "one_batch_per_value", "share": 1.0}]
     adata = ad.read_h5ad(nested_samples)
     del adata.obs["sample"]
@@ -382,13 +382,13 @@ def test_tiny_and_single_batches_are_reported_by_check_and_train(nested_samples)
     adata.write_h5ad(nested_samples)
     few = "1 batch of obs['lane'] has fewer than 3 cells, for example 'small'"
     for key, message in (("lane", few), ("nothing", "obs['nothing'] has only one value")):
-        checked = json.loads(run_well("check", nested_samples, "--batch-key", key, "--json").out)
+        checked = json.loads(run_ok("check", nested_samples, "--batch-key", key, "--json").out)
         (finding,) = [one for one in checked["findings"] if one["message"] == message]
-        trained = run_well("train", nested_samples, "--batch-key", key, "--force", *TINY)
+        trained = run_ok("train", nested_samples, "--batch-key", key, "--force", *TINY)
         assert f"warning: {message}; {finding['hint']}\n" in trained.err
 
 
 def test_confounding_is_reported_for_real_numbers(nested_samples):
     assert not ModelConfig(likelihood="normal").of_counts
-    outcome = run_well("train", nested_samples, "--batch-key", "sample", "--likelihood", "normal", *TINY)
+    outcome = run_ok("train", nested_samples, "--batch-key", "sample", "--likelihood", "normal", *TINY)
     assert "confounded with 'condition' and 'donor'" in outcome.err

@@ -8,13 +8,13 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import random_vae
 from scipy import sparse as sp
 from scipy.integrate import quad
 from scipy.stats import gamma, poisson
 from simulated import counts_of, learned, tree
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
@@ -107,9 +107,11 @@ def test_cell_predicts_withheld_counts_and_state_the_true_mean():
 
 def test_command_option_estimate_cell(tmp_path, trained):
     copied = trained.copy_to(tmp_path)
-    run_well("denoise", copied.data, "-m", copied.model, "--estimate", "cell")
+    run_ok("denoise", copied.data, "-m", copied.model, "--estimate", "cell")
     assert np.isfinite(ad.read_h5ad(copied.data).layers["scvae_denoised"]).all()
-    refused(tmp_path, ["denoise", copied.data, "-m", copied.model, "--estimate", "own"], USAGE, "--estimate is 'own'")
+    assert_refused(
+        tmp_path, ["denoise", copied.data, "-m", copied.model, "--estimate", "own"], USAGE, "--estimate is 'own'"
+    )
 
 
 def test_genes_can_be_given_as_symbols(copied):

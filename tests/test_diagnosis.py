@@ -13,12 +13,12 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import random_vae
 from scipy.stats import ncx2
 from simulated import TINY, learned
 from test_refinement import Quadrature, random_cells
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError
@@ -320,8 +320,8 @@ def test_advice_does_not_contradict_itself(diagnosed):
 def test_diagnosis_is_written_to_uns(bench_with_batches):
     bench = bench_with_batches
     file = bench.folder / "health.png"
-    command = bench.ask("diagnose", "--samples", "4", "--refine", "2", "--quick", "--plot", file)
-    text = run_well(*command).out
+    command = bench.args("diagnose", "--samples", "4", "--refine", "2", "--quick", "--plot", file)
+    text = run_ok(*command).out
     assert "evaluated on" in text
     assert file.stat().st_size > 10_000
     stored = anndata.read_h5ad(bench.data).uns["scvae"]["diagnosis"]
@@ -332,7 +332,7 @@ def test_diagnosis_is_written_to_uns(bench_with_batches):
     assert stored["gaps"]["amortization"]["percent"] == pytest.approx(
         100 * stored["gaps"]["amortization"]["mean"] / abs(stored["gaps"]["bound"])
     )
-    report = json.loads(run_well(*command, "--force", "--json").out)
+    report = json.loads(run_ok(*command, "--force", "--json").out)
     assert report["gaps"]["bound"] == stored["gaps"]["bound"]
     assert [v["sentence"] for v in report["verdicts"]] == list(stored["verdicts"]["sentence"])
 
@@ -419,7 +419,7 @@ def test_figures_of_incomplete_diagnoses(diagnosed, tmp_path):
     ],
 )
 def test_invalid_options_are_refused(bench, code, fragment, options):
-    refused(bench.folder, bench.ask("diagnose", *options), code, fragment)
+    assert_refused(bench.folder, bench.args("diagnose", *options), code, fragment)
 
 
 def test_unsuitable_labels_are_refused_before_the_computation(bench):
@@ -427,10 +427,10 @@ def test_unsuitable_labels_are_refused_before_the_computation(bench):
         adata.obs["one"] = "T"
         adata.obs["barcode"] = adata.obs_names
 
-    bench.changed(add_columns)
+    bench.change(add_columns)
     for column, count in (("one", "1 label"), ("barcode", "0 labels")):
-        command = bench.ask("diagnose", "--labels", column)
-        assert "--labels takes" in refused(bench.folder, command, DATA, f"obs['{column}'] has {count} ")
+        command = bench.args("diagnose", "--labels", column)
+        assert "--labels takes" in assert_refused(bench.folder, command, DATA, f"obs['{column}'] has {count} ")
 
 
 def test_advice_depends_on_the_decoder(diagnosed):
@@ -451,8 +451,10 @@ def test_diagnose_requires_known_batches(bench_with_batches):
     def rename_batch(adata):
         adata.obs["batch"] = ["elsewhere"] * adata.n_obs
 
-    bench_with_batches.changed(rename_batch)
-    refused(bench_with_batches.folder, bench_with_batches.ask("diagnose"), DATA, "was not trained on batch 'elsewhere'")
+    bench_with_batches.change(rename_batch)
+    assert_refused(
+        bench_with_batches.folder, bench_with_batches.args("diagnose"), DATA, "was not trained on batch 'elsewhere'"
+    )
 
 
 def test_single_cell_is_refused(diagnosed):
@@ -468,8 +470,8 @@ def test_next_step_for_other_cells_is_not_a_training(bench):
     other = bench.folder / "other.h5ad"
     adata.write_h5ad(other)
     command = ["diagnose", other, "-m", bench.model, "--quick", "--samples", "4", "--refine", "2"]
-    outcome = run_well(*command)
+    outcome = run_ok(*command)
     assert "the data are not those of the training" in outcome.out
     assert "next: scvae embed" in outcome.err
-    run_well("embed", other, "-m", bench.model)
-    assert "next: sc.pp.neighbors" in run_well(*command).err
+    run_ok("embed", other, "-m", bench.model)
+    assert "next: sc.pp.neighbors" in run_ok(*command).err

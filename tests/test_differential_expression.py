@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from command_line import run_well
+from command_line import run_ok
 from matplotlib.figure import Figure
 from simulated import TINY, counts_of
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError
@@ -265,8 +265,8 @@ def written(tmp_path):
 def test_scanpy_reads_and_plots_the_result(written):
     matplotlib.use("Agg")
     command = ["de", written, "--groupby", "group", "--group", "A"]
-    run_well(*command, "--reference", "B")
-    run_well(*command, "--key-added", "other")
+    run_ok(*command, "--reference", "B")
+    run_ok(*command, "--key-added", "other")
     adata = ad.read_h5ad(written)
     assert {KEY, "rank_genes_groups_other"} <= set(adata.uns)
     frame = sc.get.rank_genes_groups_df(adata, group="A", key=KEY)
@@ -298,11 +298,11 @@ def test_scanpy_reads_and_plots_the_result(written):
 
 def test_results_of_several_contrasts_can_be_stored(written):
     command = ["de", written, "--groupby", "group", "--group", "A"]
-    run_well(*command, "--reference", "B")
-    run_well(*command, "--reference", "B", "--threshold", "0.5")  # replaces the result of the same contrast
+    run_ok(*command, "--reference", "B")
+    run_ok(*command, "--reference", "B", "--threshold", "0.5")  # replaces the result of the same contrast
     other = [*command, "--reference", "other"]
-    assert "--name" in refused(written.parent, other, DATA, "holds another result, of 'de'")
-    run_well(*other, "--name", "A vs other")
+    assert "--name" in assert_refused(written.parent, other, DATA, "holds another result, of 'de'")
+    run_ok(*other, "--name", "A vs other")
     adata = ad.read_h5ad(written)
     assert adata.uns[KEY]["params"]["reference"] == "B"
     assert adata.uns[KEY]["params"]["threshold"] == 0.5
@@ -319,7 +319,7 @@ def test_results_of_several_contrasts_can_be_stored(written):
 def test_table_json_and_figure_agree(written):
     table, plot = written.with_name("table.csv"), written.with_name("plot.png")
     command = ["de", written, "--groupby", "group", "--group", "A", "--reference", "B"]
-    values = json.loads(run_well(*command, "--table", table, "--plot", plot, "--json").out)
+    values = json.loads(run_ok(*command, "--table", table, "--plot", plot, "--json").out)
     frame = pd.read_csv(table)
     assert list(frame["gene"][:5]) == [row["gene"] for row in values["genes"][:5]]
     assert frame["called"].sum() == values["called"] == values["up"] + values["down"]
@@ -333,23 +333,23 @@ def test_table_json_and_figure_agree(written):
     np.testing.assert_allclose(called["bound"], np.maximum(called["low"], -called["high"]).clip(0))
     assert (1 - called["probability"]).mean() <= values["fdr"]
     assert plot.stat().st_size > 10_000
-    text = run_well(*command, "--table", table, "--force", "--sort", "probability", "--gene-symbols", "symbol").out
+    text = run_ok(*command, "--table", table, "--force", "--sort", "probability", "--gene-symbols", "symbol").out
     assert pd.read_csv(table)["expected_fdr"].dropna().is_monotonic_increasing
     assert f"{values['called']} of {N_GENES + 1} genes" in text
     assert "tested by their counts alone: 1 gene that" in text
     assert "not tested: 1 gene " in text
     assert "NEW0" in text
-    run_well(*command, "--table", table, "--force", "--sort", "change")
+    run_ok(*command, "--table", table, "--force", "--sort", "change")
     changes = pd.read_csv(table).query("called")["change"].abs()
     assert changes.is_monotonic_decreasing
 
 
 def test_no_called_gene_is_reported_in_one_line(written):
     command = ["de", written, "--groupby", "batch", "--group", "batch_1"]
-    text = run_well(*command).out
+    text = run_ok(*command).out
     assert "no gene is called; the most certain is " in text
     assert "90% interval  P(changed)" not in text
-    assert len(json.loads(run_well(*command, "--json").out)["genes"]) == 20
+    assert len(json.loads(run_ok(*command, "--json").out)["genes"]) == 20
 
 
 # --- genes that the model lacks ---------------------------------------------------------------------------------------
@@ -543,7 +543,7 @@ def test_warning_contains_code_that_makes_categories_for_scanpy_plots(dtype, gro
 
 def test_within_restricts_the_compared_cells(written):
     command = ["de", written, "--groupby", "group", "--group", "A", "--within", "batch=batch_1", "--cells", "50"]
-    values = json.loads(run_well(*command, "--json").out)
+    values = json.loads(run_ok(*command, "--json").out)
     adata = ad.read_h5ad(written)
     inside = adata.obs["batch"] == "batch_1"
     assert values["n_group"] == min(50, int((inside & (adata.obs["group"] == "A")).sum()))
@@ -627,7 +627,7 @@ def test_figure_shows_the_result():
     ],
 )
 def test_invalid_comparisons_are_refused(bench, code, fragment, options):
-    refused(bench.folder, bench.ask("de", *options), code, fragment)
+    assert_refused(bench.folder, bench.args("de", *options), code, fragment)
 
 
 def test_groups_that_are_too_small_or_contain_all_cells_are_refused(bench):
@@ -635,15 +635,21 @@ def test_groups_that_are_too_small_or_contain_all_cells_are_refused(bench):
         adata.obs["few"] = ["two"] * 2 + ["more"] * (adata.n_obs - 2)
         adata.obs["one"] = "all"
 
-    bench.changed(add_columns)
-    refused(bench.folder, bench.ask("de", "--groupby", "few", "--group", "two"), DATA, "'two' of obs['few'] has 2")
-    refused(bench.folder, bench.ask("de", "--groupby", "few", "--group", "more"), DATA, "'rest' of obs['few'] has 2")
-    refused(bench.folder, bench.ask("de", "--groupby", "one", "--group", "all"), DATA, "all cells have obs['one']")
+    bench.change(add_columns)
+    assert_refused(
+        bench.folder, bench.args("de", "--groupby", "few", "--group", "two"), DATA, "'two' of obs['few'] has 2"
+    )
+    assert_refused(
+        bench.folder, bench.args("de", "--groupby", "few", "--group", "more"), DATA, "'rest' of obs['few'] has 2"
+    )
+    assert_refused(
+        bench.folder, bench.args("de", "--groupby", "one", "--group", "all"), DATA, "all cells have obs['one']"
+    )
 
 
 def test_comparison_of_batches_is_refused(bench_with_batches):
-    command = bench_with_batches.ask("de", "--groupby", "batch", "--group", "batch_1", "--reference", "batch_2")
-    hint = refused(bench_with_batches.folder, command, DATA, "no batch has at least two cells each of")
+    command = bench_with_batches.args("de", "--groupby", "batch", "--group", "batch_1", "--reference", "batch_2")
+    hint = assert_refused(bench_with_batches.folder, command, DATA, "no batch has at least two cells each of")
     assert "--batch-key" in hint
 
 
@@ -651,7 +657,7 @@ def test_results_of_other_programs_are_overwritten_only_with_force(bench):
     def add_result(adata: ad.AnnData) -> None:
         adata.uns[KEY] = {"mine": 1}
 
-    bench.changed(add_result)
-    command = bench.ask("de", "--groupby", "batch", "--group", "batch_1")
-    assert "--force" in refused(bench.folder, command, DATA, "was not written by scvae")
-    run_well(*command, "--force")
+    bench.change(add_result)
+    command = bench.args("de", "--groupby", "batch", "--group", "batch_1")
+    assert "--force" in assert_refused(bench.folder, command, DATA, "was not written by scvae")
+    run_ok(*command, "--force")

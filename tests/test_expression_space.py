@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import random_vae, theta_of
 from scipy.stats import spearmanr
 from simulated import TINY, counts_of, learned, tiny_config, tree
@@ -250,9 +250,9 @@ def test_few_cells_have_few_dimensions(n_cells):
 
 
 def test_option_space_selects_the_embedding(bench):
-    run_well(*bench.ask("embed"))
+    run_ok(*bench.args("embed"))
     expression = ad.read_h5ad(bench.data)
-    run_well(*bench.ask("embed", "--space", "latent"))
+    run_ok(*bench.args("embed", "--space", "latent"))
     latent = ad.read_h5ad(bench.data)
     np.testing.assert_array_equal(latent.obsm["X_scvae"], latent.obsm["scvae_latent"])
     np.testing.assert_array_equal(latent.obsm["scvae_latent"], expression.obsm["scvae_latent"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import run_cli
 from simulated import counts_of, tiny_config, tree
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 from scvae_cli.config import ModelConfig, TrainConfig
 from scvae_cli.errors import ConfigError
@@ -259,5 +259,5 @@ def test_invalid_weights_are_refused(value):
 
 
 def test_train_has_the_option_flat(bench):
-    refused(bench.folder, bench.train("--flat", "-1"), USAGE, "--flat is -1")
+    assert_refused(bench.folder, bench.train_args("--flat", "-1"), USAGE, "--flat is -1")
     assert "--flat" in run_cli("train", "--help").out

@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from conftest import cells
 from tenx import gene_ids, write_10x_h5, write_10x_mtx, write_plain_mtx
 
@@ -37,35 +37,35 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarni
 
 
 def test_commands_accept_10x_data(sample):
-    report = json.loads(run_well("check", sample, "--json").out)
+    report = json.loads(run_ok("check", sample, "--json").out)
     assert (report["n_cells"], report["n_genes"], report["counts_source"]) == (120, 40, "X")
-    outcome = run_well("train", sample, *TINY)
+    outcome = run_ok("train", sample, *TINY)
     model = sample.with_name(f"{sample.stem}.scvae")
     assert model.is_dir()
     assert "TBCE-1" in (model / "genes.txt").read_text().splitlines()
     assert f"next: scvae embed {sample} -o {sample.stem}.h5ad" in outcome.err
     out = sample.with_name("out.h5ad")
-    run_well("embed", sample, "-o", out)
+    run_ok("embed", sample, "-o", out)
     adata = ad.read_h5ad(out)
     assert adata.obsm["scvae_latent"].shape == (120, 4)
     np.testing.assert_array_equal(adata.X.toarray(), cells().X.toarray())
     assert list(adata.obs_names) == list(cells().obs_names)
     assert adata.var_names.is_unique
-    assert "obsm/X_scvae" in run_well("info", out).out
+    assert "obsm/X_scvae" in run_ok("info", out).out
     # The written .h5ad can be used like any other .h5ad.
-    run_well("denoise", out, "-m", model)
+    run_ok("denoise", out, "-m", model)
     assert ad.read_h5ad(out).layers["scvae_denoised"].shape == (120, 40)
 
 
 def test_results_equal_those_of_the_same_cells_in_an_h5ad(sample):
-    run_well("train", sample, *TINY)
+    run_ok("train", sample, *TINY)
     model, same = sample.with_name(f"{sample.stem}.scvae"), sample.with_name("same.h5ad")
     adata = cells()
     adata.var_names = ["TBCE", "TBCE-1", *adata.var_names[2:]]
     adata.write_h5ad(same)
     out = sample.with_name("out.h5ad")
-    run_well("embed", sample, "-m", model, "-o", out)
-    run_well("embed", same, "-m", model)
+    run_ok("embed", sample, "-m", model, "-o", out)
+    run_ok("embed", same, "-m", model)
     np.testing.assert_array_equal(ad.read_h5ad(out).obsm["X_scvae"], ad.read_h5ad(same).obsm["X_scvae"])
 
 
@@ -75,7 +75,7 @@ def test_existing_output_requires_force(sample, trained):
     arguments = ("embed", sample, "-m", trained.model, "--allow-missing-genes", "-o", out)
     assert run_cli(*arguments).code == 3
     assert out.read_bytes() == b"precious"
-    run_well(*arguments, "--force")
+    run_ok(*arguments, "--force")
     assert "X_scvae" in ad.read_h5ad(out).obsm
 
 

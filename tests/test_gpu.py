@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from simulated import TINY, tree
 
 import scvae_cli as scvae
@@ -104,10 +104,10 @@ def test_commands_give_the_same_results_as_on_the_cpu(cells, on_cpu, tmp_path):
         data = tmp_path / f"{device.replace(':', '')}_cells.h5ad"
         cells.write_h5ad(data)
         arguments = [data, "-m", model, "--device", device]
-        run_well("embed", *arguments)
-        run_well("denoise", *arguments)
-        run_well("score", *arguments, "--samples", "10", "--simulated", "100")
-        run_well(
+        run_ok("embed", *arguments)
+        run_ok("denoise", *arguments)
+        run_ok("score", *arguments, "--samples", "10", "--simulated", "100")
+        run_ok(
             "interpolate",
             *arguments,
             "--groupby",

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from command_line import run_well
+from command_line import run_ok
 from simulated import TINY, learned
-from workbench import DATA, refused
+from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
@@ -119,12 +119,12 @@ def test_command_reports_differences_of_group_means(copied):
     adata.obs["single"] = [f"s{n}" for n in range(adata.n_obs)]
     adata.write_h5ad(copied.data)
     command = ("denoise", copied.data, "-m", copied.model)
-    report = json.loads(run_well(*command, "--groupby", "kind", "--json").out)["group_means"]
+    report = json.loads(run_ok(*command, "--groupby", "kind", "--json").out)["group_means"]
     assert (report["groupby"], report["n_groups"]) == ("kind", 2)
     assert report["n_different"] <= report["n_compared"] == 2 * adata.var_names.isin(copied_genes(copied)).sum()
     assert all(set(row) == {"gene", "group", "n_cells", "raw", "denoised", "error"} for row in report["worst"])
-    assert json.loads(run_well(*command, "--json").out)["group_means"] is None
-    refused(
+    assert json.loads(run_ok(*command, "--json").out)["group_means"] is None
+    assert_refused(
         copied.data.parent, [*command, "--groupby", "single"], DATA, "no group of obs['single'] has 10 cells or more"
     )
 
@@ -150,7 +150,7 @@ def test_genes_outside_the_model_are_not_written(tmp_path):
     file, out = tmp_path / "wide.h5ad", tmp_path / "out.h5ad"
     wide.write_h5ad(file)
     model.save(tmp_path / "wide.scvae")
-    run_well("denoise", file, "-o", out)
+    run_ok("denoise", file, "-o", out)
     assert out.stat().st_size < file.stat().st_size + 1.2 * 700 * 90 * 4 + 50_000
     found = ad.read_h5ad(out)
     assert "scvae_denoised" not in found.layers
@@ -160,7 +160,7 @@ def test_genes_outside_the_model_are_not_written(tmp_path):
     plot = sc.pl.dotplot(d, ["gene3", "gene50"], groupby="type", layer="scvae_denoised", return_fig=True)
     means = pd.DataFrame(d.layers["scvae_denoised"], columns=d.var_names).groupby(d.obs["type"].to_numpy()).mean()
     np.testing.assert_allclose(plot.dot_color_df, means[["gene3", "gene50"]], rtol=1e-5)
-    run_well("denoise", out, "-m", tmp_path / "wide.scvae", "--all-genes")
+    run_ok("denoise", out, "-m", tmp_path / "wide.scvae", "--all-genes")
     layer = ad.read_h5ad(out).layers["scvae_denoised"]
     np.testing.assert_array_equal(layer[:, :90], found.obsm["scvae_denoised"])
     assert np.isnan(layer[:, 90:]).all()

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from conftest import Trained
-from workbench import WALK, elements_of
+from workbench import BETWEEN_BATCHES, elements_of
 
 from scvae_cli.data import h5ad_rows
 from scvae_cli.data.counts import read_counts
@@ -23,7 +23,7 @@ from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.errors import DataError
 
 ORDER = ("--groupby", "batch", "--root", "batch_1", "--to", "batch_2")
-VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": WALK, "pseudotime": ORDER}
+VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": BETWEEN_BATCHES, "pseudotime": ORDER}
 
 
 def with_all_parts(adata: ad.AnnData) -> ad.AnnData:
@@ -92,7 +92,7 @@ def column_orders(path: Path) -> dict[str, list[str]]:
 def test_commands_do_not_change_other_elements(full_file):
     before, order = elements_of(full_file.data), column_orders(full_file.data)
     for verb, options in VERBS.items():
-        run_well(verb, full_file.data, "-m", full_file.model, *options)
+        run_ok(verb, full_file.data, "-m", full_file.model, *options)
         new, changed = differences(before, elements_of(full_file.data))
         assert all("scvae" in name for name in new), new
         assert changed <= {"obs", "var"}
@@ -110,7 +110,7 @@ def test_anndata_and_scanpy_read_the_results(full_file):
 
     before = ad.read_h5ad(full_file.data)
     for verb, options in VERBS.items():
-        run_well(verb, full_file.data, "-m", full_file.model, *options)
+        run_ok(verb, full_file.data, "-m", full_file.model, *options)
     adata = ad.read_h5ad(full_file.data)
     pd.testing.assert_frame_equal(adata.obs[before.obs.columns], before.obs)
     assert adata.obsm["scvae_latent"].shape == (120, 4)
@@ -123,13 +123,13 @@ def test_anndata_and_scanpy_read_the_results(full_file):
     assert adata.obsp["distances"].nnz > 0
     # scvae recognizes its results in a file that scanpy has written again.
     adata.write_h5ad(full_file.data)
-    run_well("embed", full_file.data, "-m", full_file.model)
+    run_ok("embed", full_file.data, "-m", full_file.model)
 
 
 def test_commands_write_exactly_the_recorded_slots(copied):
     for verb, options in VERBS.items():
         before = set(elements_of(copied.data))
-        run_well(verb, copied.data, "-m", copied.model, *options, "--key-added", "wide")
+        run_ok(verb, copied.data, "-m", copied.model, *options, "--key-added", "wide")
         new = {name for name in set(elements_of(copied.data)) - before if not name.startswith("uns/wide/runs")}
         runs = ad.read_h5ad(copied.data).uns["wide"]["runs"]
         planned = next(r["slots"] for r in map(json.loads, runs.values()) if r["command"].split("_")[0] == verb)
@@ -146,7 +146,7 @@ def test_results_of_version_0_1_0_are_recognized(copied):
     record |= {"device": "cpu", "missing_genes": 0, "options": {"axes": "canonical", "refine": 0}}
     adata.uns["scvae"] = {"runs": {"embed": json.dumps(record | {"slots": ["obsm/X_scvae"]})}}
     adata.write_h5ad(copied.data)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     assert ad.read_h5ad(copied.data).obsm["X_scvae"].any()
 
 
@@ -158,8 +158,8 @@ def test_repeated_runs_reuse_the_space_of_old_results(copied):
     many.write_h5ad(copied.data)
     sizes = []
     for _ in range(4):
-        run_well("denoise", copied.data, "-m", copied.model, "--samples", "1")
-        run_well("embed", copied.data, "-m", copied.model)
+        run_ok("denoise", copied.data, "-m", copied.model, "--samples", "1")
+        run_ok("embed", copied.data, "-m", copied.model)
         sizes.append(copied.data.stat().st_size)
     # Every opening of the file adds a few KiB. The new results (about 400 KiB) reuse the space of the old results.
     assert sizes[3] - sizes[0] < 100_000, sizes
@@ -167,33 +167,33 @@ def test_repeated_runs_reuse_the_space_of_old_results(copied):
 
 def test_repeated_run_gives_an_identical_file(copied):
     for verb, options in VERBS.items():
-        run_well(verb, copied.data, "-m", copied.model, *options)
+        run_ok(verb, copied.data, "-m", copied.model, *options)
         first = elements_of(copied.data)
-        run_well(verb, copied.data, "-m", copied.model, *options)
+        run_ok(verb, copied.data, "-m", copied.model, *options)
         assert elements_of(copied.data) == first
 
 
 def test_results_of_two_models_are_stored_in_one_file(copied):
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     first = elements_of(copied.data)
     other = copied.model.with_name("other.scvae")
-    run_well("train", copied.data, "-m", other, "--max-epochs", "2", "--n-latent", "3", "--n-hidden", "8")
-    run_well("embed", copied.data, "-m", other, "--key-added", "other")
+    run_ok("train", copied.data, "-m", other, "--max-epochs", "2", "--n-latent", "3", "--n-hidden", "8")
+    run_ok("embed", copied.data, "-m", other, "--key-added", "other")
     new, changed = differences(first, elements_of(copied.data))
     assert not changed
     assert {"obsm/X_other", "obsm/other_latent", "obsm/other_latent_var"} < new
     adata = ad.read_h5ad(copied.data)
     assert (adata.obsm["scvae_latent"].shape[1], adata.obsm["other_latent"].shape[1]) == (4, 3)
-    assert "obsm/X_other" in run_well("info", copied.data, "--key-added", "other").out
+    assert "obsm/X_other" in run_ok("info", copied.data, "--key-added", "other").out
 
 
 def test_output_option_does_not_change_the_input(full_file):
     out = full_file.data.with_name("out.h5ad")
     for verb, options in VERBS.items():
         before = hashlib.sha256(full_file.data.read_bytes()).digest()
-        run_well(verb, full_file.data, "-m", full_file.model, "-o", out, "--force", *options)
+        run_ok(verb, full_file.data, "-m", full_file.model, "-o", out, "--force", *options)
         assert hashlib.sha256(full_file.data.read_bytes()).digest() == before
-        run_well(verb, full_file.data, "-m", full_file.model, *options)
+        run_ok(verb, full_file.data, "-m", full_file.model, *options)
         assert elements_of(out) == elements_of(full_file.data)
 
 
@@ -201,7 +201,7 @@ def test_links_and_permissions_are_kept(copied):
     link = copied.data.with_name("link.h5ad")
     link.symlink_to(copied.data.name)
     copied.data.chmod(0o640)
-    run_well("embed", link, "-m", copied.model)
+    run_ok("embed", link, "-m", copied.model)
     assert link.is_symlink()
     assert copied.data.stat().st_mode & 0o777 == 0o640
     assert "X_scvae" in ad.read_h5ad(copied.data).obsm
@@ -259,7 +259,7 @@ KINDS += ["raw", "counts", "no X", "null raw", "unsorted", "stored twice"]
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, trained) -> np.ndarray:
     copied = trained.copy_to(tmp_path_factory.mktemp("reference"))
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     return ad.read_h5ad(copied.data).obsm["X_scvae"]
 
 
@@ -275,7 +275,7 @@ def test_storage_format_of_counts_does_not_matter(copied, reference, monkeypatch
     blocks = read_counts(H5adFile(copied.data))
     assert (whole.matrix != blocks.matrix).nnz == 0
     assert set(whole.gene_names) == set(ad.read_h5ad(copied.data).var_names)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     np.testing.assert_array_equal(ad.read_h5ad(copied.data).obsm["X_scvae"], reference)
 
 
@@ -323,7 +323,7 @@ def test_files_from_anndata_before_0_7_are_read_but_not_written(copied):
     assert [*H5adFile(copied.data).obs_column("depth")[:2], *H5adFile(copied.data).obs_column("kind")[:2]] == [
         *(0.0, 0.0, "T", "T")
     ]
-    run_well("check", copied.data)
+    run_ok("check", copied.data)
 
 
 @pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")
@@ -338,7 +338,7 @@ def test_categories_from_anndata_before_0_8_are_read(copied):
         obs["batch"].attrs["categories"] = obs["__categories/batch"].ref
         obs.attrs["encoding-version"] = "0.1.0"
     assert list(H5adFile(copied.data).obs_column("batch")) == list(labels)
-    run_well("interpolate", copied.data, "-m", copied.model, *WALK)
+    run_ok("interpolate", copied.data, "-m", copied.model, *BETWEEN_BATCHES)
 
 
 @pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")
@@ -372,6 +372,6 @@ def test_groups_without_an_encoding_stay_without_one(copied):
             for attribute in list(file[name].attrs):
                 del file[name].attrs[attribute]
     before = elements_of(copied.data)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     assert not differences(before, elements_of(copied.data))[1]
     assert ad.read_h5ad(copied.data).obsm["scvae_latent"].shape == (120, 4)

@@ -15,8 +15,8 @@ import hostile_models
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from command_line import run_cli, run_elsewhere, run_well
-from workbench import DATA, MODEL, USAGE, refused
+from command_line import run_cli, run_elsewhere, run_ok
+from workbench import DATA, MODEL, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.finite import finite_slots, refuse_not_finite
@@ -49,11 +49,11 @@ def test_pipe_as_data_is_refused(pipe, verb):
 
 def test_pipe_or_device_as_an_option_is_refused(bench, pipe):
     for path in (pipe, Path("/dev/zero")):
-        outcome = run_cli(*bench.train("--config", path))
+        outcome = run_cli(*bench.train_args("--config", path))
         assert outcome.code == USAGE, outcome
         assert "cannot read" in outcome.err
-        assert run_cli(*bench.train("--genes", f"@{path}")).code == DATA
-        assert run_cli(*bench.ask("denoise", "--genes", f"@{path}")).code == USAGE
+        assert run_cli(*bench.train_args("--genes", f"@{path}")).code == DATA
+        assert run_cli(*bench.args("denoise", "--genes", f"@{path}")).code == USAGE
 
 
 def test_pipe_in_a_10x_folder_is_refused(tmp_path):
@@ -91,8 +91,8 @@ def test_control_characters_in_messages_are_escaped():
 
 
 def test_names_with_line_breaks_are_refused(bench):
-    bench.changed(lambda a: setattr(a, "var_names", [f"{name}\n" for name in a.var_names]))
-    refused(bench.folder, bench.train(), DATA, "has a line break")
+    bench.change(lambda a: setattr(a, "var_names", [f"{name}\n" for name in a.var_names]))
+    assert_refused(bench.folder, bench.train_args(), DATA, "has a line break")
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_float_counts_that_are_too_large_are_refused(bench, value):
         x.data[3] = value
         adata.X = x
 
-    bench.changed(change)
-    refused(bench.folder, bench.train(), DATA, "a value too large for a count")
+    bench.change(change)
+    assert_refused(bench.folder, bench.train_args(), DATA, "a value too large for a count")
 
 
 def test_integer_counts_that_are_too_large_are_refused(bench):
-    bench.changed(lambda a: setattr(a, "X", sp.csr_matrix(a.X.astype(np.uint64).multiply(2**40)).astype(np.uint64)))
-    refused(bench.folder, bench.train(), DATA, "a value too large for a count")
+    bench.change(lambda a: setattr(a, "X", sp.csr_matrix(a.X.astype(np.uint64).multiply(2**40)).astype(np.uint64)))
+    assert_refused(bench.folder, bench.train_args(), DATA, "a value too large for a count")
 
 
 def test_results_that_are_not_finite_are_not_written():
@@ -150,7 +150,7 @@ def test_huge_weights_give_no_result(bench, verb):
     hostile_models.write_tensors(bench.model / "weights.safetensors", header, numbers.astype("<f4").tobytes())
     hostile_models.sign(bench.model)
     before = bench.data.read_bytes()
-    outcome = run_cli(*bench.ask(verb))
+    outcome = run_cli(*bench.args(verb))
     assert outcome.code in (DATA, MODEL), outcome
     assert bench.data.read_bytes() == before
 
@@ -162,7 +162,7 @@ def test_weights_that_are_not_finite_are_refused(bench, value):
     numbers[7] = value
     hostile_models.write_tensors(bench.model / "weights.safetensors", header, numbers.tobytes())
     hostile_models.sign(bench.model)
-    refused(bench.folder, bench.ask("embed"), MODEL, "values that are not finite numbers")
+    assert_refused(bench.folder, bench.args("embed"), MODEL, "values that are not finite numbers")
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_declared_size_without_stored_values_is_refused(bench):
     with h5py.File(bench.data, "r+") as file:
         del file["obs/_index"]
         file["obs"].create_dataset("_index", shape=(10**12,), dtype=h5py.string_dtype(), chunks=(1000,))
-    refused(bench.folder, ["check", bench.data], DATA, "but few of them are stored")
+    assert_refused(bench.folder, ["check", bench.data], DATA, "but few of them are stored")
 
 
 def test_loaded_model_equals_the_saved_model(bench):
@@ -200,7 +200,7 @@ def test_heap_that_makes_hdf5_loop_forever_is_refused(bench):
     heap = content.find(b"GCOL")
     content[heap + 16 : heap + 2048] = bytes(2032)
     bench.data.write_bytes(content)
-    refused(bench.folder, bench.ask("embed"), DATA, "a text has no size")
+    assert_refused(bench.folder, bench.args("embed"), DATA, "a text has no size")
 
 
 def test_exponentially_many_links_are_not_followed(bench):
@@ -210,7 +210,7 @@ def test_exponentially_many_links_are_not_followed(bench):
             deeper = group.create_group("a")
             group["b"] = deeper
             group = deeper
-    run_well(*bench.ask("embed"))
+    run_ok(*bench.args("embed"))
 
 
 def test_deeply_nested_uns_is_not_traversed(bench):
@@ -218,7 +218,7 @@ def test_deeply_nested_uns_is_not_traversed(bench):
         group = file["uns"]
         for _ in range(2000):
             group = group.create_group("a")
-    run_well(*bench.ask("embed"))
+    run_ok(*bench.args("embed"))
     assert list(H5adFile(bench.data).existing("uns/scvae/runs")) == ["embed"]
 
 
@@ -249,7 +249,7 @@ def test_saved_state_with_wrong_numbers_is_refused(bench, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr("scvae_cli.training.loop.Trainer.evaluate", _interrupted_at(3))
-        assert run_cli(*bench.train()).code == 130
+        assert run_cli(*bench.train_args()).code == 130
     state = bench.folder / ".other.scvae.partial"
     valid = bench.folder / "sound"
     shutil.copyfile(state, valid)
@@ -261,11 +261,11 @@ def test_saved_state_with_wrong_numbers_is_refused(bench, monkeypatch):
         (unpacked / "state.json").write_text(json.dumps(changed))
         hostile_models.sign(unpacked)
         hostile_models.pack_state(unpacked, state)
-        outcome = run_cli(*bench.train("--resume"))
+        outcome = run_cli(*bench.train_args("--resume"))
         assert outcome.code == MODEL, outcome
         assert "is damaged" in outcome.err
     valid.replace(state)
-    run_well(*bench.train("--resume"))
+    run_ok(*bench.train_args("--resume"))
 
 
 def _interrupted_at(count: int):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import TINY as TINY_ARGUMENTS
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from simulated import TINY, counts_of, tiny_config, tree
 from sklearn.metrics import silhouette_score
 
@@ -323,11 +323,11 @@ def test_commands_train_with_labels_and_annotate_without_labels(tmp_path):
     adata.obs["cell_type"] = "?"
     adata.write_h5ad(tmp_path / "query.h5ad")
     query, model = tmp_path / "query.h5ad", tmp_path / "cells.scvae"
-    done = run_well("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
+    done = run_ok("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
     assert "known for 150 of 150 cells" in done.err
     assert f"next: scvae annotate QUERY.h5ad -m {model}" in done.err
-    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_well("info", model).out
-    done = run_well("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
+    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_ok("info", model).out
+    done = run_ok("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
     assert "labeled training cells" in done.out
     assert (tmp_path / "labels.png").exists()
     outcome = run_cli("annotate", query, "-m", model, "--unlabeled", "?", "--force")
@@ -336,7 +336,7 @@ def test_commands_train_with_labels_and_annotate_without_labels(tmp_path):
     adata.obs["cell_type"] = tree(n_cells=150, n_genes=40).obs["cell_type"].astype(str).where(np.arange(150) > 50, "?")
     adata.write_h5ad(tmp_path / "some.h5ad")
     known = ("--labels-key", "cell_type", "--unlabeled", "?")
-    done = run_well("train", tmp_path / "some.h5ad", *known, *TINY_ARGUMENTS)
+    done = run_ok("train", tmp_path / "some.h5ad", *known, *TINY_ARGUMENTS)
     assert f"next: scvae annotate {tmp_path / 'some.h5ad'} --labels-key cell_type --unlabeled '?'" in done.err
     extreme = ("--label-weight", "1000000", "--learning-rate", "10", "-m", tmp_path / "other.scvae")
     diverged = run_cli("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *extreme, *TINY_ARGUMENTS)

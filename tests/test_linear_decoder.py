@@ -10,10 +10,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import random_vae
 from simulated import counts_of, tiny_config, tree
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.model.bundle import load
@@ -142,8 +142,8 @@ def test_configuration_without_a_decoder_has_hidden_layers():
 
 def test_all_commands_work_with_a_linear_decoder(bench):
     folder = bench.folder / "linear.scvae"
-    run_well("train", bench.data, "-m", folder, "--decoder", "linear", "--max-epochs", "3", "--device", "cpu")
-    assert "linear decoder" in run_well("info", folder).out
+    run_ok("train", bench.data, "-m", folder, "--decoder", "linear", "--max-epochs", "3", "--device", "cpu")
+    assert "linear decoder" in run_ok("info", folder).out
     groups = ["--groupby", "batch"]
     for verb, *options in (
         ["embed"],
@@ -153,10 +153,10 @@ def test_all_commands_work_with_a_linear_decoder(bench):
         ["score", "--samples", "2"],
         ["sample", "-n", "20", "-o", bench.folder / "new.h5ad"],
     ):
-        values = json.loads(run_well(verb, bench.data, "-m", folder, *options, "--json").out)
+        values = json.loads(run_ok(verb, bench.data, "-m", folder, *options, "--json").out)
         assert np.isfinite([value for value in values.values() if isinstance(value, float)]).all()
 
 
 def test_unknown_decoder_is_refused(bench):
-    hint = refused(bench.folder, bench.train("--decoder", "quadratic"), USAGE, "--decoder is 'quadratic'")
+    hint = assert_refused(bench.folder, bench.train_args("--decoder", "quadratic"), USAGE, "--decoder is 'quadratic'")
     assert "mlp, linear" in hint

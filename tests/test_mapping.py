@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from simulated import TINY, counts_of, tree
 from sklearn.metrics import roc_auc_score
-from workbench import DATA, USAGE, contents, refused
+from workbench import DATA, USAGE, assert_refused, contents
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError, ModelError, ScvaeWarning
@@ -289,7 +289,7 @@ def test_command_and_function_map_equally(copied):
     folder = copied.data.parent
     new, second = folder / "new.scvae", folder / "again.scvae"
     command = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o"]
-    facts = json.loads(run_well(*command, new, "--json").out)
+    facts = json.loads(run_ok(*command, new, "--json").out)
     reference = scvae.load(copied.model)
     mapped = scvae.map(ad.read_h5ad(copied.data), copied.model, batch_key="batch", inplace=False)
     saved = scvae.load(new)
@@ -305,8 +305,8 @@ def test_command_and_function_map_equally(copied):
     # Other commands work with the mapped model.
     for verb in ("embed", "denoise", "score", "info"):
         options = ("--samples", "2", "--simulated", "100") if verb == "score" else ()
-        run_well(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)
-    run_well(*command, second, "--quiet")
+        run_ok(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)
+    run_ok(*command, second, "--quiet")
     assert contents(second)["weights.safetensors"] == contents(new)["weights.safetensors"]
 
 
@@ -329,7 +329,7 @@ def test_command_and_function_map_equally(copied):
 )
 def test_invalid_mappings_are_refused(bench, monkeypatch, options, code, fragment):
     monkeypatch.chdir(bench.folder)
-    refused(bench.folder, bench.ask("map", *options), code, fragment)
+    assert_refused(bench.folder, bench.args("map", *options), code, fragment)
 
 
 def test_control_characters_in_names_of_batches_are_escaped(copied):
@@ -338,7 +338,7 @@ def test_control_characters_in_names_of_batches_are_escaped(copied):
     adata.write_h5ad(copied.data)
     new = copied.data.with_name("new.scvae")
     command = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o", new]
-    out = run_well(*command).out
+    out = run_ok(*command).out
     assert [row[:20] for row in out.splitlines() if row.startswith("mapped")] == ["mapped 2 new batches"]
     assert "  two\\x1b[2K: " in out
     assert "are expected even if all types are known" in out
@@ -399,6 +399,6 @@ def test_name_of_a_single_new_batch_can_be_given(copied):
     del adata.obs["batch"]
     adata.write_h5ad(copied.data)
     new = copied.data.with_name("new.scvae")
-    run_well("map", copied.data, "-m", copied.model, "--batch", "monday", "-o", new)
+    run_ok("map", copied.data, "-m", copied.model, "--batch", "monday", "-o", new)
     assert set(ad.read_h5ad(copied.data).obs["batch"]) == {"monday"}
     assert run_cli("embed", copied.data, "-m", new).code == 0

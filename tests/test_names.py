@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 import typer
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from conftest import cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,10 +58,10 @@ def test_suggested_command_line_is_parsed_to_the_same_values(data, model, output
 def test_name_of_data_may_begin_with_a_dash(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     cells().write_h5ad(Path(name).absolute())
-    outcome = run_well("train", f"./{name}", "-m", "./-model.scvae", *TINY)
+    outcome = run_ok("train", f"./{name}", "-m", "./-model.scvae", *TINY)
     line = next(line for line in outcome.err.splitlines() if line.startswith("next: "))
     words = shlex.split(line.removeprefix("next: scvae "))
-    run_well(*words)
+    run_ok(*words)
 
 
 @pytest.mark.parametrize("excess", [1, 5, 60])

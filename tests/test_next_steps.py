@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scanpy as sc
-from command_line import TINY, run_well
+from command_line import TINY, run_ok
 from conftest import cells
 from tenx import write_10x_mtx
 
@@ -20,7 +20,7 @@ from scvae_cli.tools.diagnose.verdict import Verdict, next_command
 
 def next_line(*arguments: object) -> list[str]:
     """Return the suggested command, split as by a shell."""
-    steps = [line for line in run_well(*arguments).err.splitlines() if line.startswith("next: scvae ")]
+    steps = [line for line in run_ok(*arguments).err.splitlines() if line.startswith("next: scvae ")]
     return shlex.split(steps[0].removeprefix("next: scvae "))
 
 
@@ -43,12 +43,12 @@ def test_suggested_commands_use_the_same_data_and_model(tmp_path, monkeypatch):
     assert sweep[sweep.index("--config") + 1] == str(config)
     embed = next_line(*sweep, "-m", model)
     assert embed == ["embed", str(data), "-m", str(model), "--drop-empty"]
-    run_well(*embed)
+    run_ok(*embed)
     options = ["--quick", "--samples", "4", "--refine", "2", *kept]
     # The recommended command depends on the model, but always uses the same cells.
     suggested = next_line("diagnose", data, "-m", model, *options, "--key-added", "mine")
     assert {str(data), *kept} < set(suggested)
-    run_well(*suggested)
+    run_ok(*suggested)
 
 
 def test_suggested_command_continues_with_the_output(tmp_path, trained):
@@ -60,7 +60,7 @@ def test_suggested_command_continues_with_the_output(tmp_path, trained):
     assert [word for word in refined if word not in ("--refine", "100")] == [
         *("embed", str(out), "-m", str(trained.model))
     ]
-    run_well(*refined)
+    run_ok(*refined)
 
 
 @pytest.mark.parametrize("few_genes", [False, True])
@@ -80,7 +80,7 @@ def test_suggested_python_lines_run_as_printed(tmp_path, trained, few_genes):
         ("sample", *inputs, "-n", "60", "-o", new),
         ("embed", *inputs),
     ):
-        (line,) = [line for line in run_well(*words).err.splitlines() if line.startswith("next: ")]
+        (line,) = [line for line in run_ok(*words).err.splitlines() if line.startswith("next: ")]
         names = {"adata": ad.read_h5ad(data), "sc": sc, "anndata": ad}
         try:
             exec(line.removeprefix("next: "), names)
@@ -95,7 +95,7 @@ def test_no_plot_is_suggested_without_a_column_of_groups(copied):
     adata = ad.read_h5ad(copied.data)
     del adata.obs["cell_type"], adata.obs["batch"]
     adata.write_h5ad(copied.data)
-    assert "next: " not in run_well("denoise", copied.data, "-m", copied.model).err
+    assert "next: " not in run_ok("denoise", copied.data, "-m", copied.model).err
 
 
 @pytest.mark.parametrize("finding", [name for name, advice in ADVICE.items() if advice.command is not None])
@@ -113,4 +113,4 @@ def test_every_suggestion_of_diagnose_runs(copied, monkeypatch, finding):
         assert kept
         assert {name: options[name] for name in kept} == {name: typed[name] for name in kept}
         assert options.get("-m", "") != str(copied.model)
-    run_well(*suggested)
+    run_ok(*suggested)

@@ -11,9 +11,9 @@ import math
 import anndata as ad
 import numpy as np
 import pytest
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from conftest import Trained
-from workbench import DATA, USAGE, Bench, refused
+from workbench import DATA, USAGE, Bench, assert_refused
 
 from scvae_cli.errors import ScvaeWarning
 from scvae_cli.session import Session
@@ -40,7 +40,7 @@ def trained_on_line(tmp_path_factory):
     folder = tmp_path_factory.mktemp("normal")
     cells_on_a_line().write_h5ad(folder / "line.h5ad")
     options = [*TINY, "--max-epochs", "40", "--likelihood", "normal", "--batch-key", "batch", "--flat", "1"]
-    values = json.loads(run_well("train", folder / "line.h5ad", *options, "--json").out)
+    values = json.loads(run_ok("train", folder / "line.h5ad", *options, "--json").out)
     assert np.isfinite(values["heldout_elbo"])
     return folder
 
@@ -63,7 +63,7 @@ def test_all_commands_accept_real_numbers(on_line):
         ["sample", "--prototype", "-o", folder / "prototype.h5ad"],
         ["sample", "-n", "20", "--groupby", "station", "--group", "b", "-o", folder / "b.h5ad"],
     ):
-        outcome = run_well(*on_line.ask(verb, *options))
+        outcome = run_ok(*on_line.args(verb, *options))
         assert "of a count" not in outcome.out
         assert "zero fraction" not in outcome.out
     found = ad.read_h5ad(on_line.data)
@@ -81,8 +81,8 @@ def test_all_commands_accept_real_numbers(on_line):
     assert (sampled.X < 0).any()
     assert "scvae_library" not in sampled.obs
     assert np.isfinite(ad.read_h5ad(folder / "prototype.h5ad").X).all()
-    assert "normal" in run_well("info", on_line.model).out
-    assert "real numbers: X" in run_well("check", on_line.data, "--likelihood", "normal").out
+    assert "normal" in run_ok("info", on_line.model).out
+    assert "real numbers: X" in run_ok("check", on_line.data, "--likelihood", "normal").out
 
 
 def test_prototype_is_compared_with_the_mean_cell(on_line):
@@ -113,20 +113,24 @@ def test_missing_features_give_a_warning_and_get_the_mean(on_line):
 def test_options_for_counts_are_refused(on_line):
     for verb in ("denoise", "interpolate"):
         groups = ["--groupby", "station", "--from", "a", "--to", "c"] if verb == "interpolate" else []
-        command = on_line.ask(verb, *groups, "--library", "1000")
-        refused(on_line.folder, command, USAGE, "has no library size")
-    refused(on_line.folder, on_line.ask("denoise", "--library", "median"), USAGE, "has no library size")
-    refused(on_line.folder, on_line.ask("denoise", "--with-zero-inflation"), USAGE, "no zero inflation")
+        command = on_line.args(verb, *groups, "--library", "1000")
+        assert_refused(on_line.folder, command, USAGE, "has no library size")
+    assert_refused(on_line.folder, on_line.args("denoise", "--library", "median"), USAGE, "has no library size")
+    assert_refused(on_line.folder, on_line.args("denoise", "--with-zero-inflation"), USAGE, "no zero inflation")
     for options in (["-n", "5"], ["--prototype"]):
-        command = on_line.ask("sample", *options, "--library", "9", "-o", on_line.folder / "new.h5ad")
-        refused(on_line.folder, command, USAGE, "has no library size")
-    refused(on_line.folder, on_line.train("--likelihood", "nb", "--variance", "1"), USAGE, "--variance was given with")
-    refused(on_line.folder, on_line.train("--likelihood", "normal", "--variance", "0"), USAGE, "--variance is 0")
-    refused(on_line.folder, ["check", on_line.data, "--likelihood", "cauchy"], USAGE, "--likelihood is 'cauchy'")
+        command = on_line.args("sample", *options, "--library", "9", "-o", on_line.folder / "new.h5ad")
+        assert_refused(on_line.folder, command, USAGE, "has no library size")
+    assert_refused(
+        on_line.folder, on_line.train_args("--likelihood", "nb", "--variance", "1"), USAGE, "--variance was given with"
+    )
+    assert_refused(
+        on_line.folder, on_line.train_args("--likelihood", "normal", "--variance", "0"), USAGE, "--variance is 0"
+    )
+    assert_refused(on_line.folder, ["check", on_line.data, "--likelihood", "cauchy"], USAGE, "--likelihood is 'cauchy'")
 
 
 def test_hint_for_real_numbers_names_the_normal_likelihood(on_line):
-    hint = refused(on_line.folder, on_line.train(), DATA, "no raw counts found")
+    hint = assert_refused(on_line.folder, on_line.train_args(), DATA, "no raw counts found")
     assert "--likelihood normal" in hint
     outcome = run_cli("check", on_line.data)
     assert outcome.code == DATA
@@ -139,11 +143,11 @@ def test_message_names_the_first_value_that_is_not_finite(on_line, verb, value, 
     def damage(adata: ad.AnnData) -> None:
         adata.X[3, 5] = value
 
-    on_line.changed(damage)
+    on_line.change(damage)
     if verb == "check":
         outcome = run_cli("check", on_line.data, "--likelihood", "normal")
         assert outcome.code == DATA
         assert f"it has {reason}, first in cell 'c3', gene 'g5'" in outcome.out
         return
-    command = on_line.train("--likelihood", "normal") if verb == "train" else on_line.ask("embed")
-    refused(on_line.folder, command, DATA, f"it has {reason}, first in cell 'c3', gene 'g5'")
+    command = on_line.train_args("--likelihood", "normal") if verb == "train" else on_line.args("embed")
+    assert_refused(on_line.folder, command, DATA, f"it has {reason}, first in cell 'c3', gene 'g5'")

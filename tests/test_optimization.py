@@ -11,11 +11,11 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import density_of, flat, points
 from simulated import learned
 from test_normal_commands import cells_on_a_line
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError
@@ -302,9 +302,9 @@ def test_functions_without_a_usable_score_are_refused(adata, model):
 
 def test_slots_are_those_of_a_trajectory_with_scores(bench):
     folder = bench.folder
-    arguments = bench.ask("optimize", "--toward", "gene_01,gene_02", "--away", "gene_05", "--name", "up/1")
+    arguments = bench.args("optimize", "--toward", "gene_01,gene_02", "--away", "gene_05", "--name", "up/1")
     arguments += ["--groupby", "cell_type", "--group", "stem", "--steps", "12", "--path-out", folder / "steps.h5ad"]
-    run_well(*arguments, "--plot", folder / "up.png")
+    run_ok(*arguments, "--plot", folder / "up.png")
     found, steps = ad.read_h5ad(bench.data), ad.read_h5ad(folder / "steps.h5ad")
     path = found.uns["scvae"]["paths"]["up_1"]
     assert path["kind"] == "ascent"
@@ -322,7 +322,7 @@ def test_slots_are_those_of_a_trajectory_with_scores(bench):
 def test_genes_are_read_from_a_file_and_the_start_may_be_a_cell(bench):
     gene_file = bench.file("program.txt", "gene_01\n\ngene_02\ngene_01\n")
     options = ["--from-cell", "cell_003", "--groupby", "cell_type", "--json"]
-    outcome = run_well(*bench.ask("optimize", "--toward", f"@{gene_file}", *options))
+    outcome = run_ok(*bench.args("optimize", "--toward", f"@{gene_file}", *options))
     assert '"toward": [\n  "gene_01",\n  "gene_02"\n ]' in outcome.out
     assert '"name": "toward_gene_01"' in outcome.out
 
@@ -356,7 +356,7 @@ GROUP = ["--groupby", "cell_type", "--group", "stem"]
     ],
 )
 def test_invalid_optimizations_are_refused(bench, code, fragment, options):
-    refused(bench.folder, bench.ask("optimize", *options), code, fragment)
+    assert_refused(bench.folder, bench.args("optimize", *options), code, fragment)
 
 
 def test_features_of_real_numbers_can_be_optimized():

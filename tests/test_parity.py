@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from workbench import contents
 
 import scvae_cli as scvae
@@ -106,7 +106,7 @@ def test_every_python_function_is_compared():
 def test_results_are_equal(copied, verb):
     typed, passed = ARGUMENTS[verb]
     adata = ad.read_h5ad(copied.data)
-    run_well(verb, copied.data, "-m", copied.model, *typed)
+    run_ok(verb, copied.data, "-m", copied.model, *typed)
     assert getattr(scvae, verb)(adata, copied.model, **passed) is None
     assert_identical(results(ad.read_h5ad(copied.data)), results(adata), verb)
 
@@ -115,7 +115,7 @@ def test_results_are_equal(copied, verb):
 def test_new_cells_are_equal(copied, verb):
     typed, passed = NEW_CELLS[verb]
     output = copied.data.with_name("new.h5ad")
-    run_well(verb, copied.data, "-m", copied.model, "-o", output, *typed)
+    run_ok(verb, copied.data, "-m", copied.model, "-o", output, *typed)
     sampled, read = getattr(scvae, verb)(copied.data, copied.model, **passed), ad.read_h5ad(output)
     assert_identical(read.X, sampled.X, "X")
     assert list(read.obs_names) == list(sampled.obs_names)
@@ -123,7 +123,7 @@ def test_new_cells_are_equal(copied, verb):
 
 
 def test_trainings_are_equal(copied):
-    run_well("train", copied.data, "-m", copied.data.with_name("typed.scvae"), *TINY)
+    run_ok("train", copied.data, "-m", copied.data.with_name("typed.scvae"), *TINY)
     scvae.train(copied.data, **TRAINED, device="cpu").save(copied.data.with_name("passed.scvae"))
     weights = [copied.data.with_name(f"{how}.scvae") / "weights.safetensors" for how in ("typed", "passed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -131,7 +131,7 @@ def test_trainings_are_equal(copied):
 
 def test_sweeps_are_equal(copied):
     adata = ad.read_h5ad(copied.data)
-    run_well("sweep", copied.data, "--beta", "1,10", *TINY[:2], *TINY[6:])
+    run_ok("sweep", copied.data, "--beta", "1,10", *TINY[:2], *TINY[6:])
     scvae.sweep(adata, beta=[1, 10], max_epochs=3, n_layers=1, batch_size=32, threads=1, device="cpu")
     typed, passed = results(ad.read_h5ad(copied.data)), results(adata)
     for found in (typed, passed):
@@ -140,7 +140,7 @@ def test_sweeps_are_equal(copied):
 
 
 def test_checks_are_equal(copied):
-    typed = json.loads(run_well("check", copied.data, "--batch-key", "batch", "--json").out)
+    typed = json.loads(run_ok("check", copied.data, "--batch-key", "batch", "--json").out)
     assert typed == json.loads(json.dumps(scvae.check(copied.data, batch_key="batch").as_dict()))
 
 

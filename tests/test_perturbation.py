@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from scipy.stats import ttest_ind
 from simulated import TINY, counts_of
 from workbench import DATA, USAGE
@@ -315,7 +315,7 @@ def test_command_writes_a_file_and_a_figure(files, known, model):
     data, _ = files
     output, plot = data.with_name("new.h5ad"), data.with_name("new.svg")
     command = ("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "-o", output, "--plot", plot, "--json")
-    outcome = run_well(*command)
+    outcome = run_ok(*command)
     values = json.loads(outcome.out)
     assert values["genes"][0]["observed"] is None
     assert values["mean_accuracy"]["additive"] is None
@@ -349,17 +349,17 @@ def test_accuracy_is_unknown_with_a_single_other_group(files, known, monkeypatch
     data, _ = files
     without(known, *((group, "B") for group in ("cat", "dog", "elk"))).write_h5ad(data)
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.2)
-    outcome = run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--plot", data.with_name("a.png"))
+    outcome = run_ok("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--plot", data.with_name("a.png"))
     assert "accuracy: unknown" in outcome.out
     assert "(their correlation is 0.20)" in outcome.err
-    values = json.loads(run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--json").out)
+    values = json.loads(run_ok("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--json").out)
     assert values["checks"] == []
     assert values["mean_accuracy"]["predicted"] is None
 
 
 def test_no_agreement_in_other_groups_gives_a_warning(files, monkeypatch):
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.9 if design.group == "ape" else -0.1)
-    outcome = run_well("perturb", files[0], *FLAGS, "--treated", "B", "--group", "ape")
+    outcome = run_ok("perturb", files[0], *FLAGS, "--treated", "B", "--group", "ape")
     assert "they do not correlate" in outcome.err
 
 
@@ -497,7 +497,7 @@ def test_no_change_is_predicted_if_none_is_detected(everything, model, tmp_path)
     assert prepared.facts(result)["genes"] == []
     cells.write_h5ad(tmp_path / "cells.h5ad")
     model.save(tmp_path / "cells.scvae")
-    outcome = run_well("perturb", tmp_path / "cells.h5ad", *FLAGS, "--treated", "B", "--group", "ape")
+    outcome = run_ok("perturb", tmp_path / "cells.h5ad", *FLAGS, "--treated", "B", "--group", "ape")
     assert "no change is predicted" in outcome.err
     assert "the prediction is no change" in outcome.out
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import clusters, points
 from scipy.stats import spearmanr
 from simulated import counts_of, learned
@@ -417,7 +417,7 @@ def test_branches_of_an_earlier_run_are_recorded_as_earlier(adata, model, tmp_pa
         assert set(record()["slots"]) == set(complete["slots"]) - set(earlier)
         assert record()["earlier"] == earlier
     if file:
-        assert "of model older: obs/scvae_branch_from_stem" in run_well("info", path).out
+        assert "of model older: obs/scvae_branch_from_stem" in run_ok("info", path).out
     scvae.pseudotime(data, older, ends=MATURE, **options)
     assert record() == complete
 

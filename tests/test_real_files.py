@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata.io import write_elem
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from conftest import cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,10 +77,10 @@ def test_nested_column_can_be_used_as_groupby(copied):
         frame.move("cell_type", "leiden/res_1.0")
         order = ["leiden/res_1.0" if name == "cell_type" else name for name in frame.attrs["column-order"]]
         frame.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
-    found = json.loads(run_well("check", copied.data, "--json").out)
+    found = json.loads(run_ok("check", copied.data, "--json").out)
     assert "leiden/res_1.0" in found["obs"]
     group = str(cells().obs["cell_type"].iloc[0])
-    run_well("de", copied.data, "--groupby", "leiden/res_1.0", "--group", group)
+    run_ok("de", copied.data, "--groupby", "leiden/res_1.0", "--group", group)
     assert list(ad.read_h5ad(copied.data).obs.columns) == order
 
 
@@ -178,11 +178,11 @@ def test_modality_must_be_chosen_only_for_the_training(tmp_path):
     _mudata(data)
     assert "--modality rna" in error_of(data).hint
     assert "modalities: prot, rna" in error_of(data, modality="atac").hint
-    outcome = run_well("train", data, "--modality", "rna", *TINY)
+    outcome = run_ok("train", data, "--modality", "rna", *TINY)
     assert "next: scvae embed" in outcome.err
     assert "-o cite_rna.h5ad" in outcome.err
     # The model records which modality was read.
-    run_well("embed", data, "-o", out)
+    run_ok("embed", data, "-o", out)
     adata = ad.read_h5ad(out)
     assert {"X_scvae"} <= set(adata.obsm)
     assert list(adata.obs["shared"]) == list(cells().obs["batch"]), "columns that all modalities share are kept"
@@ -318,7 +318,7 @@ def test_only_genes_are_modeled_and_other_features_are_reported(tmp_path, write)
         rows = gzip.decompress((path / "features.tsv.gz").read_bytes()).decode().splitlines()
         rows = [row.replace("Gene Expression", kind) for row, kind in zip(rows, types, strict=True)]
         (path / "features.tsv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
-    found = json.loads(run_well("check", path, "--json").out)
+    found = json.loads(run_ok("check", path, "--json").out)
     assert any("left out: 10 Antibody Capture" in note for note in found["notes"])
     read = read_counts(open_store(path))
     assert list(read.gene_names) == list(adata.var_names[:30])
@@ -329,10 +329,10 @@ def test_antibodies_are_neither_modeled_nor_tested(tmp_path):
     adata = cells()
     adata.var["feature_types"] = ["Gene Expression"] * 30 + ["Antibody Capture"] * 10
     adata.write_h5ad(tmp_path / "cite.h5ad")
-    assert "left out: 10 Antibody Capture" in run_well("train", tmp_path / "cite.h5ad", *TINY).err
-    run_well("denoise", tmp_path / "cite.h5ad")
+    assert "left out: 10 Antibody Capture" in run_ok("train", tmp_path / "cite.h5ad", *TINY).err
+    run_ok("denoise", tmp_path / "cite.h5ad")
     group = str(adata.obs["cell_type"].iloc[0])
-    found = json.loads(run_well("de", tmp_path / "cite.h5ad", "--groupby", "cell_type", "--group", group, "--json").out)
+    found = json.loads(run_ok("de", tmp_path / "cite.h5ad", "--groupby", "cell_type", "--group", group, "--json").out)
     assert found["n_tested"] <= 30
     assert found["n_counted"] == 0
 

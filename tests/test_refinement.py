@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import random_vae
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from simulated import counts_of, learned
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
@@ -190,20 +190,24 @@ def test_embed_refines_with_both_kinds_of_axes(batched):
 
 
 def test_command_option_refine(bench):
-    before = json.loads(run_well(*bench.ask("embed"), "--json").out)
+    before = json.loads(run_ok(*bench.args("embed"), "--json").out)
     assert before["refined_gain"] is None
-    values = json.loads(run_well(*bench.ask("embed", "--refine", "5"), "--json").out)
+    values = json.loads(run_ok(*bench.args("embed", "--refine", "5"), "--json").out)
     assert values["refined_gain"] > 0
     run = json.loads(anndata.read_h5ad(bench.data).uns["scvae"]["runs"]["embed"])
     assert run["options"] == {"space": "expression", "axes": "canonical", "refine": 5}
-    assert "raised the ELBO" in run_well(*bench.ask("embed", "--refine", "5")).out
+    assert "raised the ELBO" in run_ok(*bench.args("embed", "--refine", "5")).out
 
 
 def test_refinement_requires_batches(bench_with_batches):
     def remove_batches(adata):
         del adata.obs["batch"]
 
-    bench_with_batches.changed(remove_batches)
-    run_well(*bench_with_batches.ask("embed"))
-    refused(bench_with_batches.folder, bench_with_batches.ask("embed", "--refine", "5"), DATA, "no column 'batch'")
-    refused(bench_with_batches.folder, bench_with_batches.ask("embed", "--refine", "-5"), USAGE, "--refine is -5")
+    bench_with_batches.change(remove_batches)
+    run_ok(*bench_with_batches.args("embed"))
+    assert_refused(
+        bench_with_batches.folder, bench_with_batches.args("embed", "--refine", "5"), DATA, "no column 'batch'"
+    )
+    assert_refused(
+        bench_with_batches.folder, bench_with_batches.args("embed", "--refine", "-5"), USAGE, "--refine is -5"
+    )

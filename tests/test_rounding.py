@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from conftest import cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -179,18 +179,18 @@ def test_every_command_rounds_as_in_the_training(tmp_path):
     adata.X = sp.csr_matrix(np.where(rng.random(x.shape) < 0.1, x + 0.4 * rng.random(x.shape), x))
     adata.write_h5ad(data)
     assert run_cli("train", data, *TINY).code == 3
-    found = json.loads(run_well("check", data, "--round", "stochastic", "--json").out)
+    found = json.loads(run_ok("check", data, "--round", "stochastic", "--json").out)
     assert found["rounding"] == "stochastic"
-    outcome = run_well("train", data, *TINY, "--round", "stochastic", "--genes", "all")
+    outcome = run_ok("train", data, *TINY, "--round", "stochastic", "--genes", "all")
     assert "rounded up or down at random" in outcome.err
     model = json.loads((tmp_path / "fractions.scvae" / "config.json").read_text())
     assert model["facts"]["rounding"] == "stochastic"
-    run_well("embed", data)
+    run_ok("embed", data)
     # The result is the same as for counts that are rounded before the training.
     other = adata.copy()
     other.X = read_counts(AnnDataStore(adata), rounding="stochastic").matrix
     other.write_h5ad(whole)
-    run_well("embed", whole, "-m", tmp_path / "fractions.scvae")
+    run_ok("embed", whole, "-m", tmp_path / "fractions.scvae")
     first, second = ad.read_h5ad(data), ad.read_h5ad(whole)
     np.testing.assert_array_equal(first.obsm["X_scvae"], second.obsm["X_scvae"])
     assert json.loads(first.uns["scvae"]["runs"]["embed"])["rounding"] == "stochastic"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from scipy import stats
 from simulated import TINY, learned, tree
 from test_density import random_mixture
@@ -345,12 +345,10 @@ def test_figure_shows_every_gene_and_marks_holes(adata, model):
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_figure_file_is_reproducible(trained, tmp_path, kind):
     plot = tmp_path / f"sampled.{kind}"
-    run_well("sample", trained.data, "-n", "40", "-o", tmp_path / "new.h5ad", "--plot", plot, "--avoid-holes")
+    run_ok("sample", trained.data, "-n", "40", "-o", tmp_path / "new.h5ad", "--plot", plot, "--avoid-holes")
     assert plot.stat().st_size > 10_000
     first = plot.read_bytes()
-    run_well(
-        "sample", trained.data, "-n", "40", "-o", tmp_path / "new.h5ad", "--plot", plot, "--force", "--avoid-holes"
-    )
+    run_ok("sample", trained.data, "-n", "40", "-o", tmp_path / "new.h5ad", "--plot", plot, "--force", "--avoid-holes")
     assert plot.read_bytes() == first
 
 
@@ -378,7 +376,7 @@ def test_invalid_arguments_are_refused_in_python(adata, model, tmp_path):
 
 def test_command_and_function_draw_the_same_figure(trained, tmp_path):
     typed, passed = tmp_path / "typed.png", tmp_path / "passed.png"
-    run_well("sample", trained.data, "-n", "40", "-o", tmp_path / "new.h5ad", "--plot", typed)
+    run_ok("sample", trained.data, "-n", "40", "-o", tmp_path / "new.h5ad", "--plot", typed)
     made = scvae.sample(trained.data, trained.model, 40, plot=passed)
     assert made.n_obs == 40
     assert typed.read_bytes() == passed.read_bytes()
@@ -407,5 +405,5 @@ def test_genes_of_the_prototype_are_shown_by_their_symbols(copied):
     cells.var["symbol"] = [f"Symbol{i}" for i in range(cells.n_vars)]
     cells.write_h5ad(copied.data)
     command = ["sample", copied.data, "-m", copied.model, "--prototype", "-o", copied.data.with_name("new.h5ad")]
-    rows = json.loads(run_well(*command, "--gene-symbols", "symbol", "--json").out)["genes"]
+    rows = json.loads(run_ok(*command, "--gene-symbols", "symbol", "--json").out)["genes"]
     assert all(row["gene"].startswith("Symbol") for row in rows)

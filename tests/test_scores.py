@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from plain_likelihood import zinb_log_prob
 from scipy import stats
 from simulated import TINY, learned, tree
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
@@ -303,8 +303,8 @@ def test_scores_are_written_to_slots(scored):
 
 def test_command_reports_anomalies_and_draws_a_figure(bench):
     figure_file = bench.folder / "scores.png"
-    command = bench.ask("score", "--samples", "2", "--simulated", "500", "--fdr", "0.5", "--plot", figure_file)
-    values = json.loads(run_well(*command, "--json").out)
+    command = bench.args("score", "--samples", "2", "--simulated", "500", "--fdr", "0.5", "--plot", figure_file)
+    values = json.loads(run_ok(*command, "--json").out)
     cells = anndata.read_h5ad(bench.data).obs
     assert values["anomalies"] == (cells["scvae_anomaly_p_adjusted"] <= 0.5).sum()
     assert values["fdr"] == 0.5
@@ -313,7 +313,7 @@ def test_command_reports_anomalies_and_draws_a_figure(bench):
     assert values["simulated"] == 500
     assert values["plot"] == str(figure_file)
     first = figure_file.read_bytes()
-    text = run_well(*command, "--force").out
+    text = run_ok(*command, "--force").out
     assert figure_file.read_bytes() == first
     assert "anomalies" in text
     assert "held-out cells" in text
@@ -338,7 +338,7 @@ def test_options_out_of_range_are_refused(scored, options, message):
 
 def test_command_and_function_draw_the_same_figure(bench):
     typed, passed = bench.folder / "typed.png", bench.folder / "passed.png"
-    run_well(*bench.ask("score", "--samples", "2", "--simulated", "200", "--plot", typed))
+    run_ok(*bench.args("score", "--samples", "2", "--simulated", "200", "--plot", typed))
     scvae.score(bench.data, bench.model, n_samples=2, n_simulated=200, plot=passed, inplace=False)
     assert typed.read_bytes() == passed.read_bytes()
 
@@ -365,9 +365,9 @@ def test_quantiles_are_those_of_the_cells_in_a_bin_of_library_size():
 
 
 def test_invalid_figure_file_is_refused_before_the_computation(bench):
-    refused(
+    assert_refused(
         bench.folder,
-        bench.ask("score", "--plot", bench.folder / "scores.doc"),
+        bench.args("score", "--plot", bench.folder / "scores.doc"),
         USAGE,
         "does not have the extension of a figure",
     )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from command_line import run_well
+from command_line import run_ok
 from conftest import cells
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,6 +118,6 @@ def test_check_works_in_a_terminal_without_utf_8(tmp_path):
 def test_file_name_that_is_not_utf_8_gives_valid_json(tmp_path):
     data = tmp_path / os.fsdecode(b"n\xff.h5ad")
     cells().write_h5ad(data)
-    out = run_well("check", data, "--json").out
+    out = run_ok("check", data, "--json").out
     assert out.isascii()
     assert json.loads(out)["title"] == data.name

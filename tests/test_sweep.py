@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import TINY as TINY_FLAGS
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from simulated import TINY, counts_of, tiny_config, tree
-from workbench import DATA, MODEL, USAGE, refused
+from workbench import DATA, MODEL, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.counts import Counts
@@ -244,7 +244,7 @@ def test_slots_in_the_file_equal_the_json_report(bench):
         "--models",
         bench.folder / "kept",
     ]
-    values = json.loads(run_well(*command, "--beta", "10,0.1", "--json").out)
+    values = json.loads(run_ok(*command, "--beta", "10,0.1", "--json").out)
     read = ad.read_h5ad(bench.data).uns["scvae"]
     table = read["sweep"]["beta"]
     assert list(table["beta"]) == [0.1, 10]
@@ -258,15 +258,15 @@ def test_slots_in_the_file_equal_the_json_report(bench):
     assert figure.stat().st_size > 10_000
     kept = scvae.load(bench.folder / "kept" / "beta_0.1.scvae")
     assert kept.config.train.beta == 0.1
-    assert "sweep_beta" in run_well("info", bench.data).out
+    assert "sweep_beta" in run_ok("info", bench.data).out
     # Results that scvae wrote are replaced without --force; models need --force.
-    run_well("sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--beta", "1,2")
+    run_ok("sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--beta", "1,2")
     kept = ["--models", bench.folder / "kept"]
     assert "the model" in run_cli("sweep", bench.data, *kept, "--beta", "10,0.1").err
 
 
 def test_text_contains_the_suggestion_and_the_next_command(bench):
-    done = run_well("sweep", bench.data, *TINY_FLAGS[:2], *TINY_FLAGS[6:], "--n-latent", "2,3", "--likelihood", "nb")
+    done = run_ok("sweep", bench.data, *TINY_FLAGS[:2], *TINY_FLAGS[6:], "--n-latent", "2,3", "--likelihood", "nb")
     assert "latent dimensions, " in done.out.split("* suggested: ")[1]
     # There is one recommendation, and no text contradicts it.
     assert len(done.out.split("* suggested: ")[1].split("→")[0].strip().splitlines()) == 1
@@ -302,15 +302,19 @@ def test_text_contains_the_suggestion_and_the_next_command(bench):
 def test_invalid_sweeps_are_refused(bench, code, fragment, options):
     existing = bench.file("mine.txt", "mine")
     places = {"FILE": existing, "FOLDER/none/kept": bench.folder / "none" / "kept"}
-    refused(bench.folder, ["sweep", bench.data, *[places.get(option, option) for option in options]], code, fragment)
+    assert_refused(
+        bench.folder, ["sweep", bench.data, *[places.get(option, option) for option in options]], code, fragment
+    )
 
 
 def test_slot_of_the_user_is_overwritten_only_with_force(bench):
     def add_slot(adata):
         adata.uns["scvae"] = {"sweep": {"beta": 3}}
 
-    bench.changed(add_slot)
-    assert "--force" in refused(bench.folder, ["sweep", bench.data, "--beta", "1,2"], DATA, "not written by scvae")
+    bench.change(add_slot)
+    assert "--force" in assert_refused(
+        bench.folder, ["sweep", bench.data, "--beta", "1,2"], DATA, "not written by scvae"
+    )
 
 
 # --- in Python --------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from command_line import run_well
+from command_line import run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from test_figures import assert_nothing_is_cut_off, panel
-from workbench import DATA, refused
+from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.formats import open_store
@@ -364,7 +364,7 @@ def figures(monkeypatch):
 )
 def test_options_select_the_colors_of_the_figure(bench, figures, options, titles):
     figure = bench.folder / "umap.png"
-    outcome = run_well(*bench.ask("embed", "--plot", figure, *options))
+    outcome = run_ok(*bench.args("embed", "--plot", figure, *options))
     assert figure.exists()
     assert f"→ {figure}" in outcome.out
     assert title_of(figures[0]) == titles
@@ -373,17 +373,17 @@ def test_options_select_the_colors_of_the_figure(bench, figures, options, titles
 
 def test_figure_of_a_model_with_batches_is_colored_by_batch(bench_with_batches, figures):
     bench = bench_with_batches
-    outcome = run_well(*bench.ask("embed", "--plot", bench.folder / "umap.svg"))
+    outcome = run_ok(*bench.args("embed", "--plot", bench.folder / "umap.svg"))
     assert title_of(figures[0]) == ["batch"]
     assert 'color="batch"' in outcome.err
 
 
 def test_new_clusters_are_drawn_instead_of_older_ones(bench, figures):
-    run_well(*bench.ask("embed", "--leiden", "--resolution", "5"))
+    run_ok(*bench.args("embed", "--leiden", "--resolution", "5"))
     old = ad.read_h5ad(bench.data).obs["scvae_leiden"].nunique()
     plot = ["--plot", bench.folder / "umap.png", "--color", "scvae_leiden", "--force"]
-    run_well(*bench.ask("embed", *plot))
-    run_well(*bench.ask("embed", "--leiden", "--resolution", "0.1", *plot))
+    run_ok(*bench.args("embed", *plot))
+    run_ok(*bench.args("embed", "--leiden", "--resolution", "0.1", *plot))
     n_drawn = [len(set(colors_drawn(figure, "scvae_leiden").values())) for figure in figures]
     assert n_drawn == [old, ad.read_h5ad(bench.data).obs["scvae_leiden"].nunique()]
     assert n_drawn[0] > n_drawn[1]
@@ -391,9 +391,9 @@ def test_new_clusters_are_drawn_instead_of_older_ones(bench, figures):
 
 def test_invalid_colors_are_refused(bench):
     plot = ["--plot", bench.folder / "umap.png"]
-    hint = refused(bench.folder, bench.ask("embed", *plot, "--color", "celltype"), DATA, "called 'celltype'")
+    hint = assert_refused(bench.folder, bench.args("embed", *plot, "--color", "celltype"), DATA, "called 'celltype'")
     assert "cell_type" in hint
-    hint = refused(bench.folder, bench.ask("embed", *plot, "--color", "scvae_leiden"), DATA, "no clusters")
+    hint = assert_refused(bench.folder, bench.args("embed", *plot, "--color", "scvae_leiden"), DATA, "no clusters")
     assert "--leiden" in hint
 
 
@@ -405,16 +405,16 @@ def test_genes_can_be_given_as_symbols_and_need_not_be_in_the_model(bench, figur
         joined.var["symbol"] = [f"Sym_{name}" for name in joined.var_names]
         return joined
 
-    bench.changed(add_gene)
+    bench.change(add_gene)
     options = ["--gene-symbols", "symbol", "--color", "Sym_gene_01,Sym_new", "--plot", bench.folder / "umap.pdf"]
-    run_well(*bench.ask("embed", *options))
+    run_ok(*bench.args("embed", *options))
     assert title_of(figures[0]) == ["Sym_gene_01", "Sym_new"]
 
 
 def test_command_and_function_draw_the_same_figure(copied):
     adata = ad.read_h5ad(copied.data)
     paths = [copied.data.with_name(name) for name in ("typed.png", "passed.png")]
-    run_well("embed", copied.data, "-m", copied.model, "--leiden", "--color", "cell_type", "--plot", paths[0])
+    run_ok("embed", copied.data, "-m", copied.model, "--leiden", "--color", "cell_type", "--plot", paths[0])
     before = dict(matplotlib.rcParams)
     scvae.embed(adata, copied.model, leiden=True, color="cell_type", plot=paths[1])
     assert dict(matplotlib.rcParams) == before

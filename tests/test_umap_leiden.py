@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
@@ -104,7 +104,7 @@ def test_slots_depend_on_the_options():
 
 def test_only_requested_slots_are_written(copied):
     before = ad.read_h5ad(copied.data)
-    outcome = run_well("embed", copied.data, "-m", copied.model, *BOTH, "--n-neighbors", "10", "--resolution", "0.5")
+    outcome = run_ok("embed", copied.data, "-m", copied.model, *BOTH, "--n-neighbors", "10", "--resolution", "0.5")
     after = ad.read_h5ad(copied.data)
     assert set(after.obsm) - set(before.obsm) == {"X_scvae", "scvae_latent", "scvae_latent_var", "X_umap_scvae"}
     assert set(after.obs) - set(before.obs) == {"scvae_leiden"}
@@ -124,13 +124,13 @@ def test_only_requested_slots_are_written(copied):
 
 
 def test_embed_without_umap_and_leiden_records_no_graph_options(copied):
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     used = json.loads(ad.read_h5ad(copied.data).uns["scvae"]["runs"]["embed"])["options"]
     assert set(used) == {"space", "axes", "refine"}
 
 
 def test_key_added_changes_the_names_of_the_slots(copied):
-    outcome = run_well("embed", copied.data, "-m", copied.model, *BOTH, "--key-added", "wide")
+    outcome = run_ok("embed", copied.data, "-m", copied.model, *BOTH, "--key-added", "wide")
     after = ad.read_h5ad(copied.data)
     assert after.obsm["X_umap_wide"].shape == (after.n_obs, 2)
     assert "wide_leiden" in after.obs
@@ -138,8 +138,8 @@ def test_key_added_changes_the_names_of_the_slots(copied):
 
 
 def test_earlier_umap_that_is_not_replaced_is_reported(copied):
-    run_well("embed", copied.data, "-m", copied.model, *BOTH)
-    assert "obsm/X_umap_scvae" in run_well("embed", copied.data, "-m", copied.model).err
+    run_ok("embed", copied.data, "-m", copied.model, *BOTH)
+    assert "obsm/X_umap_scvae" in run_ok("embed", copied.data, "-m", copied.model).err
 
 
 @pytest.mark.parametrize(("flag", "path"), [("--umap", "obsm/X_umap_scvae"), ("--leiden", "obs/scvae_leiden")])
@@ -148,17 +148,17 @@ def test_slots_of_the_user_are_overwritten_only_with_force(bench, flag, path):
         adata.obs["scvae_leiden"] = "mine"
         adata.obsm["X_umap_scvae"] = np.zeros((adata.n_obs, 2))
 
-    bench.changed(add_slots)
-    hint = refused(bench.folder, bench.ask("embed", flag), DATA, path)
+    bench.change(add_slots)
+    hint = assert_refused(bench.folder, bench.args("embed", flag), DATA, path)
     assert "--force" in hint
-    run_well(*bench.ask("embed", flag, "--force"))
+    run_ok(*bench.args("embed", flag, "--force"))
 
 
 def test_empty_cells_have_no_position_and_no_cluster(bench):
     from workbench import with_two_empty_cells
 
-    bench.changed(with_two_empty_cells)
-    run_well(*bench.ask("embed", *BOTH, "--drop-empty", "--plot", bench.folder / "umap.png"))
+    bench.change(with_two_empty_cells)
+    run_ok(*bench.args("embed", *BOTH, "--drop-empty", "--plot", bench.folder / "umap.png"))
     adata = ad.read_h5ad(bench.data)
     assert np.isnan(adata.obsm["X_umap_scvae"][:2]).all()
     assert np.isfinite(adata.obsm["X_umap_scvae"][2:]).all()
@@ -166,26 +166,26 @@ def test_empty_cells_have_no_position_and_no_cluster(bench):
 
 
 def test_too_few_cells_in_a_file_are_refused(bench):
-    bench.changed(lambda adata: adata[:3].copy())
+    bench.change(lambda adata: adata[:3].copy())
     for options in (["--umap"], ["--leiden"], ["--plot", bench.folder / "umap.png"]):
-        refused(bench.folder, bench.ask("embed", *options), DATA, "at least 4 cells, and the data has 3 cells")
-    run_well(*bench.ask("embed"))
+        assert_refused(bench.folder, bench.args("embed", *options), DATA, "at least 4 cells, and the data has 3 cells")
+    run_ok(*bench.args("embed"))
 
 
 def test_number_of_neighbors_is_limited_by_the_number_of_cells(bench):
-    bench.changed(lambda adata: adata[:6].copy())
-    outcome = run_well(*bench.ask("embed", "--umap"))
+    bench.change(lambda adata: adata[:6].copy())
+    outcome = run_ok(*bench.args("embed", "--umap"))
     assert "UMAP (6 neighbors)" in outcome.out
     assert "fewer than 15 cells" in outcome.err
 
 
 def test_missing_igraph_is_reported(bench, monkeypatch):
     monkeypatch.setattr(module, "has_leiden", lambda: False)
-    hint = refused(bench.folder, bench.ask("embed", "--leiden"), USAGE, "igraph, which is not installed")
+    hint = assert_refused(bench.folder, bench.args("embed", "--leiden"), USAGE, "igraph, which is not installed")
     assert hint == "hint: pip install igraph"
     with pytest.raises(ConfigError, match="igraph"):
         scvae.embed(bench.data, bench.model, leiden=True)
-    run_well(*bench.ask("embed", "--umap"))
+    run_ok(*bench.args("embed", "--umap"))
 
 
 def test_python_function_returns_umap_and_clusters(copied):
@@ -209,7 +209,7 @@ def test_python_function_returns_umap_and_clusters(copied):
     ],
 )
 def test_options_without_effect_are_refused(bench, options, fragment):
-    refused(bench.folder, bench.ask("embed", *options), USAGE, fragment)
+    assert_refused(bench.folder, bench.args("embed", *options), USAGE, fragment)
 
 
 def test_json_contains_the_number_of_clusters(copied):

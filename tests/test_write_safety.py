@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pytest
 import write_attacks
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from system_calls import can_trace
-from workbench import DATA, MODEL, contents, elements_of, refused
+from workbench import DATA, MODEL, assert_refused, contents, elements_of
 
 import scvae_cli as scvae
 from scvae_cli.data import atomic, exchange, file_metadata, writers_lock
@@ -165,7 +165,7 @@ def test_second_training_of_one_model_is_refused_before_it_reads_the_counts(copi
     assert (outcome.code, outcome.err.count("\n")) == (4, 2)
     assert f"error: another scvae is training {copied.model}" in outcome.err
     assert saved_state.read_text() == "of the first training"
-    run_well("train", copied.data, "-m", copied.model, "--force", *TINY)
+    run_ok("train", copied.data, "-m", copied.model, "--force", *TINY)
     assert {path.name for path in copied.data.parent.iterdir()} == {copied.data.name, copied.model.name}
 
 
@@ -188,7 +188,7 @@ def test_other_file_with_the_name_of_the_lock_is_not_changed(copied, kind):
     path, other = copied.data.parent / ".cells.h5ad.scvae.lock", copied.data.parent / "precious.txt"
     other.write_text("precious")
     {"link": lambda: path.symlink_to(other), "folder": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
-    refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "is in the way of writing")
+    assert_refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "is in the way of writing")
     assert other.read_text() == "precious"
 
 
@@ -270,7 +270,7 @@ def test_pipes_and_devices_are_not_replaced(copied, kind):
     target = copied.data.with_name("out.h5ad")
     os.mkfifo(target) if kind == "fifo" else target.symlink_to("/dev/null")
     arguments = ["embed", copied.data, "-m", copied.model, "-o", target, "--force"]
-    refused(copied.data.parent, arguments, DATA, "is a device or a pipe")
+    assert_refused(copied.data.parent, arguments, DATA, "is a device or a pipe")
     assert target.is_symlink() or target.is_fifo()
 
 
@@ -278,7 +278,7 @@ def test_link_to_itself_is_refused(copied):
     target = copied.data.with_name("out.h5ad")
     target.symlink_to(target)
     arguments = ["embed", copied.data, "-m", copied.model, "-o", target, "--force"]
-    refused(copied.data.parent, arguments, DATA, "leads back to itself")
+    assert_refused(copied.data.parent, arguments, DATA, "leads back to itself")
 
 
 def test_attributes_and_group_are_kept(tmp_path):
@@ -351,9 +351,9 @@ def test_links_to_other_files_are_read_and_never_replaced(copied, group, verb):
     before, content = elements_of(copied.data), other.read_bytes()
     arguments = [verb, copied.data, "-m", copied.model]
     if group == "X" or (group, verb) == ("obs", "embed"):
-        run_well(*arguments)
+        run_ok(*arguments)
     else:
-        refused(copied.data.parent, arguments, DATA, f"{group} is a link to another file")
+        assert_refused(copied.data.parent, arguments, DATA, f"{group} is a link to another file")
         assert elements_of(copied.data) == before
     assert other.read_bytes() == content
     with h5py.File(copied.data) as file:
@@ -366,8 +366,8 @@ def test_copy_in_another_folder_must_find_linked_files(copied):
     other_folder = copied.data.parent / "elsewhere"
     other_folder.mkdir()
     arguments = ["embed", copied.data, "-m", copied.model, "-o", other_folder / "out.h5ad"]
-    refused(copied.data.parent, arguments, DATA, "would not be found from")
-    run_well(*arguments[:-1], copied.data.with_name("out.h5ad"))
+    assert_refused(copied.data.parent, arguments, DATA, "would not be found from")
+    run_ok(*arguments[:-1], copied.data.with_name("out.h5ad"))
 
 
 def test_soft_links_are_kept_or_refused(copied):
@@ -377,8 +377,8 @@ def test_soft_links_are_kept_or_refused(copied):
         file["kept/mine"] = np.ones((120, 4))
         file["kept/X_scvae"] = h5py.SoftLink("/kept/mine")
     arguments = ["embed", copied.data, "-m", copied.model, "--force"]
-    refused(copied.data.parent, arguments, DATA, "obsm/X_scvae is a link to '/kept/mine'")
-    run_well(*arguments, "--key-added", "beside")
+    assert_refused(copied.data.parent, arguments, DATA, "obsm/X_scvae is a link to '/kept/mine'")
+    run_ok(*arguments, "--key-added", "beside")
     with h5py.File(copied.data) as file:
         assert isinstance(file.get("obsm", getlink=True), h5py.SoftLink)
         assert {"mine", "X_beside"} <= set(file["kept"])
@@ -386,7 +386,7 @@ def test_soft_links_are_kept_or_refused(copied):
 
 def test_missing_linked_file_is_named(copied):
     move_to_other_file(copied, "obs").unlink()
-    refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "obs is a link to 'other.h5'")
+    assert_refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "obs is a link to 'other.h5'")
 
 
 def make_virtual(copied: Any) -> Path:
@@ -405,9 +405,9 @@ def make_virtual(copied: Any) -> Path:
 def test_virtual_dataset_requires_its_source(copied, tmp_path):
     source = make_virtual(copied)
     arguments = ["embed", copied.data, "-m", copied.model]
-    run_well(*arguments)
+    run_ok(*arguments)
     source.rename(tmp_path / "elsewhere.h5")
-    refused(copied.data.parent, arguments, DATA, "takes its values from 'source.h5', which is missing")
+    assert_refused(copied.data.parent, arguments, DATA, "takes its values from 'source.h5', which is missing")
 
 
 @pytest.mark.parametrize("path", ["X/data", "obs/cell_type/codes"])
@@ -422,7 +422,7 @@ def test_data_in_a_raw_file_are_refused(copied, path):
     arguments: list[object] = ["embed", copied.data, "-m", copied.model]
     if path != "X/data":
         arguments = ["interpolate", *arguments[1:], "--groupby", "cell_type", "--from", "a", "--to", "b"]
-    refused(copied.data.parent, arguments, DATA, "are not in the file, but in 'secret.bin'")
+    assert_refused(copied.data.parent, arguments, DATA, "are not in the file, but in 'secret.bin'")
 
 
 # --- the model folder -------------------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def test_force_does_not_replace_a_folder_with_other_files(copied, inside):
     path = copied.model / inside
     path.mkdir() if inside == "plots" else path.write_text("mine")
     arguments = ["train", copied.data, "-m", copied.model, *TINY, "--force"]
-    refused(copied.data.parent, arguments, MODEL, f"contains '{inside}', which scvae did not write")
+    assert_refused(copied.data.parent, arguments, MODEL, f"contains '{inside}', which scvae did not write")
     assert path.exists()
 
 
@@ -444,7 +444,7 @@ def test_force_does_not_replace_a_folder_that_is_not_a_model(copied, content):
     (folder / "config.json").write_text(content)
     (folder / "weights.safetensors").write_text("mine")
     arguments = ["train", copied.data, "-m", folder, *TINY, "--force"]
-    refused(copied.data.parent, arguments, MODEL, "exists and is not a model folder")
+    assert_refused(copied.data.parent, arguments, MODEL, "exists and is not a model folder")
 
 
 @pytest.fixture(params=[True, False], ids=["exchanged", "renamed twice"])
@@ -483,15 +483,15 @@ def test_model_is_replaced_at_its_real_path(copied, swap, where):
     copied.model.symlink_to(real)
     given = copied.model if where == "link" else folder / "real.scvae" / ".." / "real.scvae"
     old = (real / "weights.safetensors").read_bytes()
-    run_well("train", copied.data, "-m", given, *TINY, "--seed", "1", "--force")
+    run_ok("train", copied.data, "-m", given, *TINY, "--seed", "1", "--force")
     assert copied.model.is_symlink()
     assert (real / "weights.safetensors").read_bytes() != old
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     assert [path.name for path in folder.iterdir()] == ["real.scvae"]
 
 
 def test_model_path_may_pass_a_folder_that_does_not_exist(copied):
-    run_well("train", copied.data, "-m", copied.data.parent / "new.scvae" / ".." / "new.scvae", *TINY)
+    run_ok("train", copied.data, "-m", copied.data.parent / "new.scvae" / ".." / "new.scvae", *TINY)
     assert (copied.data.parent / "new.scvae" / "config.json").exists()
 
 
@@ -504,14 +504,16 @@ def test_crash_between_two_renames_loses_no_model(copied, verb):
         assert outcome.code == MODEL
         assert "already exists" in outcome.err
     else:
-        run_well("embed", copied.data, "-m", copied.model)
+        run_ok("embed", copied.data, "-m", copied.model)
     assert contents(copied.model) == before
 
 
 def test_read_only_model_is_refused_before_the_training(copied, monkeypatch):
     monkeypatch.setattr("scvae_cli.training.loop.Trainer.events", None)
     copied.model.chmod(0o555)
-    refused(copied.data.parent, ["train", copied.data, "-m", copied.model, *TINY, "--force"], MODEL, "is read-only")
+    assert_refused(
+        copied.data.parent, ["train", copied.data, "-m", copied.model, *TINY, "--force"], MODEL, "is read-only"
+    )
     copied.model.chmod(0o755)
     assert stat.S_IMODE(copied.model.stat().st_mode) == 0o755
 
