@@ -104,7 +104,7 @@ def test_training_step_has_the_gradients_of_float64_autograd(form):
 
 
 @pytest.mark.parametrize("options", [{}, {"flat": 1.0}, {"likelihood": "normal", "variance": 1.0}], ids=str)
-def test_larger_mix_batches_reduces_the_discrepancy(options):
+def test_larger_weight_of_mix_batches_reduces_the_discrepancy(options):
     adata = tree(n_cells=300, n_genes=60, n_batches=2, batch_sd=0.8, seed=1)
     if "likelihood" in options:
         adata.X = adata.X.log1p()

@@ -108,7 +108,7 @@ def penalized_energy(geometry, density, z_tk: np.ndarray) -> float:
 
 @EVERY_KIND
 @pytest.mark.parametrize("n_steps", [2, 3, 50])
-def test_ends_are_exact(curved, kind, n_steps):
+def test_paths_start_and_end_exactly_at_their_ends(curved, kind, n_steps):
     ends_pwk = np.array([[[-1.511111, -1.3], [1.2, 1.77777]], [[0.1, 0.2], [1.9, -1.9]]], dtype=np.float32)
     z_ptk = solved_paths(curved, ends_pwk, kind, n_steps)
     assert z_ptk.shape == (2, n_steps, 2)
