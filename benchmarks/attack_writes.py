@@ -28,9 +28,9 @@ os.environ["NUMBA_THREADING_LAYER"] = "workqueue"
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from command_line import TINY, run_well
+from command_line import TINY, run_ok
 from conftest import cells
-from workbench import WALK
+from workbench import BETWEEN_BATCHES
 from write_attacks import (
     NEW_FILE,
     SAVE,
@@ -39,9 +39,9 @@ from write_attacks import (
     Tally,
     Writing,
     can_unshare,
+    concurrent_writers,
     interrupted,
     killed_trainings,
-    rivals,
 )
 
 RESULTS = Path(__file__).parent / "results" / "attack_writes.json"
@@ -63,7 +63,7 @@ def writing_of(name: str, folder: Path) -> Writing:
         "embed": ["embed", data],
         "denoise": ["denoise", data],
         "output": ["embed", data, "-o", folder / "out.h5ad", "--force"],
-        "files": ["interpolate", data, *WALK, "--path-out", folder / "steps.h5ad", "--force"],
+        "files": ["interpolate", data, *BETWEEN_BATCHES, "--path-out", folder / "steps.h5ad", "--force"],
         "sample": ["sample", data, "-n", "50", "-o", folder / "new.h5ad", "--force"],
         "train": ["train", data, *TINY, "--seed", "1", "--force"],
     }
@@ -75,11 +75,11 @@ def attack(part: str, cases: int, folder: Path, seed: int) -> Tally:
     folder.mkdir()
     data, model = folder / "cells.h5ad", folder / "cells.scvae"
     cells().write_h5ad(data)
-    run_well("train", data, *TINY)
+    run_ok("train", data, *TINY)
     if kind == "checkpoints":
         return killed_trainings(folder, data, cases, [*TINY, "--max-epochs", "6"], seed)
     if kind == "writers":
-        return rivals(folder, data, model, cases, int(name), seed)
+        return concurrent_writers(folder, data, model, cases, int(name), seed)
     if kind == "kill":
         return interrupted(writing_of(name, folder), cases, signal.SIGKILL, seed)
     tally = Tally()

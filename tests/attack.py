@@ -110,11 +110,11 @@ def family_and_kind(seed: int) -> tuple[str, str]:
     return family, list(TABLES[family])[turn % len(TABLES[family])]
 
 
-# --- sound inputs -----------------------------------------------------------------------------------------------------
+# --- valid inputs -----------------------------------------------------------------------------------------------------
 
 
-def make_bases(folder: Path) -> list[str]:
-    """Write sound files of several forms, a model and the saved state of a training; return the names of the files."""
+def make_valid_inputs(folder: Path) -> list[str]:
+    """Write valid files of several forms, a model and the saved state of a training; return the names of the files."""
     cells = tree(N_CELLS, N_GENES, n_batches=2, depth=300)
     counts = sp.csr_matrix(cells.X).astype(np.float32)
     obs, var = cells.obs[["cell_type", "batch"]].copy(), cells.var[[]].copy()
@@ -143,7 +143,7 @@ def make_bases(folder: Path) -> list[str]:
     return names
 
 
-# --- what is right ----------------------------------------------------------------------------------------------------
+# --- expected results -------------------------------------------------------------------------------------------------
 
 
 def read_independently(path: Path) -> ad.AnnData | None:
@@ -179,7 +179,7 @@ def _index(frame: Any) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in read_elem(frame[frame.attrs["_index"]])]
 
 
-def answer(verb: str, data: Any, model: Path) -> Any:
+def numbers_of_result(verb: str, data: Any, model: Path) -> Any:
     """Run a verb in Python on data, and return numbers of the result for a comparison."""
     if verb == "embed":
         return scvae.embed(data, model, inplace=False, device="cpu").position_nj
@@ -197,13 +197,13 @@ def _flat(tensors: Any) -> np.ndarray:
     return np.concatenate([tensors[name].numpy().ravel() for name in sorted(tensors)])
 
 
-def same(one: Any, other: Any) -> bool:
+def results_equal(one: Any, other: Any) -> bool:
     if isinstance(one, tuple):
         return one == other
     return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-5, atol=1e-6))
 
 
-def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
+def numbers_of_written_result(verb: str, path: Path, folder: Path, out: str) -> Any:
     """Return numbers of the result that a command has written, for a comparison."""
     if verb == "train":
         return _flat(hostile_arrays(folder / "new.scvae" / "weights.safetensors"))
@@ -229,26 +229,26 @@ def hostile_arrays(path: Path) -> dict[str, Any]:
     return {n: torch.tensor(numbers[slice(*(at // 4 for at in h["data_offsets"]))]) for n, h in header.items()}
 
 
-# --- one case, in a child ---------------------------------------------------------------------------------------------
+# --- one case, in a child process -------------------------------------------------------------------------------------
 
 
 class Attack:
-    """Sound inputs, and the correct results for these inputs."""
+    """Valid inputs, and the correct results for these inputs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.names = make_bases(folder)
+        self.names = make_valid_inputs(folder)
         self.model = folder / "cells.scvae"
         # Typer takes a tenth of a second to make the commands, and every child would need this time again.
         typer.main.get_command = functools.cache(typer.main.get_command)
-        self.right: dict[tuple[str, str], Any] = {}
+        self.expected: dict[tuple[str, str], Any] = {}
         for name in self.names:
             for verb in ("check", "embed", "denoise", "train"):
-                self.right[verb, name] = answer(verb, folder / f"{name}.h5ad", self.model)
+                self.expected[verb, name] = numbers_of_result(verb, folder / f"{name}.h5ad", self.model)
         for verb, options in MORE_VERBS.items():
-            asked = shutil.copyfile(folder / "CSR.h5ad", folder / f"{verb}.h5ad")
-            _run([verb, asked, "-m", self.model, *options])
-            self.right[verb, "CSR"] = written_answer(verb, asked, folder, "")
+            copy = shutil.copyfile(folder / "CSR.h5ad", folder / f"{verb}.h5ad")
+            _run([verb, copy, "-m", self.model, *options])
+            self.expected[verb, "CSR"] = numbers_of_written_result(verb, copy, folder, "")
         self._warm()
 
     def _warm(self) -> None:
@@ -302,15 +302,15 @@ class Attack:
         if verb == "info":
             json.loads(out)
             return ended("accepted rightly")
-        found = written_answer(verb, path, place, out)
+        found = numbers_of_written_result(verb, path, place, out)
         if not isinstance(found, tuple) and not np.isfinite(found).all():
             return ended("failed", "numbers that are not finite")
-        if same(found, self.right[verb, name]):
+        if results_equal(found, self.expected[verb, name]):
             return ended("accepted rightly")
         read = read_independently(kept)
         if read is None:
             return ended("failed", "another result, and anndata cannot read the file")
-        if same(found, answer(verb, read, self.model)):
+        if results_equal(found, numbers_of_result(verb, read, self.model)):
             return ended("accepted rightly")
         return ended("failed", "another result than from anndata's reading")
 
@@ -333,26 +333,26 @@ class Attack:
             forged = [line for line in out.splitlines() if line.startswith(("error:", "hint:"))]
             wrong = "a forged line" if forged or "\x1b" in out else ""
         else:
-            found = written_answer(verb, path, place, out)
+            found = numbers_of_written_result(verb, path, place, out)
             if not np.isfinite(found).all():
                 wrong = "numbers that are not finite"
-            elif self._same_network(folder) and not same(found, self.right[verb, "CSR"]):
+            elif self._same_network(folder) and not results_equal(found, self.expected[verb, "CSR"]):
                 wrong = "another result of the same weights"
         return Case(**{**asdict(case), "outcome": "failed" if wrong else "accepted rightly", "why": wrong})
 
     def _state(self, seed: int, kind: str, random: np.random.Generator, place: Path) -> Case:
-        sound, box, state = self.folder / ".half.scvae.partial", place / "box", place / ".new.scvae.partial"
-        whole, apart = place / "whole", place / "apart"
-        whole.mkdir()
-        shutil.copyfile(sound, whole / state.name)
-        hostile_models.unpack_state(sound, apart)
+        valid, mutated, state = self.folder / ".half.scvae.partial", place / "box", place / ".new.scvae.partial"
+        complete, split = place / "whole", place / "apart"
+        complete.mkdir()
+        shutil.copyfile(valid, complete / state.name)
+        hostile_models.unpack_state(valid, split)
         if kind == "no file":
-            self._mutate(hostile_models.KINDS[kind], whole, box, random)
-            if os.path.lexists(box / state.name):
-                (box / state.name).rename(state)
+            self._mutate(hostile_models.KINDS[kind], complete, mutated, random)
+            if os.path.lexists(mutated / state.name):
+                (mutated / state.name).rename(state)
         else:
-            self._mutate(hostile_models.KINDS[kind], apart, box, random)
-            hostile_models.pack_state(box, state)
+            self._mutate(hostile_models.KINDS[kind], split, mutated, random)
+            hostile_models.pack_state(mutated, state)
         path = place / "cells.h5ad"
         shutil.copyfile(self.folder / "CSR.h5ad", path)
         arguments = ["train", path, "-m", place / "new.scvae", *FLAGS, "--resume"]
@@ -361,7 +361,7 @@ class Attack:
         if code != 0:
             wrong = _badly_refused(code, out, err, MODEL)
             return Case(**{**asdict(case), "outcome": "failed" if wrong else "refused well", "why": wrong or err})
-        finite = np.isfinite(written_answer("train", path, place, out)).all()
+        finite = np.isfinite(numbers_of_written_result("train", path, place, out)).all()
         why = "" if finite else "numbers that are not finite"
         return Case(**{**asdict(case), "outcome": "accepted rightly" if finite else "failed", "why": why})
 
@@ -415,7 +415,7 @@ def _state_of(path: Path) -> str | None:
 
 
 def in_child(attack: Attack, seed: int) -> Case:
-    """Run one case in a child with limits."""
+    """Run one case in a child process with limits."""
     place = Path(tempfile.mkdtemp(prefix="attack-"))
     reading, writing = os.pipe()
     child = os.fork()

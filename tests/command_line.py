@@ -60,14 +60,14 @@ class Outcome:
 
 
 def run_cli(*arguments: object) -> Outcome:
-    """Run one command; an exception that is a bug is raised."""
+    """Run one command, and raise every exception that is not a `ScvaeError`."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def run_well(*arguments: object) -> Outcome:
+def run_ok(*arguments: object) -> Outcome:
     """Run a command that must succeed."""
     outcome = run_cli(*arguments)
     assert outcome.code == 0, outcome.err

@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_well
+from command_line import TINY, run_ok
 from simulated import tree
 from workbench import Bench
 
@@ -27,7 +27,7 @@ class Trained:
     model: Path
 
     def copy_to(self, folder: Path) -> Trained:
-        """Copy the data and the model to a folder, so that a test may break the copies."""
+        """Copy the data and the model to a folder, so that a test may damage the copies."""
         data, model = folder / self.data.name, folder / self.model.name
         shutil.copyfile(self.data, data)
         shutil.copytree(self.model, model)
@@ -44,7 +44,7 @@ def cells(n_cells: int = 120, n_genes: int = 40) -> ad.AnnData:
 def _train(folder: Path, *options: str) -> Trained:
     trained = Trained(folder / "cells.h5ad", folder / "cells.scvae")
     cells().write_h5ad(trained.data)
-    run_well("train", trained.data, *TINY, *options)
+    run_ok("train", trained.data, *TINY, *options)
     return trained
 
 

@@ -1,4 +1,4 @@
-"""Decoders, densities and cells made by hand, whose geometry is known.
+"""Decoders, densities and cells made for tests, with a known geometry.
 
 Letters in array shapes: n points, k latent dimensions, g genes, b batches.
 """
@@ -42,7 +42,7 @@ def flat(k: int = 2, scale: float = 10.0) -> FlatGeometry:
     return FlatGeometry(scale * torch.eye(k))
 
 
-def wild_vae(
+def random_vae(
     likelihood: str = "nb",
     *,
     n_layers: int = 1,
@@ -86,9 +86,9 @@ def plain_mean(vae: VAE, z_nk: Tensor, library: float) -> Tensor:
             h_nh = linear(h_nh)
             if i == 0 and vae.batches:
                 h_nh = h_nh + decoder.batch.hidden_bh[b]
-            centred_nh = h_nh - h_nh.mean(-1, keepdim=True)
-            variance_n = centred_nh.square().mean(-1, keepdim=True)
-            u_nh = centred_nh / (variance_n + norm.norm.eps).sqrt() * norm.norm.weight + norm.norm.bias
+            centered_nh = h_nh - h_nh.mean(-1, keepdim=True)
+            variance_n = centered_nh.square().mean(-1, keepdim=True)
+            u_nh = centered_nh / (variance_n + norm.norm.eps).sqrt() * norm.norm.weight + norm.norm.bias
             h_nh = u_nh / (1 + (-u_nh).exp())
         h_nh = torch.cat([h_nh, z_nk], dim=-1)
         logits_ng = h_nh @ decoder.head.outputs.weight[:g].T + decoder.head.outputs.bias[:g]
@@ -119,11 +119,11 @@ def points(array: np.ndarray) -> Tensor:
     return torch.as_tensor(np.asarray(array), dtype=torch.float32)
 
 
-def clusters(centres: np.ndarray, each: int, sd: float = 0.3, seed: int = 0) -> np.ndarray:
+def clusters(centers: np.ndarray, each: int, sd: float = 0.3, seed: int = 0) -> np.ndarray:
     """Draw points around some centers, center by center."""
     random = np.random.default_rng(seed)
-    centres = np.asarray(centres, dtype=float)
-    return np.repeat(centres, each, axis=0) + sd * random.standard_normal((each * len(centres), centres.shape[1]))
+    centers = np.asarray(centers, dtype=float)
+    return np.repeat(centers, each, axis=0) + sd * random.standard_normal((each * len(centers), centers.shape[1]))
 
 
 def ring(n: int, radius: float = 2.0, sd: float = 0.15, seed: int = 0) -> np.ndarray:

@@ -33,7 +33,7 @@ def tree(n_cells: int = 400, n_genes: int = 120, **options) -> anndata.AnnData:
 
 
 def converging_tree(n_cells: int = 900, n_genes: int = 150, seed: int = 0) -> anndata.AnnData:
-    """Cells of two branches whose mature cells are alike; one cell in 17 is on the way to the first end."""
+    """Cells of two branches whose mature cells are similar; one cell in 17 is on the way to the first end."""
     drawn = simulate(SimulationConfig(n_cells=n_cells, n_genes=n_genes, n_branches=2, depth=3000, seed=seed))
     random = np.random.default_rng([seed, 7])
     names = ["true_rho_branch_1", "true_rho_branch_2"]
@@ -42,8 +42,8 @@ def converging_tree(n_cells: int = 900, n_genes: int = 150, seed: int = 0) -> an
     log_gs = [
         np.log(drawn.varm[name]) + maturation_g[:, None] * np.clip((grid_s - 0.55) / 0.25, 0, 1) for name in names
     ]
-    alike_s = 0.5 * np.clip((grid_s - 0.6) / 0.3, 0, 1)
-    log_gs[0] = log_gs[0] * (1 - alike_s) + log_gs[1] * alike_s
+    similarity_s = 0.5 * np.clip((grid_s - 0.6) / 0.3, 0, 1)
+    log_gs[0] = log_gs[0] * (1 - similarity_s) + log_gs[1] * similarity_s
     rho = [(np.exp(log) / np.exp(log).sum(0)).astype(np.float32) for log in log_gs]
     varm = dict(drawn.varm) | dict(zip(names, rho, strict=True))
     # The groups are the trunk, two stages of the second branch, and two stages of the first branch.

@@ -42,24 +42,24 @@ def check(verdicts: list[Verdict]) -> None:
     assert found in given if given else found == Command(verb="embed")
 
 
-def test_the_command_is_that_of_the_most_important_of_any_three_verdicts():
+def test_next_command_belongs_to_the_worst_of_three_verdicts():
     for findings in combinations(ADVICE, 3):
         for levels in product(("watch", "poor"), repeat=3):
             check([verdict(finding, level) for finding, level in zip(findings, levels, strict=True)])
 
 
 @given(st.dictionaries(st.sampled_from(list(ADVICE)), st.sampled_from(LEVELS[1:])))
-def test_the_command_is_on_the_page_whatever_the_verdicts(found):
+def test_next_command_is_one_of_the_commands_of_the_verdicts(found):
     verdicts = [Verdict(topic="fine", level="good", sentence="all is well")]
     check([*verdicts, *(verdict(finding, level) for finding, level in found.items())])
 
 
-def test_if_all_is_well_the_cells_can_be_embedded():
+def test_next_command_is_embed_if_all_verdicts_are_good():
     assert next_command([Verdict(topic="fine", level="good", sentence="all is well")], CONFIG) == Command(verb="embed")
 
 
 @pytest.mark.parametrize("finding", ADVICE)
-def test_the_text_of_an_advice_names_what_its_command_does(finding):
+def test_text_of_advice_names_the_options_of_its_command(finding):
     text = verdict(finding, "poor").remedy
     command = command_of(finding)
     assert "{" not in text
@@ -73,12 +73,12 @@ def test_the_text_of_an_advice_names_what_its_command_does(finding):
     assert command.verb != "embed" or "embed" in text
 
 
-def test_a_page_recommends_no_command_beside_the_next_one():
-    everything = page([verdict(finding, "poor") for finding in ADVICE])
-    assert "scvae " not in everything
+def test_texts_of_verdicts_contain_no_command():
+    text = page([verdict(finding, "poor") for finding in ADVICE])
+    assert "scvae " not in text
 
 
-def test_advice_never_pulls_in_two_directions():
+def test_advice_never_recommends_opposite_changes():
     texts = " ".join(verdict(finding, "poor").remedy for finding in ADVICE)
     assert "higher --beta" not in texts
     assert "lower --n-latent" not in texts

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from scipy.spatial.distance import pdist
 from scipy.special import log_softmax
 from simulated import TINY, learned, tree
-from workbench import DATA, refused
+from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError, ScvaeWarning
@@ -31,7 +31,7 @@ from scvae_cli.tools.annotate.quality import confusion, macro_f1, reliability
 from scvae_cli.tools.annotate.views import Coordinates, fit_scaling
 
 
-def hidden(seed: int = 0, share: float = 0.4):
+def cells_with_hidden_labels(seed: int = 0, share: float = 0.4):
     """Cells of a tree, of which only some keep their label, and a model of the cells."""
     adata, model = learned()
     adata = adata.copy()
@@ -40,20 +40,20 @@ def hidden(seed: int = 0, share: float = 0.4):
     return adata, model, kept_n
 
 
-def labels_of(result) -> np.ndarray:
+def predicted_labels(result) -> np.ndarray:
     return np.asarray(result.labels)[result.probability_nc.argmax(1)]
 
 
 @pytest.fixture(scope="module")
 def annotated():
-    adata, model, kept_n = hidden()
+    adata, model, kept_n = cells_with_hidden_labels()
     return adata, model, kept_n, scvae.annotate(adata, model, labels_key="known", inplace=False, unknown_rate=0.05)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def test_rare_labels_keep_their_cells():
+def test_chosen_cells_include_all_cells_of_rare_labels():
     code_n = np.repeat([0, 1, 2, -1], [5000, 1, 20, 10])
     cells = chosen_cells(code_n, 3, seed=0, most=100)
     assert list(np.bincount(code_n[cells])) == [79, 1, 20]
@@ -62,7 +62,7 @@ def test_rare_labels_keep_their_cells():
     assert list(np.bincount(part_m[code_n[cells] == 2])) == [4] * 5
 
 
-def test_every_classifier_knows_every_label():
+def test_training_cells_of_every_fold_include_every_label():
     code_m = np.repeat(np.arange(200), 2)
     part_m = parts_of(code_m, unseen_m=np.ones(len(code_m), dtype=bool), seed=3)
     for part in range(5):
@@ -70,7 +70,7 @@ def test_every_classifier_knows_every_label():
 
 
 @pytest.mark.parametrize("n_labels", [2, 4])
-def test_log_probabilities_equal_those_of_the_library(n_labels):
+def test_log_probabilities_equal_those_of_scikit_learn(n_labels):
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_log_probabilities_equal_those_of_the_library(n_labels):
     np.testing.assert_allclose(found, plain.predict_log_proba(x_mj), atol=1e-4)
 
 
-def test_a_regression_on_genes_equals_that_on_their_components():
+def test_regression_on_genes_equals_regression_on_principal_components():
     rng = np.random.default_rng(5)
     log_mg = sp.random(60, 80, density=0.4, format="csr", random_state=5, dtype=np.float32)
     cells = Coordinates(rng.normal(size=(60, 3)), rng.normal(size=(60, 3)), log_mg)
@@ -94,7 +94,7 @@ def test_a_regression_on_genes_equals_that_on_their_components():
     np.testing.assert_allclose(pdist(views[-1]), pdist(np.minimum(scaled_mg, 10)), rtol=1e-3)
 
 
-def test_pooled_weights_find_the_informative_view_and_the_temperature():
+def test_pool_weights_recover_the_informative_view_and_the_temperature():
     rng = np.random.default_rng(1)
     true_mc = log_softmax(rng.normal(size=(4000, 3), scale=2), axis=1)
     code_m = (rng.random((4000, 1)) < np.exp(true_mc).cumsum(1)).argmax(1)
@@ -107,7 +107,7 @@ def test_pooled_weights_find_the_informative_view_and_the_temperature():
     np.testing.assert_allclose(np.exp(pooled(weight_v, views)).sum(1), 1)
 
 
-def test_log_odds_are_not_rounded():
+def test_log_odds_are_accurate_for_extreme_probabilities():
     log_p_nc = log_softmax(np.array([[0.0, -100.0, -101.0], [0.5, 0.0, 0.2]]), axis=1)
     odds_nc = log_odds(log_p_nc)
     assert odds_nc[0, 0] == pytest.approx(100 - np.log1p(np.exp(-1)), abs=1e-9)
@@ -129,7 +129,7 @@ def test_p_values_are_uniform_for_exchangeable_cells(enough):
     assert (own_m <= 0.1).mean() == pytest.approx(0.1, abs=0.02)
 
 
-def test_rare_labels_share_their_held_out_cells():
+def test_rare_labels_pool_their_held_out_cells():
     code_m = np.repeat([0, 1, 2, 3], [200, 30, 30, 5])
     scores = HeldOutScores(np.zeros(265), code_m, np.zeros(265, dtype=int), 4, 50)
     assert [int(scores.compared_with(label).sum()) for label in range(4)] == [200, 65, 65, 65]
@@ -137,7 +137,7 @@ def test_rare_labels_share_their_held_out_cells():
     assert few.compared_with(0).all()
 
 
-def test_quality_equals_that_of_the_library():
+def test_quality_metrics_equal_those_of_scikit_learn():
     from sklearn.metrics import confusion_matrix, f1_score
 
     rng = np.random.default_rng(3)
@@ -155,9 +155,9 @@ def test_novelty_ignores_directions_in_which_all_cells_vary():
     x_mj = rng.normal(size=(600, 3)) * [10, 1, 0.1]
     code_m = np.arange(600) % 2
     x_mj[:, 1] += 8 * code_m
-    labels, everything = metric_of_labels(x_mj, code_m, 2), metric_of_all(x_mj)
-    along, away = novelty(np.array([[60.0, 0, 0], [0, 0, 2.0]]), labels, everything)
-    between = novelty(np.array([[0.0, 4.0, 0]]), labels, everything)[0]
+    labels, all_cells = metric_of_labels(x_mj, code_m, 2), metric_of_all(x_mj)
+    along, away = novelty(np.array([[60.0, 0, 0], [0, 0, 2.0]]), labels, all_cells)
+    between = novelty(np.array([[0.0, 4.0, 0]]), labels, all_cells)[0]
     assert between > along + 5
     assert np.isfinite(away)
 
@@ -165,7 +165,7 @@ def test_novelty_ignores_directions_in_which_all_cells_vary():
 @pytest.mark.parametrize(
     ("shares", "shift", "clear"), [((0.5, 0.5), 0.0, False), ((0.9, 0.2), 0.0, False), ((0.5, 0.5), 0.7, True)]
 )
-def test_cells_that_differ_from_labeled_cells_of_their_label_are_found(shares, shift, clear):
+def test_difference_is_clear_only_if_cells_of_equal_label_differ(shares, shift, clear):
     rng = np.random.default_rng(5)
     found = []
     for share in shares:
@@ -188,17 +188,17 @@ def scores_of(rng, n_cells, n_labels=4):
 
 
 @pytest.mark.parametrize(("shift", "new_share"), [(0.0, 0.0), (1.5, 0.0), (1.5, 0.15), (1.5, 1.0), (20.0, 0.0)])
-def test_the_offset_of_a_batch_is_that_of_its_cells_of_known_types(shift, new_share):
+def test_batch_offset_equals_offset_of_cells_of_known_types(shift, new_share):
     """Novelty of a batch is higher by `shift` interquartile ranges, and some cells of one label are of a new type."""
     rng = np.random.default_rng(4)
-    usual_m, label_m = scores_of(rng, 2000)
-    held = HeldOutScores(usual_m, label_m, np.arange(2000) % 5, 4, 50)
-    usual_n, label_n = scores_of(rng, 2000)
+    score_m, label_m = scores_of(rng, 2000)
+    held_out = HeldOutScores(score_m, label_m, np.arange(2000) % 5, 4, 50)
+    score_n, label_n = scores_of(rng, 2000)
     range_n = 1.349 * (1 + label_n)
     new_n = rng.random(2000) < new_share
     label_n[new_n] = 0
-    novelty_n = np.where(new_n, 200.0, shift * range_n - usual_n)
-    offset_n = batch_offsets(novelty_n, label_n, np.repeat([0, -1], 1000), held)
+    novelty_n = np.where(new_n, 200.0, shift * range_n - score_n)
+    offset_n = batch_offsets(novelty_n, label_n, np.repeat([0, -1], 1000), held_out)
     assert not offset_n[1000:].any()
     expected = 0.0 if shift > 3 or new_share == 1 else shift
     known_n = ~new_n[:1000] if new_share < 1 else new_n[:1000]
@@ -208,9 +208,9 @@ def test_the_offset_of_a_batch_is_that_of_its_cells_of_known_types(shift, new_sh
 # --- annotate ---------------------------------------------------------------------------------------------------------
 
 
-def test_hidden_labels_are_found(annotated):
+def test_hidden_labels_are_predicted_with_the_reported_accuracy(annotated):
     adata, _, kept_n, result = annotated
-    right_n = labels_of(result) == adata.obs["cell_type"].astype(str)
+    right_n = predicted_labels(result) == adata.obs["cell_type"].astype(str)
     assert right_n[~kept_n].mean() > 0.7
     # The accuracy that is measured on labeled cells equals the accuracy of the cells without a label.
     assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
@@ -219,7 +219,7 @@ def test_hidden_labels_are_found(annotated):
     np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)
 
 
-def test_probabilities_sets_and_alarms_hold_on_cells_without_labels(annotated):
+def test_calibration_holds_for_cells_without_labels(annotated):
     adata, _, kept_n, result = annotated
     code_n = np.asarray([result.labels.index(label) for label in adata.obs["cell_type"]])
     inside_n = result.set_nc[np.arange(len(code_n)), code_n]
@@ -230,16 +230,16 @@ def test_probabilities_sets_and_alarms_hold_on_cells_without_labels(annotated):
     assert reliability(top_n[~kept_n], right_n[~kept_n], np.ones((~kept_n).sum())).error < 0.08
 
 
-def test_a_label_of_a_labeled_cell_does_not_decide_its_prediction():
-    adata, model, kept_n = hidden()
+def test_prediction_of_a_labeled_cell_does_not_depend_on_its_own_label():
+    adata, model, kept_n = cells_with_hidden_labels()
     cell = int(np.flatnonzero(kept_n & (adata.obs["cell_type"] == "stem"))[0])
     adata.obs.loc[adata.obs_names[cell], "known"] = "mature_1"
     result = scvae.annotate(adata, model, labels_key="known", inplace=False)
-    assert labels_of(result)[cell] in ("stem", "progenitor")
+    assert predicted_labels(result)[cell] in ("stem", "progenitor")
 
 
-def test_a_type_that_has_no_label_is_unknown_more_often():
-    adata, model, _ = hidden()
+def test_cells_of_a_type_without_labels_have_lower_p_values():
+    adata, model, _ = cells_with_hidden_labels()
     new_n = (adata.obs["cell_type"] == "mature_1").to_numpy()
     adata.obs.loc[new_n, "known"] = None
     with pytest.warns(ScvaeWarning, match="are unknown"):
@@ -247,24 +247,24 @@ def test_a_type_that_has_no_label_is_unknown_more_often():
     assert np.median(result.p_n[new_n]) < np.median(result.p_n[~new_n]) / 2
 
 
-def test_labels_of_a_reference_equal_those_in_the_data(tmp_path):
-    adata, model, kept_n = hidden()
+def test_labels_in_a_reference_file_give_the_same_predictions(tmp_path):
+    adata, model, kept_n = cells_with_hidden_labels()
     adata[kept_n].write_h5ad(tmp_path / "reference.h5ad")
     query = adata[~kept_n].copy()
     del query.obs["known"]
-    apart = scvae.annotate(query, model, labels_key="known", reference=tmp_path / "reference.h5ad", inplace=False)
-    together = scvae.annotate(adata, model, labels_key="known", inplace=False)
-    np.testing.assert_allclose(apart.probability_nc, together.probability_nc[~kept_n], atol=1e-3)
-    np.testing.assert_array_equal(apart.unknown_n, together.unknown_n[~kept_n])
-    assert apart.labeled_n.sum() == 0
+    separate = scvae.annotate(query, model, labels_key="known", reference=tmp_path / "reference.h5ad", inplace=False)
+    joint = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    np.testing.assert_allclose(separate.probability_nc, joint.probability_nc[~kept_n], atol=1e-3)
+    np.testing.assert_array_equal(separate.unknown_n, joint.unknown_n[~kept_n])
+    assert separate.labeled_n.sum() == 0
 
 
 @pytest.mark.parametrize(
     ("values", "labels"),
     [([1, 2], ["1", "2"]), ([1.0, 10.0], ["1", "10"]), ([True, False], ["False", "True"]), (["b", "a"], ["a", "b"])],
 )
-def test_labels_of_any_kind_follow_the_one_rule(values, labels):
-    adata, model, _ = hidden()
+def test_labels_of_numbers_and_booleans_become_text(values, labels):
+    adata, model, _ = cells_with_hidden_labels()
     adata = adata[:120].copy()
     adata.obs["known"] = [values[i % 3] if i % 3 < 2 else None for i in range(120)]
     result = scvae.annotate(adata, model, labels_key="known", inplace=False)
@@ -275,8 +275,8 @@ def test_labels_of_any_kind_follow_the_one_rule(values, labels):
     assert "must be at least 0.012" in result.notes()[0]
 
 
-def test_rare_labels_and_many_labels_work():
-    adata, model, _ = hidden()
+def test_annotate_accepts_rare_labels_and_many_labels():
+    adata, model, _ = cells_with_hidden_labels()
     label_n = [f"type {i % 200}" for i in range(400)] + [None] * 400
     adata.obs["known"] = label_n
     result = scvae.annotate(adata, model, labels_key="known", inplace=False)
@@ -298,8 +298,8 @@ def test_rare_labels_and_many_labels_work():
         (["T cell", "B |"] * 400, "separates the labels of a prediction set"),
     ],
 )
-def test_labels_that_cannot_be_learned_are_refused(column, fragment):
-    adata, model, _ = hidden()
+def test_unsuitable_labels_are_refused(column, fragment):
+    adata, model, _ = cells_with_hidden_labels()
     adata.obs["known"] = pd.Series(column, index=adata.obs_names)
     before = set(adata.obs)
     with pytest.raises(DataError, match=fragment):
@@ -307,8 +307,8 @@ def test_labels_that_cannot_be_learned_are_refused(column, fragment):
     assert set(adata.obs) == before
 
 
-def test_names_and_order_of_labels_do_not_matter():
-    adata, model, _ = hidden()
+def test_results_do_not_depend_on_names_and_order_of_labels():
+    adata, model, _ = cells_with_hidden_labels()
     first = scvae.annotate(adata, model, labels_key="known", inplace=False)
     adata.obs["known"] = adata.obs["known"].map({name: f"{9 - i} cells" for i, name in enumerate(first.labels)})
     second = scvae.annotate(adata, model, labels_key="known", inplace=False)
@@ -321,18 +321,18 @@ def test_names_and_order_of_labels_do_not_matter():
 
 
 @pytest.mark.parametrize("name", ["nan", "NaN", "NA", "N/A", "None", "?", "unassigned", "Unknown"])
-def test_texts_that_mean_no_label_are_told(name):
-    adata, model, _ = hidden()
+def test_text_that_usually_means_no_label_gives_a_warning(name):
+    adata, model, _ = cells_with_hidden_labels()
     adata = adata[:120].copy()
     adata.obs["known"] = [("a", "b", name)[i % 3] for i in range(120)]
     with pytest.warns(ScvaeWarning, match="which is taken as a cell type: use unlabeled "):
         scvae.annotate(adata, model, labels_key="known", inplace=False)
-    told = scvae.annotate(adata, model, labels_key="known", unlabeled=name, inplace=False)
-    assert told.labels == ("a", "b")
+    result = scvae.annotate(adata, model, labels_key="known", unlabeled=name, inplace=False)
+    assert result.labels == ("a", "b")
 
 
-def test_an_empty_text_is_no_label():
-    adata, model, _ = hidden()
+def test_empty_text_counts_as_no_label():
+    adata, model, _ = cells_with_hidden_labels()
     adata = adata[:120].copy()
     adata.obs["known"] = [("a", "b", "")[i % 3] for i in range(120)]
     with pytest.warns(ScvaeWarning, match="40 cells have an empty text"):
@@ -350,47 +350,47 @@ def two_batches():
 
 
 @pytest.mark.filterwarnings("ignore:the cells without a label differ")
-def test_cells_of_other_batches_than_the_labeled_ones_are_told(tmp_path):
+def test_batches_without_labeled_cells_give_a_warning(tmp_path):
     adata, model = two_batches()
     adata = adata.copy()
     first = (adata.obs["batch"] == "batch_1").to_numpy()
     half = np.arange(adata.n_obs) % 2 == 0
-    asked = {"labels_key": "known", "inplace": False, "unknown_rate": 0.0}
+    options = {"labels_key": "known", "inplace": False, "unknown_rate": 0.0}
     adata.obs["known"] = adata.obs["cell_type"].astype(object).where(half)
-    assert not scvae.annotate(adata, model, **asked).difference.is_clear
+    assert not scvae.annotate(adata, model, **options).difference.is_clear
     adata.obs["known"] = adata.obs["cell_type"].astype(object).where(first)
     with pytest.warns(
         ScvaeWarning, match=f"{(~first).sum()} of .* of a batch without labeled cells .batch_2.: accuracy"
     ):
-        found = scvae.annotate(adata, model, **asked)
+        found = scvae.annotate(adata, model, **options)
     assert found.difference.is_clear
     assert "sets of cells without a label contain the true label with probability 0.9" in found.warnings()[0]
     reference, query = tmp_path / "reference.h5ad", adata[~first].copy()
     adata[first].copy().write_h5ad(reference)
     with pytest.warns(ScvaeWarning, match="without labeled cells .batch_2."):
-        scvae.annotate(query, model, reference=reference, **asked)
-    scvae.annotate(adata[first].copy(), model, reference=reference, **asked)
+        scvae.annotate(query, model, reference=reference, **options)
+    scvae.annotate(adata[first].copy(), model, reference=reference, **options)
     del query.obs["batch"]
     with pytest.warns(ScvaeWarning, match="another file, and it is not known"):
-        scvae.annotate(query, model, reference=reference, **asked)
+        scvae.annotate(query, model, reference=reference, **options)
 
 
-def test_names_of_labels_forge_no_lines(copied):
+def test_control_characters_in_labels_are_escaped(copied):
     import anndata as ad
 
     adata = ad.read_h5ad(copied.data)
     adata.obs["known"] = [("a\n  accuracy 100%\x1b[2K", "b")[i % 2] for i in range(adata.n_obs)]
     adata.write_h5ad(copied.data)
-    out = run_well("annotate", copied.data, "-m", copied.model, "--labels-key", "known").out
+    out = run_ok("annotate", copied.data, "-m", copied.model, "--labels-key", "known").out
     assert "a\\n  accuracy 100%\\x1b[2K" in out
     assert not any(line.startswith("  accuracy") for line in out.splitlines())
     assert "called unknown by mistake (requested: 1%)" in out
 
 
-def test_the_next_step_draws_a_umap_or_makes_one(copied):
+def test_next_step_plots_a_umap_or_computes_one(copied):
     import anndata as ad
 
-    asked = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type"]
+    command = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type"]
     embed = shlex.join(["scvae", "embed", str(copied.data), "-m", str(copied.model), "--umap"])
     # First with scanpy's UMAP in the data, then with the UMAP of `embed`.
     steps = [embed]
@@ -398,31 +398,31 @@ def test_the_next_step_draws_a_umap_or_makes_one(copied):
         ("X_umap", 'sc.pl.umap(adata, color="scvae_label")'),
         ("X_umap_scvae", 'sc.pl.embedding(adata, basis="umap_scvae", color="scvae_label")'),
     ):
-        assert f"next: {steps[-1]}\n" in run_well(*asked).err
+        assert f"next: {steps[-1]}\n" in run_ok(*command).err
         adata = ad.read_h5ad(copied.data)
         adata.obsm[key] = np.zeros((adata.n_obs, 2))
         adata.write_h5ad(copied.data)
         steps.append(step)
-    assert f"next: {steps[-1]}\n" in run_well(*asked).err
+    assert f"next: {steps[-1]}\n" in run_ok(*command).err
 
 
-def test_refusals_of_the_command_line_are_one_line(bench):
-    refused(bench.folder, bench.ask("annotate", "--labels-key", "nothing"), DATA, "no column 'nothing'")
-    absent = bench.ask("annotate", "--labels-key", "cell_type", "--unlabeled", "Unknown")
-    refused(bench.folder, absent, DATA, "--unlabeled")
-    elsewhere = bench.ask("annotate", "--labels-key", "cell_type", "--reference", bench.folder / "none.h5ad")
-    assert run_cli(*elsewhere).code == DATA
+def test_invalid_options_are_refused_in_one_line(bench):
+    assert_refused(bench.folder, bench.args("annotate", "--labels-key", "nothing"), DATA, "no column 'nothing'")
+    missing_label = bench.args("annotate", "--labels-key", "cell_type", "--unlabeled", "Unknown")
+    assert_refused(bench.folder, missing_label, DATA, "--unlabeled")
+    missing_file = bench.args("annotate", "--labels-key", "cell_type", "--reference", bench.folder / "none.h5ad")
+    assert run_cli(*missing_file).code == DATA
 
 
-def test_what_is_written_and_told(copied):
+def test_annotate_writes_labels_and_reports_them_as_json(copied):
     import anndata as ad
 
     plot = copied.data.with_name("labels.png")
-    asked = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type", "--unlabeled", "stem"]
-    told = json.loads(run_well(*asked, "--json", "--plot", plot).out)
+    command = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type", "--unlabeled", "stem"]
+    report = json.loads(run_ok(*command, "--json", "--plot", plot).out)
     adata = ad.read_h5ad(copied.data)
     names = list(adata.uns["scvae"]["label_names"])
-    assert names == [row["label"] for row in told["labels"]]
+    assert names == [row["label"] for row in report["labels"]]
     assert "stem" not in names
     assert list(adata.obs["scvae_label"].cat.categories) == [*names, "unknown"]
     p_nc = adata.obsm["scvae_label_probabilities"]
@@ -430,13 +430,13 @@ def test_what_is_written_and_told(copied):
     known_n = (adata.obs["scvae_label"] != "unknown").to_numpy()
     assert (adata.obs["scvae_label"].astype(str).to_numpy() == np.asarray(names)[p_nc.argmax(1)])[known_n].all()
     assert {label for text in adata.obs["scvae_label_set"] for label in text.split(" | ") if text} <= set(names)
-    assert told["n_unknown"] == (~known_n).sum()
-    assert np.asarray(told["heldout"]["confusion"]).sum() == pytest.approx(told["heldout"]["n_cells"], rel=0.02)
+    assert report["n_unknown"] == (~known_n).sum()
+    assert np.asarray(report["heldout"]["confusion"]).sum() == pytest.approx(report["heldout"]["n_cells"], rel=0.02)
     assert plot.exists()
-    assert "regression on genes" in run_well(*asked).out
+    assert "regression on genes" in run_ok(*command).out
 
 
-def test_the_figure_names_few_labels_and_not_many(annotated):
+def test_figure_shows_names_of_labels_only_if_there_are_few(annotated):
     from dataclasses import replace
 
     from scvae_cli.tools.annotate.figure import annotation_figure
@@ -451,7 +451,7 @@ def test_the_figure_names_few_labels_and_not_many(annotated):
     wide = annotation_figure(replace(result, labels=long))
     assert [text.get_text() for text in wide.axes[0].get_yticklabels()] == list(long)
     for figure in (few, many, wide):
-        page, ink = figure.get_size_inches(), figure.get_tightbbox()
-        assert min(ink.x0, ink.y0) >= 0
-        assert ink.x1 <= page[0]
-        assert ink.y1 <= page[1]
+        size, box = figure.get_size_inches(), figure.get_tightbbox()
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= size[0]
+        assert box.y1 <= size[1]

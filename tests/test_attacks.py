@@ -38,7 +38,7 @@ def cases(tmp_path_factory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("family", "kind"), KINDS, ids=[": ".join(names) for names in KINDS])
-def test_is_refused_well_or_accepted_rightly(cases, family, kind):
+def test_no_attack_fails(cases, family, kind):
     tried = [case for case in cases if (case["family"], case["kind"]) == (family, kind)]
     assert tried
     assert [case for case in tried if case["outcome"] == "failed"] == []

@@ -9,9 +9,9 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
-from handmade import wild_vae
-from workbench import USAGE, refused
+from command_line import run_ok
+from handmade import random_vae
+from workbench import USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.formats import open_store
@@ -30,7 +30,7 @@ def skewed(n: int = 400, k: int = 4, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def vae():
-    return wild_vae(n_layers=2, batches=("a", "b"), k=4, g=30).float()
+    return random_vae(n_layers=2, batches=("a", "b"), k=4, g=30).float()
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,10 @@ def axes(vae) -> CanonicalAxes:
     return canonical_axes(Geometry(vae), skewed())
 
 
-# --- what they are ----------------------------------------------------------------------------------------------------
+# --- computation ------------------------------------------------------------------------------------------------------
 
 
-def test_axes_are_orthogonal_and_the_strongest_comes_first(axes):
+def test_axes_are_orthogonal_and_sorted_by_strength(axes):
     torch.testing.assert_close(axes.rotation_kk @ axes.rotation_kk.T, torch.eye(4), rtol=0, atol=1e-5)
     assert (axes.strength_k.diff() < 0).all()
     assert (axes.strength_k > 0).all()
@@ -62,7 +62,7 @@ def test_strengths_are_the_variances_that_a_regression_explains(vae, axes):
     np.testing.assert_allclose(np.abs(axes.rotation_kk.numpy() @ left_kk), np.eye(4), atol=1e-2)
 
 
-def test_axes_point_to_the_longer_tail(axes):
+def test_axes_point_in_the_direction_of_the_longer_tail(axes):
     z_nk = axes.position(skewed())
     assert ((z_nk - z_nk.mean(0)).pow(3).mean(0) > 0).all()
     mirrored = axes.position(-skewed())
@@ -77,7 +77,7 @@ def test_variance_is_the_diagonal_of_the_rotated_covariance(axes):
     torch.testing.assert_close(axes.variance(var_nk).sum(1), var_nk.sum(1))
 
 
-def test_many_cells_are_sampled_evenly(vae):
+def test_axes_of_many_cells_are_computed_from_a_subset(vae):
     """The axes of 20,000 cells are computed from every fourth cell."""
     z_nk = skewed(20_000)
     np.testing.assert_allclose(
@@ -85,9 +85,9 @@ def test_many_cells_are_sampled_evenly(vae):
     )
 
 
-def test_one_dimension(vae):
+def test_axes_of_a_one_dimensional_latent_space(vae):
     del vae
-    axes = canonical_axes(Geometry(wild_vae(k=1).float()), -skewed(k=1))
+    axes = canonical_axes(Geometry(random_vae(k=1).float()), -skewed(k=1))
     assert axes.rotation_kk.tolist() == [[-1.0]]
     assert axes.near_ties() == []
 
@@ -103,27 +103,27 @@ def test_one_dimension(vae):
         ([0.0, 0.0], []),
     ],
 )
-def test_near_ties(strength, ties):
+def test_near_ties_are_neighboring_axes_of_similar_strength(strength, ties):
     assert CanonicalAxes(torch.eye(len(strength)), torch.tensor(strength)).near_ties() == ties
 
 
-# --- what they are for ------------------------------------------------------------------------------------------------
+# --- use --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_rotated_model_has_the_same_canonical_axes(trained, tmp_path, seed):
+def test_rotated_model_has_the_same_canonical_axes(trained, tmp_path, seed):
     """If the latent space of a model is rotated and mirrored, cells keep their positions along the canonical axes."""
     data = ad.read_h5ad(trained.data)
-    turned_kk = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))).Q
-    plain, turned = load(trained.model), load(trained.model)
+    rotation_kk = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(seed))).Q
+    plain, rotated = load(trained.model), load(trained.model)
     with torch.no_grad():
-        posterior = turned.vae.encoder.posterior
-        posterior.weight[:4] = turned_kk @ plain.vae.encoder.posterior.weight[:4]
-        posterior.bias[:4] = turned_kk @ plain.vae.encoder.posterior.bias[:4]
-        for weight in (turned.vae.decoder.first.weight, turned.vae.decoder.head.outputs.weight[:, -4:]):
-            weight.copy_(weight @ turned_kk.T)
+        posterior = rotated.vae.encoder.posterior
+        posterior.weight[:4] = rotation_kk @ plain.vae.encoder.posterior.weight[:4]
+        posterior.bias[:4] = rotation_kk @ plain.vae.encoder.posterior.bias[:4]
+        for weight in (rotated.vae.decoder.first.weight, rotated.vae.decoder.head.outputs.weight[:, -4:]):
+            weight.copy_(weight @ rotation_kk.T)
     found = []
-    for model in (plain, turned):
+    for model in (plain, rotated):
         session = Session.open(data, model, device="cpu")
         mean_nk = posteriors(model, session.counts).mean_nk
         axes = canonical_axes(Geometry(model.vae), mean_nk)
@@ -133,7 +133,7 @@ def test_a_rotated_model_has_the_same_canonical_axes(trained, tmp_path, seed):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-6)
 
 
-def test_embedding_is_rotated_and_nothing_else(trained):
+def test_canonical_axes_only_rotate_the_embedding(trained):
     data, model = ad.read_h5ad(trained.data), load(trained.model)
     plain = scvae.embed(data, model, axes="training", inplace=False)
     canonical = scvae.embed(data, model, inplace=False)
@@ -153,12 +153,12 @@ def test_embedding_is_rotated_and_nothing_else(trained):
         scvae.embed(data, model, axes="umap", inplace=False)
 
 
-def test_command_takes_axes(bench):
-    hint = refused(bench.folder, bench.ask("embed", "--axes", "umap"), USAGE, "axes is 'umap'")
+def test_embed_option_axes_selects_the_axes(bench):
+    hint = assert_refused(bench.folder, bench.args("embed", "--axes", "umap"), USAGE, "axes is 'umap'")
     assert "canonical, training" in hint
     written = {}
     for axes in ("training", "canonical"):
-        run_well(*bench.ask("embed", "--axes", axes))
+        run_ok(*bench.args("embed", "--axes", axes))
         written[axes] = ad.read_h5ad(bench.data).obsm["scvae_latent"]
         record = open_store(bench.data).uns_text("scvae/runs/embed")
         assert f'"axes": "{axes}"' in record

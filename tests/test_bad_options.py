@@ -7,8 +7,8 @@ import json
 import anndata as ad
 import pytest
 import torch
-from command_line import run_cli, run_well
-from workbench import DEVICE, USAGE, refused
+from command_line import run_cli, run_ok
+from workbench import DEVICE, USAGE, assert_refused
 
 from scvae_cli.gene_list import parse_genes
 
@@ -38,38 +38,38 @@ from scvae_cli.gene_list import parse_genes
         (DEVICE, "not a device that scvae runs on", ["--device", "meta"]),
     ],
 )
-def test_values_that_cannot_be_meant(bench, code, fragment, options):
-    refused(bench.folder, bench.train(*options), code, fragment)
+def test_invalid_values_are_refused(bench, code, fragment, options):
+    assert_refused(bench.folder, bench.train_args(*options), code, fragment)
 
 
 @pytest.mark.parametrize("fdr", ["nan", "0", "1.5"])
-def test_false_discovery_rates_that_cannot_be_meant(bench, fdr):
-    refused(bench.folder, bench.ask("score", "--fdr", fdr), USAGE, "--fdr is")
+def test_invalid_false_discovery_rates_are_refused(bench, fdr):
+    assert_refused(bench.folder, bench.args("score", "--fdr", fdr), USAGE, "--fdr is")
 
 
 @pytest.mark.parametrize("verb", ["train", "embed"])
-def test_devices_that_are_not_there(bench, monkeypatch, verb):
+def test_gpu_that_is_not_available_is_refused(bench, monkeypatch, verb):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cuda", "cuda:3"):
-        arguments = bench.train("--device", device) if verb == "train" else bench.ask(verb, "--device", device)
-        refused(bench.folder, arguments, DEVICE, f"{device} was requested")
+        arguments = bench.train_args("--device", device) if verb == "train" else bench.args(verb, "--device", device)
+        assert_refused(bench.folder, arguments, DEVICE, f"{device} was requested")
 
 
 @pytest.mark.parametrize("device", ["cpu:7", "meta", "gpu"])
-def test_devices_that_scvae_does_not_run_on(bench, device):
-    assert "cuda:N" in refused(bench.folder, bench.ask("embed", "--device", device), DEVICE, "is not a device")
+def test_unsupported_devices_are_refused(bench, device):
+    assert "cuda:N" in assert_refused(bench.folder, bench.args("embed", "--device", device), DEVICE, "is not a device")
 
 
 @pytest.mark.parametrize("verb", ["train", "embed"])
-def test_a_device_without_float64(bench, verb):
-    arguments = bench.train("--device", "mps") if verb == "train" else bench.ask(verb, "--device", "mps")
-    assert "--device cpu" in refused(bench.folder, arguments, DEVICE, "mps has no float64 numbers")
+def test_device_without_float64_is_refused(bench, verb):
+    arguments = bench.train_args("--device", "mps") if verb == "train" else bench.args(verb, "--device", "mps")
+    assert "--device cpu" in assert_refused(bench.folder, arguments, DEVICE, "mps has no float64 numbers")
 
 
-def test_second_device_that_is_not_there(bench, monkeypatch):
+def test_gpu_number_that_is_not_available_is_refused(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    refused(bench.folder, bench.ask("embed", "--device", "cuda:3"), DEVICE, "cuda:3 is not available")
+    assert_refused(bench.folder, bench.args("embed", "--device", "cuda:3"), DEVICE, "cuda:3 is not available")
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_second_device_that_is_not_there(bench, monkeypatch):
         ("error: eased_dropout is 2", "[train]\neased_dropout = 2.0\n"),
     ],
 )
-def test_configuration_files_that_cannot_be_meant(bench, fragment, text):
+def test_invalid_config_files_are_refused(bench, fragment, text):
     # Flags would win over the file.
     arguments = ["train", bench.data, "-m", bench.folder / "other.scvae", "--config", bench.file("run.toml", text)]
-    refused(bench.folder, arguments, USAGE, fragment)
+    assert_refused(bench.folder, arguments, USAGE, fragment)
 
 
 @pytest.mark.parametrize(
@@ -113,22 +113,22 @@ def test_configuration_files_that_cannot_be_meant(bench, fragment, text):
         ("[model]\nxyzzy = 3\n", "known keys: decoder, "),
     ],
 )
-def test_the_hint_for_a_misplaced_key_names_section_and_spelling(bench, text, hint):
+def test_hint_for_a_misplaced_key_names_section_and_spelling(bench, text, hint):
     arguments = ["train", bench.data, "-m", bench.folder / "other.scvae", "--config", bench.file("run.toml", text)]
-    assert refused(bench.folder, arguments, USAGE, "run.toml").startswith(f"hint: {hint}")
+    assert assert_refused(bench.folder, arguments, USAGE, "run.toml").startswith(f"hint: {hint}")
 
 
-def test_a_mark_that_windows_puts_before_a_text_belongs_to_no_name(bench):
+def test_byte_order_mark_in_config_file_and_gene_list_is_ignored(bench):
     config = bench.file("run.toml", b"\xef\xbb\xbf[train]\nmax_epochs = 2\n")
     names = ad.read_h5ad(bench.data).var_names[:30]
     genes = bench.file("genes.txt", b"\xef\xbb\xbf" + "\r\n".join(names).encode())
-    arguments = bench.train("--config", config, "--genes", f"@{genes}", "--json")
-    assert json.loads(run_well(*arguments).out)["n_genes"] == 30
+    arguments = bench.train_args("--config", config, "--genes", f"@{genes}", "--json")
+    assert json.loads(run_ok(*arguments).out)["n_genes"] == 30
     assert parse_genes("--genes", f"@{genes}") == tuple(names)
 
 
-def test_configuration_file_that_is_not_there(bench):
-    refused(bench.folder, bench.train("--config", bench.folder / "no.toml"), USAGE, "cannot read")
+def test_missing_config_file_is_refused(bench):
+    assert_refused(bench.folder, bench.train_args("--config", bench.folder / "no.toml"), USAGE, "cannot read")
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_configuration_file_that_is_not_there(bench):
     ],
     ids=str,
 )
-def test_values_are_refused_before_a_file_is_opened(bench, fragment, arguments):
-    refused(bench.folder, arguments, USAGE, fragment)
+def test_invalid_values_are_refused_before_a_file_is_opened(bench, fragment, arguments):
+    assert_refused(bench.folder, arguments, USAGE, fragment)
 
 
 @pytest.mark.parametrize(
     "arguments", [["train"], ["embed", "cells.h5ad", "--no-such-option"], ["unheard-of", "cells.h5ad"]], ids=" ".join
 )
-def test_usage_errors(arguments):
+def test_usage_errors_give_exit_code_2(arguments):
     outcome = run_cli(*arguments)
     assert outcome.code == USAGE
     assert outcome.out == ""

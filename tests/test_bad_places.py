@@ -13,10 +13,10 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_forked, run_well
+from command_line import TINY, run_forked, run_ok
 from conftest import cells
 from tenx import write_10x_h5
-from workbench import DATA, MODEL, USAGE, Bench, contents, refused
+from workbench import DATA, MODEL, USAGE, Bench, assert_refused, contents
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
@@ -67,10 +67,10 @@ MODELS: dict[str, tuple[str, Callable[[Bench], object]]] = {
 
 @pytest.mark.parametrize("verb", ["embed", "info"])
 @pytest.mark.parametrize("case", MODELS)
-def test_models_that_cannot_be_used(bench, case, verb):
-    fragment, spoil = MODELS[case]
-    spoil(bench)
-    refused(bench.folder, bench.ask("embed") if verb == "embed" else ["info", bench.model], MODEL, fragment)
+def test_unusable_model_is_refused(bench, case, verb):
+    fragment, damage = MODELS[case]
+    damage(bench)
+    assert_refused(bench.folder, bench.args("embed") if verb == "embed" else ["info", bench.model], MODEL, fragment)
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,17 @@ def test_models_that_cannot_be_used(bench, case, verb):
     ],
     ids=["exists", "a file in the way", "no such folder", "nothing to resume"],
 )
-def test_places_a_model_cannot_go(bench, fragment, options):
-    refused(bench.folder, ["train", bench.data, *TINY, *options(bench)], MODEL, fragment)
+def test_invalid_model_path_is_refused(bench, fragment, options):
+    assert_refused(bench.folder, ["train", bench.data, *TINY, *options(bench)], MODEL, fragment)
 
 
-# --- where results cannot go ------------------------------------------------------------------------------------------
+# --- invalid output paths ---------------------------------------------------------------------------------------------
 
 
-def test_output_that_exists_needs_force(bench):
+def test_existing_output_requires_force(bench):
     other = bench.file("other.h5ad", "precious")
-    assert "--force" in refused(bench.folder, bench.ask("embed", "-o", other), DATA, "exists")
-    run_well(*bench.ask("embed", "-o", other, "--force"))
+    assert "--force" in assert_refused(bench.folder, bench.args("embed", "-o", other), DATA, "exists")
+    run_ok(*bench.args("embed", "-o", other, "--force"))
     assert "X_scvae" in ad.read_h5ad(other).obsm
 
 
@@ -103,27 +103,31 @@ def hard_link(file: Path, name: str) -> Path:
     return file.parent / name
 
 
-PLACES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
-    "not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.ask("embed", "-o", b.folder / "out.csv")),
-    "a folder": (DATA, "is a folder", lambda b: b.ask("embed", "-o", folder(b, "out.h5ad"))),
-    "no such folder": (DATA, "is not a folder", lambda b: b.ask("embed", "-o", b.folder / "no" / "out.h5ad")),
-    "steps not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.walk("a", "b", "--path-out", "steps.csv")),
-    "steps exist": (DATA, "exists", lambda b: b.walk("a", "b", "--path-out", b.file("steps.h5ad"))),
-    "steps in the data": (USAGE, "contains the cells", lambda b: b.walk("a", "b", "--path-out", b.data, "--force")),
+INVALID_OUTPUTS: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
+    "not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.args("embed", "-o", b.folder / "out.csv")),
+    "a folder": (DATA, "is a folder", lambda b: b.args("embed", "-o", folder(b, "out.h5ad"))),
+    "no such folder": (DATA, "is not a folder", lambda b: b.args("embed", "-o", b.folder / "no" / "out.h5ad")),
+    "steps not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.between_groups("a", "b", "--path-out", "steps.csv")),
+    "steps exist": (DATA, "exists", lambda b: b.between_groups("a", "b", "--path-out", b.file("steps.h5ad"))),
+    "steps in the data": (
+        USAGE,
+        "contains the cells",
+        lambda b: b.between_groups("a", "b", "--path-out", b.data, "--force"),
+    ),
     "steps in the data, by a hard link": (
         USAGE,
         "contains the cells",
-        lambda b: b.walk("a", "b", "--path-out", hard_link(b.data, "twin.h5ad"), "--force"),
+        lambda b: b.between_groups("a", "b", "--path-out", hard_link(b.data, "twin.h5ad"), "--force"),
     ),
     "steps in the input": (
         USAGE,
         "contains the cells",
-        lambda b: b.walk("a", "b", "--path-out", b.data, "-o", b.folder / "out.h5ad", "--force"),
+        lambda b: b.between_groups("a", "b", "--path-out", b.data, "-o", b.folder / "out.h5ad", "--force"),
     ),
     "steps in the output": (
         USAGE,
         "contains the cells",
-        lambda b: b.walk("a", "b", "--path-out", b.folder / "out.h5ad", "-o", b.folder / "out.h5ad"),
+        lambda b: b.between_groups("a", "b", "--path-out", b.folder / "out.h5ad", "-o", b.folder / "out.h5ad"),
     ),
     "simulation exists": (DATA, "exists", lambda b: ["simulate", b.data]),
     "simulation not .h5ad": (DATA, "does not end in .h5ad", lambda b: ["simulate", b.folder / "out"]),
@@ -135,13 +139,13 @@ def folder(bench: Bench, name: str) -> Path:
     return bench.folder / name
 
 
-@pytest.mark.parametrize("case", PLACES)
-def test_places_results_cannot_go(bench, case):
-    code, fragment, arguments = PLACES[case]
-    refused(bench.folder, arguments(bench), code, fragment)
+@pytest.mark.parametrize("case", INVALID_OUTPUTS)
+def test_invalid_output_path_is_refused(bench, case):
+    code, fragment, arguments = INVALID_OUTPUTS[case]
+    assert_refused(bench.folder, arguments(bench), code, fragment)
 
 
-ASKED = {
+OPTIONS = {
     "embed": (),
     "annotate": ("--labels-key", "cell_type"),
     "denoise": (),
@@ -152,38 +156,40 @@ ASKED = {
 
 
 @pytest.fixture
-def no_computing(monkeypatch):
+def no_encoding(monkeypatch):
     """Fail when cells are encoded, to test that a refusal comes before the computation."""
     monkeypatch.setattr("scvae_cli.model.vae.VAE.encode", None)
 
 
-@pytest.mark.parametrize("verb", ASKED)
-def test_read_only_places_are_found_before_computing(bench, no_computing, verb):
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_read_only_output_is_refused_before_the_computation(bench, no_encoding, verb):
     bench.data.chmod(0o444)
-    assert "chmod u+w" in refused(bench.folder, bench.ask(verb, *ASKED[verb]), DATA, "cells.h5ad is read-only")
+    assert "chmod u+w" in assert_refused(
+        bench.folder, bench.args(verb, *OPTIONS[verb]), DATA, "cells.h5ad is read-only"
+    )
     bench.data.chmod(0o644)
     bench.folder.chmod(0o555)
-    refused(bench.folder, bench.ask(verb, *ASKED[verb]), DATA, "is read-only")
+    assert_refused(bench.folder, bench.args(verb, *OPTIONS[verb]), DATA, "is read-only")
     bench.folder.chmod(0o755)
 
 
-def test_model_folder_is_not_put_into_a_read_only_one(bench):
-    place = folder(bench, "shelf")
-    place.chmod(0o555)
-    arguments = ["train", bench.data, *TINY, "-m", place / "cells.scvae"]
-    refused(bench.folder, arguments, MODEL, "is not a folder that can be written to")
+def test_model_in_a_read_only_folder_is_refused(bench):
+    read_only = folder(bench, "shelf")
+    read_only.chmod(0o555)
+    arguments = ["train", bench.data, *TINY, "-m", read_only / "cells.scvae"]
+    assert_refused(bench.folder, arguments, MODEL, "is not a folder that can be written to")
 
 
-def test_read_only_data_can_be_written_elsewhere(bench):
+def test_results_of_read_only_data_can_be_written_to_another_file(bench):
     bench.data.chmod(0o444)
     out = bench.folder / "out.h5ad"
-    run_well(*bench.ask("embed", "-o", out))
-    run_well("denoise", out, "-m", bench.model)
+    run_ok(*bench.args("embed", "-o", out))
+    run_ok("denoise", out, "-m", bench.model)
     assert "scvae_denoised" in ad.read_h5ad(out).layers
 
 
 # Slots of the user with the names of results.
-FOREIGN: dict[str, tuple[str, Callable[[ad.AnnData], object]]] = {
+USER_SLOTS: dict[str, tuple[str, Callable[[ad.AnnData], object]]] = {
     "embed": ("obsm/X_scvae", lambda a: a.obsm.__setitem__("X_scvae", np.ones((120, 2)))),
     "annotate": ("obs/scvae_label", lambda a: a.obs.__setitem__("scvae_label", "mine")),
     "denoise": ("layers/scvae_denoised", lambda a: a.layers.__setitem__("scvae_denoised", a.X.copy())),
@@ -205,38 +211,38 @@ def element(adata: ad.AnnData, path: str) -> np.ndarray:
     return value.toarray() if sp.issparse(value) else np.asarray(value)
 
 
-@pytest.mark.parametrize("verb", FOREIGN)
-def test_slots_that_are_not_ours(bench, monkeypatch, verb):
-    path, put = FOREIGN[verb]
-    bench.changed(put)
-    mine = ad.read_h5ad(bench.data)
+@pytest.mark.parametrize("verb", USER_SLOTS)
+def test_slot_of_the_user_is_overwritten_only_with_force(bench, monkeypatch, verb):
+    path, add_slot = USER_SLOTS[verb]
+    bench.change(add_slot)
+    before = ad.read_h5ad(bench.data)
     with monkeypatch.context() as patch:
         patch.setattr("scvae_cli.model.vae.VAE.encode", None)
-        hint = refused(bench.folder, bench.ask(verb, *ASKED[verb]), DATA, f"{path} already exists")
+        hint = assert_refused(bench.folder, bench.args(verb, *OPTIONS[verb]), DATA, f"{path} already exists")
     assert "--key-added" in hint
-    run_well(*bench.ask(verb, *ASKED[verb], "--key-added", "beside"))
-    kept, original = (element(adata, path) for adata in (ad.read_h5ad(bench.data), mine))
+    run_ok(*bench.args(verb, *OPTIONS[verb], "--key-added", "beside"))
+    kept, original = (element(adata, path) for adata in (ad.read_h5ad(bench.data), before))
     np.testing.assert_array_equal(kept, original)
-    run_well(*bench.ask(verb, *ASKED[verb], "--force"))
+    run_ok(*bench.args(verb, *OPTIONS[verb], "--force"))
     # A slot that scvae wrote is replaced without --force.
-    run_well(*bench.ask(verb, *ASKED[verb]))
+    run_ok(*bench.args(verb, *OPTIONS[verb]))
 
 
 @pytest.mark.parametrize("value", ["mine", {"notes": "mine"}], ids=["text", "dict"])
-def test_provenance_does_not_replace_what_is_not_ours(bench, value):
-    bench.changed(lambda a: a.uns.__setitem__("scvae", value))
-    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae already exists")
-    run_well(*bench.ask("embed", "--key-added", "mine"))
+def test_uns_scvae_of_the_user_is_overwritten_only_with_force(bench, value):
+    bench.change(lambda a: a.uns.__setitem__("scvae", value))
+    assert_refused(bench.folder, bench.args("embed"), DATA, "uns/scvae already exists")
+    run_ok(*bench.args("embed", "--key-added", "mine"))
     assert ad.read_h5ad(bench.data).uns["scvae"] == value
-    run_well(*bench.ask("embed", "--force"))
+    run_ok(*bench.args("embed", "--force"))
     uns = ad.read_h5ad(bench.data).uns["scvae"]
     assert set(uns) == {"runs"} | (set(value) if isinstance(value, dict) else set())
 
 
-def test_10x_needs_an_output(tmp_path, trained):
+def test_10x_input_requires_an_output(tmp_path, trained):
     source = tmp_path / "cells.h5"
     write_10x_h5(source, cells())
-    refused(
+    assert_refused(
         tmp_path,
         ["embed", source, "-m", trained.model],
         USAGE,
@@ -244,17 +250,17 @@ def test_10x_needs_an_output(tmp_path, trained):
     )
 
 
-def test_records_that_are_not_ours_count_for_nothing(bench):
+def test_invalid_records_of_runs_are_ignored(bench):
     uns = {"runs": {"embed": json.dumps({"slots": ["obsm/X_scvae"]}), "notes": "{", "list": "[1]"}}
-    bench.changed(lambda a: a.uns.__setitem__("scvae", uns))
-    assert "no results of scvae" in run_well("info", bench.data).out
-    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae already exists")
+    bench.change(lambda a: a.uns.__setitem__("scvae", uns))
+    assert "no results of scvae" in run_ok("info", bench.data).out
+    assert_refused(bench.folder, bench.args("embed"), DATA, "uns/scvae already exists")
 
 
 # --- AnnData in memory ------------------------------------------------------------------------------------------------
 
 
-def test_slots_in_memory_that_are_not_ours(bench):
+def test_slot_of_the_user_in_memory_is_overwritten_only_with_force(bench):
     adata = ad.read_h5ad(bench.data)
     adata.obsm["X_scvae"] = np.ones((120, 2))
     with pytest.raises(DataError, match="obsm/X_scvae already exists"):
@@ -267,49 +273,49 @@ def test_slots_in_memory_that_are_not_ours(bench):
 
 @pytest.mark.filterwarnings("ignore:.*belong to groups that the trajectory does not pass:scvae_cli.errors.ScvaeWarning")
 @pytest.mark.parametrize("before", [False, True], ids=["first", "after its parent"])
-def test_results_of_a_view_are_its_own(bench, before):
+def test_results_of_a_view_do_not_change_its_parent(bench, before):
     parent = ad.read_h5ad(bench.data)
     if before:
         scvae.embed(parent, bench.model)
-    known = json.dumps(parent.uns, default=str, sort_keys=True)
+    parent_uns = json.dumps(parent.uns, default=str, sort_keys=True)
     part = parent[:60]
     groups = list(dict.fromkeys(part.obs["cell_type"].astype(str)))[:2]
     scvae.interpolate(part, bench.model, groupby="cell_type", groups=groups, name="walk")
     scvae.embed(part, bench.model)
     assert not part.is_view
     assert set(part.uns["scvae"]["paths"]) == {"walk"}
-    assert json.dumps(parent.uns, default=str, sort_keys=True) == known
+    assert json.dumps(parent.uns, default=str, sort_keys=True) == parent_uns
     assert (parent.n_obs, part.n_obs) == (120, 60)
 
 
-def test_options_of_numpy_s_kinds_are_recorded(bench):
+def test_numpy_scalars_in_options_are_recorded(bench):
     adata = ad.read_h5ad(bench.data)
     scvae.denoise(adata, bench.model, library=np.float32(500))
     options = json.loads(adata.uns["scvae"]["runs"]["denoise"])["options"]
     assert options["library"] == 500
 
 
-def test_groups_may_be_asked_for_by_their_numbers(bench):
+def test_groups_can_be_given_as_numbers(bench):
     adata = ad.read_h5ad(bench.data)
     adata.obs["day"] = np.arange(120) % 2 * 2
-    found = scvae.pseudotime(adata, bench.model, groupby="day", root=0, ends=[2], inplace=False)
-    same = scvae.pseudotime(adata, bench.model, groupby="day", root="0", ends=["2"], inplace=False)
-    np.testing.assert_array_equal(found.pseudotime_n, same.pseudotime_n)
+    from_numbers = scvae.pseudotime(adata, bench.model, groupby="day", root=0, ends=[2], inplace=False)
+    from_text = scvae.pseudotime(adata, bench.model, groupby="day", root="0", ends=["2"], inplace=False)
+    np.testing.assert_array_equal(from_numbers.pseudotime_n, from_text.pseudotime_n)
 
 
-def test_data_in_memory_has_no_output(bench):
+def test_output_is_refused_for_data_in_memory(bench):
     with pytest.raises(ConfigError, match="changed in place"):
         scvae.embed(ad.read_h5ad(bench.data), bench.model, output=bench.folder / "out.h5ad")
 
 
-def test_backed_data_is_not_in_memory(bench):
+def test_backed_anndata_is_refused(bench):
     backed = ad.read_h5ad(bench.data, backed="r")
     with pytest.raises(DataError, match="backed by a file"):
         scvae.embed(backed, bench.model)
     backed.file.close()
 
 
-def test_strings_in_memory(bench):
+def test_layer_of_strings_in_memory_is_refused(bench):
     adata = ad.read_h5ad(bench.data)
     adata.layers["text"] = np.full(adata.shape, "many", dtype=object)
     with pytest.raises(DataError, match="does not hold numbers"):
@@ -329,10 +335,10 @@ sys.exit(run(sys.argv[2:]))
 
 @pytest.mark.parametrize("verb", ["embed", "denoise"])
 @pytest.mark.parametrize("share", [0.5, 1.01], ids=["no room for the copy", "no room for the result"])
-def test_full_disk(bench, verb, share):
-    room = int(bench.data.stat().st_size * share)
+def test_full_disk_leaves_files_unchanged(bench, verb, share):
+    size_limit = int(bench.data.stat().st_size * share)
     before = contents(bench.folder)
-    done = full_disk(room, *bench.ask(verb))
+    done = full_disk(size_limit, *bench.args(verb))
     assert done.returncode == DATA, done.stderr
     errors = [line for line in done.stderr.splitlines() if not line.startswith("writing")]
     assert [line.split(":")[0] for line in errors] == ["error", "hint"], done.stderr
@@ -340,24 +346,24 @@ def test_full_disk(bench, verb, share):
     assert contents(bench.folder) == before
 
 
-def test_full_disk_while_writing_the_steps_leaves_the_data_alone(bench):
+def test_full_disk_during_the_path_file_leaves_the_data_unchanged(bench):
     before = contents(bench.folder)
     steps = ["--path-out", bench.folder / "steps.h5ad", "--steps", "5000"]
     # The limit is larger than the data and smaller than the file of steps.
-    done = full_disk(bench.data.stat().st_size + 100_000, *bench.ask("interpolate", *ASKED["interpolate"], *steps))
+    done = full_disk(bench.data.stat().st_size + 100_000, *bench.args("interpolate", *OPTIONS["interpolate"], *steps))
     assert done.returncode == DATA, done.stderr
     assert "quota) is full" in done.stderr
     assert "steps.h5ad" in done.stderr
     assert contents(bench.folder) == before
 
 
-def test_full_disk_while_saving_a_model(bench):
+def test_full_disk_during_the_save_of_a_model_leaves_no_model(bench):
     before = contents(bench.folder)
-    done = full_disk(4096, *bench.train("--quiet"))
+    done = full_disk(4096, *bench.train_args("--quiet"))
     assert done.returncode == MODEL, done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"], done.stderr
     assert contents(bench.folder) == before
 
 
-def full_disk(room: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return run_forked(_FULL_DISK, room, *arguments)
+def full_disk(size_limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return run_forked(_FULL_DISK, size_limit, *arguments)

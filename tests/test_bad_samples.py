@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,15 @@ from workbench import DATA, USAGE, refused
         (DATA, "no batch 'batch_1'", ["-n", "5", "--batch-as", "batch_1"]),
     ],
 )
-def test_samples_that_cannot_be_meant(bench, code, fragment, options):
-    refused(bench.folder, bench.ask("sample", "-o", bench.folder / "new.h5ad", *options), code, fragment)
+def test_invalid_options_are_refused(bench, code, fragment, options):
+    assert_refused(bench.folder, bench.args("sample", "-o", bench.folder / "new.h5ad", *options), code, fragment)
 
 
-def test_a_file_of_their_own(bench):
-    asked = bench.ask("sample", "-n", "5")
-    refused(bench.folder, asked, USAGE, "must be written to a separate file")
-    refused(bench.folder, [*asked, "-o", bench.data, "--force"], USAGE, "the file of the input cells")
-    there = bench.file("there.h5ad", "mine")
-    assert "--force" in refused(bench.folder, [*asked, "-o", there], DATA, "exists")
-    refused(bench.folder, [*asked, "-o", bench.folder / "new.txt"], DATA, "does not end in .h5ad")
-    refused(bench.folder, [*asked, "-o", bench.folder / "none" / "new.h5ad"], DATA, "is not a folder")
+def test_sample_requires_a_separate_output_file(bench):
+    command = bench.args("sample", "-n", "5")
+    assert_refused(bench.folder, command, USAGE, "must be written to a separate file")
+    assert_refused(bench.folder, [*command, "-o", bench.data, "--force"], USAGE, "the file of the input cells")
+    existing = bench.file("there.h5ad", "mine")
+    assert "--force" in assert_refused(bench.folder, [*command, "-o", existing], DATA, "exists")
+    assert_refused(bench.folder, [*command, "-o", bench.folder / "new.txt"], DATA, "does not end in .h5ad")
+    assert_refused(bench.folder, [*command, "-o", bench.folder / "none" / "new.h5ad"], DATA, "is not a folder")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from simulated import TINY, tree
-from test_manual_backward import KL_WEIGHT, scene
+from test_manual_backward import KL_WEIGHT, random_network
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError
@@ -24,7 +24,7 @@ def cells(sizes, seed=0):
     return position_nk, indicator(batch_n, torch.zeros(len(sizes), 1, dtype=torch.float64))
 
 
-def plain(position_nk, member_nb):
+def plain_discrepancy(position_nk, member_nb):
     """Compute the maximum mean discrepancy by its definition, pair by pair; differentiable."""
     n = len(position_nk)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
@@ -45,11 +45,11 @@ def plain(position_nk, member_nb):
 
 
 @pytest.mark.parametrize("sizes", [(5, 7), (4, 1, 6), (3, 2, 2, 5), (1, 8), (9,), (1, 1)])
-def test_equals_the_plain_formula_and_its_autograd(sizes):
+def test_discrepancy_equals_the_plain_formula_and_its_autograd(sizes):
     position_nk, member_nb = cells(sizes)
     value, gradient_nk = batch_discrepancy(position_nk, member_nb)
     position_nk.requires_grad_()
-    expected = plain(position_nk, member_nb)
+    expected = plain_discrepancy(position_nk, member_nb)
     assert value.item() == pytest.approx(expected.item(), abs=1e-12)
     if expected.requires_grad:
         (expected_nk,) = torch.autograd.grad(expected, position_nk)
@@ -58,7 +58,7 @@ def test_equals_the_plain_formula_and_its_autograd(sizes):
         assert not gradient_nk.any()
 
 
-def test_padding_weighs_nothing():
+def test_padding_has_no_effect():
     position_nk, member_nb = cells((5, 6))
     value, gradient_nk = batch_discrepancy(position_nk, member_nb)
     padded_nk = torch.cat([position_nk, 100 * torch.ones(4, 3, dtype=torch.float64)])
@@ -67,7 +67,7 @@ def test_padding_weighs_nothing():
     assert torch.allclose(padded[1], torch.cat([gradient_nk, torch.zeros(4, 3, dtype=torch.float64)]), atol=1e-10)
 
 
-def test_is_zero_on_average_where_batches_do_not_differ_and_positive_where_they_do():
+def test_discrepancy_is_zero_on_average_for_equal_batches_and_positive_for_different_ones():
     same = np.array([batch_discrepancy(*cells((20, 12), seed))[0].item() for seed in range(200)])
     assert abs(same.mean()) < 4 * same.std() / np.sqrt(len(same))
     position_nk, member_nb = cells((20, 12))
@@ -75,7 +75,7 @@ def test_is_zero_on_average_where_batches_do_not_differ_and_positive_where_they_
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-2])
-def test_a_collapsed_posterior_is_left_alone(spread):
+def test_gradient_vanishes_for_a_collapsed_posterior(spread):
     position_nk, member_nb = cells((30, 40))
     value, gradient_nk = batch_discrepancy(spread * position_nk, member_nb)
     assert value.item() == pytest.approx(0, abs=spread**2 + 1e-12)
@@ -83,13 +83,13 @@ def test_a_collapsed_posterior_is_left_alone(spread):
 
 
 @pytest.mark.parametrize("form", ["compiled", "torch"])
-def test_a_training_step_has_the_gradients_of_float64_autograd(form):
-    vae, minibatch, noise_nk = scene(likelihood="zinb", n_batches=3)
+def test_training_step_has_the_gradients_of_float64_autograd(form):
+    vae, minibatch, noise_nk = random_network(likelihood="zinb", n_batches=3)
     exact = copy.deepcopy(vae).double()
     library_n1 = minibatch.x_ng.double().sum(1, keepdim=True)
     exact.encoder.seen = lambda cells, depth: torch.log1p(cells.x_ng.double() * depth / library_n1)
     terms = exact.elbo_terms(minibatch, noise_nk.double())
-    penalty = 50 * plain(terms.mean_nk, indicator(minibatch.batch_n, exact.decoder.batch.gene_bg))
+    penalty = 50 * plain_discrepancy(terms.mean_nk, indicator(minibatch.batch_n, exact.decoder.batch.gene_bg))
     found = torch.autograd.grad(terms.nll + KL_WEIGHT * terms.kl + penalty, list(exact.parameters()))
     if form == "compiled":
         operations = CompiledOperations(minibatch)
@@ -104,7 +104,7 @@ def test_a_training_step_has_the_gradients_of_float64_autograd(form):
 
 
 @pytest.mark.parametrize("options", [{}, {"flat": 1.0}, {"likelihood": "normal", "variance": 1.0}], ids=str)
-def test_a_larger_weight_mixes_the_batches(options):
+def test_larger_weight_of_mix_batches_reduces_the_discrepancy(options):
     adata = tree(n_cells=300, n_genes=60, n_batches=2, batch_sd=0.8, seed=1)
     if "likelihood" in options:
         adata.X = adata.X.log1p()
@@ -118,6 +118,6 @@ def test_a_larger_weight_mixes_the_batches(options):
     assert discrepancy(300.0) < discrepancy(0.0)
 
 
-def test_a_weight_without_batches_is_refused():
+def test_mix_batches_without_batch_key_is_refused():
     with pytest.raises(ConfigError, match="mix_batches was given without batch_key"):
         scvae.train(tree(n_cells=60, n_genes=30), mix_batches=1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import TINY, run_cli, run_elsewhere, run_killed, run_well
+from command_line import TINY, run_cli, run_elsewhere, run_killed, run_ok
 from conftest import Trained
 
 from scvae_cli import __version__
@@ -20,7 +20,7 @@ from scvae_cli.training.loop import Trainer
 OUTPUTS = Path(__file__).parents[1] / "docs" / "outputs.md"
 
 MODEL = "DATA --model/-m"
-ASKING = "--config --layer --gene-symbols --allow-missing-genes --drop-empty --output/-o --key-added --force --device"
+SHARED = "--config --layer --gene-symbols --allow-missing-genes --drop-empty --output/-o --key-added --force --device"
 PRINTING = "--json --quiet/-q"
 
 # Arguments (in capitals) and options of every command. Removing an option breaks pipelines; new options need no entry.
@@ -30,23 +30,23 @@ OPTIONS = {
     "--n-latent --n-hidden --n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction "
     f"--patience --seed --config --resume --force --device --precision --deterministic "
     f"--compile --threads {PRINTING}",
-    "embed": f"{MODEL} --axes --refine --umap --leiden --resolution --n-neighbors --seed --color {ASKING} --plot "
+    "embed": f"{MODEL} --axes --refine --umap --leiden --resolution --n-neighbors --seed --color {SHARED} --plot "
     f"{PRINTING}",
     "annotate": f"{MODEL} --labels-key --unlabeled --coarse-key --fine-probability --reference --coverage "
-    f"--unknown-rate --seed --subset {ASKING} --plot {PRINTING}",
+    f"--unknown-rate --seed --subset {SHARED} --plot {PRINTING}",
     "denoise": f"{MODEL} --estimate --samples --library --genes --all-genes --groupby --batch-as "
-    f"--with-zero-inflation --seed {ASKING} {PRINTING}",
+    f"--with-zero-inflation --seed {SHARED} {PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
-    f"--couple --paths --seed --model/-m --library --batch-as --gene-symbols --config {ASKING} --path-out --plot "
+    f"--couple --paths --seed --model/-m --library --batch-as --gene-symbols --config {SHARED} --path-out --plot "
     f"{PRINTING}",
     "optimize": "DATA --toward --away --groupby --group --from-cell --name --steps --within --unconstrained "
-    f"--max-length --starts --seed --model/-m --library --batch-as --gene-symbols --config {ASKING} --path-out --plot "
+    f"--max-length --starts --seed --model/-m --library --batch-as --gene-symbols --config {SHARED} --path-out --plot "
     f"{PRINTING}",
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --endpoint --name --seed --genes --subset "
-    f"--gene-symbols --config {ASKING} --plot {PRINTING}",
-    "score": f"{MODEL} --samples --simulated --fdr --seed --subset {ASKING} --plot {PRINTING}",
+    f"--gene-symbols --config {SHARED} --plot {PRINTING}",
+    "score": f"{MODEL} --samples --simulated --fdr --seed --subset {SHARED} --plot {PRINTING}",
     "de": f"{MODEL} --groupby --group --reference --within --replicate-key --threshold --fdr --centre --sort --name "
-    f"--cells --samples --seed --table --plot --gene-symbols --config {ASKING} {PRINTING}",
+    f"--cells --samples --seed --table --plot --gene-symbols --config {SHARED} {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --config --layer --gene-symbols --allow-missing-genes --drop-empty --plot --key-added "
     "--force --device "
@@ -60,7 +60,7 @@ OPTIONS = {
     "--decoder --n-hidden --n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
     "--config --models "
     f"--output/-o --plot --key-added --force --device --precision --threads {PRINTING}",
-    "diagnose": f"{MODEL} --samples --refine --cells --quick --trainings --labels --seed {ASKING} --plot {PRINTING}",
+    "diagnose": f"{MODEL} --samples --refine --cells --quick --trainings --labels --seed {SHARED} --plot {PRINTING}",
     "info": f"MODEL|DATA --key-added {PRINTING}",
     "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
     f"{PRINTING}",
@@ -107,33 +107,33 @@ KEYS = {
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
 }
 
-HEAVY = ("torch", "anndata", "scanpy", "pandas", "h5py", "matplotlib")
+LARGE_LIBRARIES = ("torch", "anndata", "scanpy", "pandas", "h5py", "matplotlib")
 
 
 def commands(copied: Trained) -> dict[str, list[object]]:
     """A successful run of each command."""
     folder = copied.data.parent
-    asked = [copied.data, "-m", copied.model]
+    common = [copied.data, "-m", copied.model]
     return {
         "check": ["check", copied.data],
         "train": ["train", copied.data, "-m", folder / "other.scvae", *TINY],
-        "embed": ["embed", *asked],
-        "annotate": ["annotate", *asked, "--labels-key", "cell_type"],
-        "denoise": ["denoise", *asked],
-        "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
-        "optimize": ["optimize", *asked, "--toward", "gene_01", "--from-cell", "cell_003", "--max-length", "0.1"],
-        "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
-        "score": ["score", *asked, "--samples", "2"],
-        "de": ["de", *asked, "--groupby", "batch", "--group", "batch_1"],
-        "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
+        "embed": ["embed", *common],
+        "annotate": ["annotate", *common, "--labels-key", "cell_type"],
+        "denoise": ["denoise", *common],
+        "interpolate": ["interpolate", *common, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
+        "optimize": ["optimize", *common, "--toward", "gene_01", "--from-cell", "cell_003", "--max-length", "0.1"],
+        "pseudotime": ["pseudotime", *common, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
+        "score": ["score", *common, "--samples", "2"],
+        "de": ["de", *common, "--groupby", "batch", "--group", "batch_1"],
+        "sample": ["sample", *common, "-n", "60", "-o", folder / "new.h5ad"],
         # Cell types serve as perturbations, because their expression differs; batches serve as groups.
         "perturb": [
-            *("perturb", *asked, "--perturbation-key", "cell_type", "--control", "stem", "--treated", "mature_1"),
+            *("perturb", *common, "--perturbation-key", "cell_type", "--control", "stem", "--treated", "mature_1"),
             *("--groupby", "batch", "--group", "batch_1", "--retrain", "-o", folder / "treated.h5ad"),
         ],
-        "map": ["map", *asked, "--batch-key", "batch", "--false-alarms", "0.2", "-o", folder / "new.scvae"],
+        "map": ["map", *common, "--batch-key", "batch", "--false-alarms", "0.2", "-o", folder / "new.scvae"],
         "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
-        "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2", "--quick"],
+        "diagnose": ["diagnose", *common, "--samples", "4", "--refine", "2", "--quick"],
         "info MODEL": ["info", copied.model],
         "info DATA": ["info", copied.data],
         "simulate": ["simulate", folder / "simulated.h5ad", "--cells", "20", "--genes", "10"],
@@ -143,26 +143,26 @@ def commands(copied: Trained) -> dict[str, list[object]]:
 # --- options and keys -------------------------------------------------------------------------------------------------
 
 
-def test_no_option_is_lost():
+def test_no_option_was_removed():
     for name, command in typer.main.get_command(app).commands.items():
         found = {"/".join(p.opts) if p.opts[0].startswith("-") else p.metavar for p in command.params}
         assert set(OPTIONS[name].split()) <= found, name
 
 
 @pytest.mark.parametrize("case", KEYS)
-def test_json_is_one_object_with_frozen_keys(copied, case):
-    outcome = run_well(*commands(copied)[case], "--json")
+def test_json_is_one_object_with_the_expected_keys(copied, case):
+    outcome = run_ok(*commands(copied)[case], "--json")
     assert list(json.loads(outcome.out)) == KEYS[case].split()
 
 
 @pytest.mark.parametrize("case", KEYS)
-def test_keys_are_documented(case):
+def test_json_keys_are_documented(case):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith(f"| `{case}` |"))
     assert set(KEYS[case].split()) <= set(re.findall(r"`(\w+)`", row))
 
 
-def test_json_of_a_trajectory_names_its_genes(copied):
-    values = json.loads(run_well(*commands(copied)["interpolate"], "--json").out)
+def test_json_of_interpolate_contains_the_documented_columns_of_genes(copied):
+    values = json.loads(run_ok(*commands(copied)["interpolate"], "--json").out)
     columns = {"gene", "start", "end", "change", "direction", "monotonicity", "switch_step"}
     assert set(values["genes"][0]) == columns
     assert values["path_out"] is values["plot"] is None
@@ -170,44 +170,44 @@ def test_json_of_a_trajectory_names_its_genes(copied):
     assert columns <= set(re.findall(r"`(\w+)`", row))
 
 
-def test_json_of_a_comparison_names_its_columns(copied):
+def test_json_of_de_contains_the_documented_columns_of_genes(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `de` |"))
-    genes = json.loads(run_well(*commands(copied)["de"], "--json").out)["genes"]
+    genes = json.loads(run_ok(*commands(copied)["de"], "--json").out)["genes"]
     assert len(genes) == 20
     assert set(genes[0]) <= set(re.findall(r"`(\w+)`", row))
 
 
-def test_json_of_sampled_cells_names_its_parts(copied):
+def test_json_of_sample_contains_the_documented_keys(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `sample` |"))
-    values = json.loads(run_well(*commands(copied)["sample"], "--json").out)
+    values = json.loads(run_ok(*commands(copied)["sample"], "--json").out)
     assert values["genes"] is None
     assert set(values["agreement"]) == {"samples", "real", "n_cells", "n_real"}
     columns = set(values["agreement"]) | set(values["agreement"]["real"])
-    only = [*commands(copied)["sample"][:4], "--prototype", "-o", copied.data.parent / "prototype.h5ad"]
-    values = json.loads(run_well(*only, "--json").out)
+    prototype = [*commands(copied)["sample"][:4], "--prototype", "-o", copied.data.parent / "prototype.h5ad"]
+    values = json.loads(run_ok(*prototype, "--json").out)
     assert list(values) == KEYS["sample"].split()
     assert set(values["genes"][0]) == {"gene", "prototype", "average", "change"}
     assert columns | set(values["genes"][0]) <= set(re.findall(r"`(\w+)`", row))
 
 
-def test_json_of_a_perturbation_names_its_parts(copied):
+def test_json_of_perturb_contains_the_documented_keys(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `perturb` |"))
-    values = json.loads(run_well(*commands(copied)["perturb"], "--json").out)
+    values = json.loads(run_ok(*commands(copied)["perturb"], "--json").out)
     check = values["checks"][0]
-    named = {*values["mean_accuracy"], *values["genes"][0], *check, *check["predicted"]}
-    assert named <= set(re.findall(r"`(\w+)`", row))
+    keys = {*values["mean_accuracy"], *values["genes"][0], *check, *check["predicted"]}
+    assert keys <= set(re.findall(r"`(\w+)`", row))
 
 
-def test_json_of_a_sweep_names_its_columns(copied):
+def test_json_of_sweep_contains_the_documented_columns(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `sweep` |"))
-    runs = json.loads(run_well(*commands(copied)["sweep"], "--json").out)["runs"]
+    runs = json.loads(run_ok(*commands(copied)["sweep"], "--json").out)["runs"]
     assert [run["beta"] for run in runs] == [0.1, 100]
     assert set(runs[0]) <= set(re.findall(r"`(\w+)`", row))
 
 
-def test_json_of_a_diagnosis_names_its_parts(copied):
+def test_json_of_diagnose_contains_the_documented_keys(copied):
     row = next(line for line in OUTPUTS.read_text().splitlines() if line.startswith("| `diagnose` |"))
-    values = json.loads(run_well(*commands(copied)["diagnose"], "--json").out)
+    values = json.loads(run_ok(*commands(copied)["diagnose"], "--json").out)
     columns = set(values["verdicts"][0]) | set(values["gaps"]) | set(values["gaps"]["amortization"])
     columns |= set(values["zeros"]) | set(values["variances"]["worst"][0])
     columns |= set(values["embedding"]) | set(values["embedding"]["scores"][0])
@@ -217,22 +217,22 @@ def test_json_of_a_diagnosis_names_its_parts(copied):
 
 def test_info_lists_the_results_of_every_key_added(copied):
     for name in ("embed", "denoise"):
-        run_well(*commands(copied)[name], "--key-added", name)
-    run_well(*commands(copied)["score"])
-    values = json.loads(run_well("info", copied.data, "--json").out)
+        run_ok(*commands(copied)[name], "--key-added", name)
+    run_ok(*commands(copied)["score"])
+    values = json.loads(run_ok("info", copied.data, "--json").out)
     assert list(values["runs"]) == ["score"]
     assert {key: list(runs) for key, runs in values["other_runs"].items()} == {
         name: [name] for name in ("embed", "denoise")
     }
-    text = run_well("info", copied.data).out
+    text = run_ok("info", copied.data).out
     assert "results of 3 runs" in text
     assert all(f"\n{line}: model " in text for line in ("score", "embed --key-added embed"))
-    only = json.loads(run_well("info", copied.data, "--key-added", "embed", "--json").out)
-    assert (list(only["runs"]), only["other_runs"]) == (["embed"], {})
-    assert "with --key-added none" in run_well("info", copied.data, "--key-added", "none").out
+    selected = json.loads(run_ok("info", copied.data, "--key-added", "embed", "--json").out)
+    assert (list(selected["runs"]), selected["other_runs"]) == (["embed"], {})
+    assert "with --key-added none" in run_ok("info", copied.data, "--key-added", "none").out
 
 
-def test_json_of_a_refusing_check_is_an_object_too(copied):
+def test_json_of_check_is_an_object_if_the_data_is_refused(copied):
     outcome = run_cli("check", copied.data, "--layer", "none", "--json")
     assert outcome.code == 3
     values = json.loads(outcome.out)
@@ -244,8 +244,8 @@ def test_json_of_a_refusing_check_is_an_object_too(copied):
 
 
 @pytest.mark.parametrize("case", KEYS)
-def test_streams(copied, case):
-    outcome = run_well(*commands(copied)[case])
+def test_result_goes_to_stdout_and_next_step_to_stderr(copied, case):
+    outcome = run_ok(*commands(copied)[case])
     assert outcome.out.strip()
     assert "next: " not in outcome.out
     assert "Traceback" not in outcome.err
@@ -254,17 +254,17 @@ def test_streams(copied, case):
 
 
 @pytest.mark.parametrize("case", KEYS)
-def test_quiet_says_nothing_beside_the_result(copied, case):
-    outcome = run_well(*commands(copied)[case], "--quiet")
+def test_quiet_prints_only_the_result(copied, case):
+    outcome = run_ok(*commands(copied)[case], "--quiet")
     assert outcome.err == ""
     assert outcome.out.strip()
 
 
-def test_version():
-    assert run_well("--version").out == f"scvae {__version__}\n"
+def test_version_option_prints_the_version():
+    assert run_ok("--version").out == f"scvae {__version__}\n"
 
 
-def test_unknown_command():
+def test_unknown_command_gives_exit_code_2():
     assert run_cli("unheard-of").code == 2
 
 
@@ -274,11 +274,11 @@ def test_every_option_has_help(name):
         assert parameter.help, f"{name} {parameter.name}"
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_no_large_libraries():
     script = (
         "import sys\nfrom scvae_cli.cli.app import run\nfor name in sys.argv[1:]:\n"
         "    code = run([*name.split(), '--help'])\n"
-        f"    print(f'ended: {{name!r}}', code, *[m for m in {HEAVY} if m in sys.modules])"
+        f"    print(f'ended: {{name!r}}', code, *[m for m in {LARGE_LIBRARIES} if m in sys.modules])"
     )
     names = ["", *OPTIONS]
     done = run_elsewhere(script, *names)
@@ -287,17 +287,17 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.count("Usage") == len(names)
 
 
-def test_what_only_encodes_and_decodes_starts_no_compiler(copied):
+def test_embed_denoise_interpolate_and_pseudotime_do_not_import_numba(copied):
     script = (
         "import json, sys\nfrom scvae_cli.cli.app import run\ncodes = [run(a) for a in json.loads(sys.argv[1])]\n"
         "print(codes, [m for m in ('numba', 'torch._dynamo', 'scipy.optimize') if m in sys.modules])"
     )
-    asked = [commands(copied)[name] for name in ("embed", "denoise", "interpolate", "pseudotime")]
-    done = run_elsewhere(script, json.dumps([[str(word) for word in words] for words in asked]))
+    command_lines = [commands(copied)[name] for name in ("embed", "denoise", "interpolate", "pseudotime")]
+    done = run_elsewhere(script, json.dumps([[str(word) for word in words] for words in command_lines]))
     assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] []", done.stdout + done.stderr
 
 
-def test_a_training_reads_a_file_without_pandas_and_anndata(copied):
+def test_train_imports_neither_pandas_nor_anndata(copied):
     script = (
         "import sys\nfrom scvae_cli.cli.app import run\ncode = run(sys.argv[1:])\n"
         "print(code, [m for m in ('pandas', 'anndata') if m in sys.modules])"
@@ -335,31 +335,31 @@ def interrupt_in_epoch(monkeypatch, epoch: int, number: signal.Signals) -> None:
 
 @pytest.mark.usefixtures("handled_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_training_goes_on_to_the_same_weights(copied, monkeypatch, number):
+def test_resumed_training_gives_the_same_weights(copied, monkeypatch, number):
     command = ["train", copied.data, *TINY, "--max-epochs", "6"]
-    whole, parts = copied.data.with_name("whole.scvae"), copied.data.with_name("parts.scvae")
-    run_well(*command, "-m", whole)
+    uninterrupted, resumed = copied.data.with_name("whole.scvae"), copied.data.with_name("parts.scvae")
+    run_ok(*command, "-m", uninterrupted)
     with monkeypatch.context() as patch:
         interrupt_in_epoch(patch, 3, number)
-        outcome = run_cli(*command, "-m", parts)
+        outcome = run_cli(*command, "-m", resumed)
     assert outcome.code == 128 + number
     assert outcome.out == ""
     assert "interrupted after epoch 3" in outcome.err
     assert "--resume" in outcome.err
-    assert not parts.exists()
-    assert "resumed after epoch 3" in run_well(*command, "-m", parts, "--resume").err
-    assert weights(parts) == weights(whole)
-    assert not list(parts.parent.glob(".parts*"))
+    assert not resumed.exists()
+    assert "resumed after epoch 3" in run_ok(*command, "-m", resumed, "--resume").err
+    assert weights(resumed) == weights(uninterrupted)
+    assert not list(resumed.parent.glob(".parts*"))
 
 
-def test_the_same_command_gives_the_same_weights(copied):
-    again = copied.data.with_name("again.scvae")
-    run_well("train", copied.data, "-m", again, *TINY)
-    assert weights(again) == weights(copied.model)
+def test_same_command_gives_the_same_weights(copied):
+    second = copied.data.with_name("again.scvae")
+    run_ok("train", copied.data, "-m", second, *TINY)
+    assert weights(second) == weights(copied.model)
 
 
 @pytest.mark.usefixtures("handled_signals")
-def test_resuming_with_other_options_is_refused(copied, monkeypatch):
+def test_resume_with_other_options_is_refused(copied, monkeypatch):
     folder = copied.data.with_name("other.scvae")
     with monkeypatch.context() as patch:
         interrupt_in_epoch(patch, 1, signal.SIGINT)
@@ -379,20 +379,20 @@ KILLED = {
 
 
 @pytest.mark.parametrize("moment", KILLED)
-def test_a_killed_training_leaves_the_old_model_or_the_new_one(copied, moment):
+def test_killed_training_leaves_complete_old_or_new_model(copied, moment):
     command = ["train", copied.data, "-m", copied.model, *TINY, "--seed", "1", "--force"]
     old = weights(copied.model)
     run_killed(KILLED[moment], *command)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     assert (weights(copied.model) == old) == (moment != "after the swap")
-    run_well(*command)
+    run_ok(*command)
     assert weights(copied.model) != old
     assert {path.name for path in copied.data.parent.iterdir()} == {"cells.h5ad", "cells.scvae"}
 
 
-def test_a_killed_first_training_leaves_no_model(copied):
+def test_killed_first_training_leaves_no_model(copied):
     folder = copied.data.with_name("new.scvae")
     run_killed(KILLED["writing the model"], "train", copied.data, "-m", folder, *TINY)
     assert not folder.exists()
     assert run_cli("embed", copied.data, "-m", folder).code == 4
-    run_well("train", copied.data, "-m", folder, *TINY)
+    run_ok("train", copied.data, "-m", folder, *TINY)

@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import run_well
+from command_line import run_ok
 from simulated import learned
 
 import scvae_cli as scvae
@@ -22,7 +22,7 @@ COARSE = {
 }  # fmt: skip
 
 
-def nested(**renamed: str):
+def cells_with_coarse_labels(**renamed: str):
     """Cells of a tree with fine and coarse labels, and a model of the cells; every third cell has no label."""
     adata, model = learned()
     adata = adata.copy()
@@ -33,12 +33,12 @@ def nested(**renamed: str):
     return adata, model, fine.map(COARSE).to_numpy()
 
 
-ASKED = {"labels_key": "fine", "coarse_key": "coarse"}
+OPTIONS = {"labels_key": "fine", "coarse_key": "coarse"}
 
 
-def test_probabilities_of_coarse_labels_are_sums_and_uncertain_cells_back_off():
-    adata, model, coarse_n = nested()
-    scvae.annotate(adata, model, **ASKED, fine_probability=0.8, unknown_rate=0.05)
+def test_coarse_probabilities_are_sums_and_uncertain_cells_get_coarse_labels():
+    adata, model, coarse_n = cells_with_coarse_labels()
+    scvae.annotate(adata, model, **OPTIONS, fine_probability=0.8, unknown_rate=0.05)
     obs, names = adata.obs, list(adata.uns["scvae"]["label_names"])
     p_nc = adata.obsm["scvae_label_probabilities"]
     p = pd.DataFrame(p_nc, columns=[COARSE[name] for name in names], index=adata.obs_names).T.groupby(level=0).sum().T
@@ -52,20 +52,20 @@ def test_probabilities_of_coarse_labels_are_sums_and_uncertain_cells_back_off():
     kept_n = ~unknown_n & (obs["scvae_label_probability"] >= 0.8)
     assert 0 < kept_n.sum() < (~unknown_n).sum()
     assert (obs["scvae_label_backed_off"].astype(str) == obs["scvae_label"].astype(str))[kept_n].all()
-    away_n = ~unknown_n & ~kept_n
-    assert (obs["scvae_label_backed_off"].astype(str) == obs["scvae_label_coarse"].astype(str))[away_n].all()
+    backed_off_n = ~unknown_n & ~kept_n
+    assert (obs["scvae_label_backed_off"].astype(str) == obs["scvae_label_coarse"].astype(str))[backed_off_n].all()
 
 
-def test_coarse_labels_do_not_change_the_fine_ones():
-    adata, model, _ = nested()
-    with_coarse = scvae.annotate(adata, model, **ASKED, inplace=False)
-    without = scvae.annotate(adata, model, labels_key="fine", inplace=False)
-    np.testing.assert_array_equal(with_coarse.probability_nc, without.probability_nc)
-    np.testing.assert_array_equal(with_coarse.set_nc, without.set_nc)
-    assert without.back_off is None
+def test_coarse_labels_do_not_change_fine_labels():
+    adata, model, _ = cells_with_coarse_labels()
+    with_coarse = scvae.annotate(adata, model, **OPTIONS, inplace=False)
+    without_coarse = scvae.annotate(adata, model, labels_key="fine", inplace=False)
+    np.testing.assert_array_equal(with_coarse.probability_nc, without_coarse.probability_nc)
+    np.testing.assert_array_equal(with_coarse.set_nc, without_coarse.set_nc)
+    assert without_coarse.back_off is None
 
 
-def test_quality_of_backing_off():
+def test_quality_of_backed_off_labels():
     coarse = CoarseLabels(names=("x", "y"), parent_c=np.array([0, 0, 1]))
     p_mc = np.array([[0.9, 0.05, 0.05], [0.5, 0.4, 0.1], [0.4, 0.15, 0.45], [0.1, 0.0, 0.9]])
     # The second cell gets a wrong label, but the right coarse label. The coarse label of the fourth cell is wrong, too.
@@ -90,45 +90,45 @@ def test_quality_of_backing_off():
         (lambda obs: obs.assign(coarse=obs["coarse"].replace({"branch 1": "stem"})), "another name"),
     ],
 )
-def test_columns_that_are_not_nested_are_refused_in_one_line(change, fragment):
-    adata, model, _ = nested()
+def test_coarse_labels_that_are_not_nested_are_refused(change, fragment):
+    adata, model, _ = cells_with_coarse_labels()
     adata.obs = change(adata.obs)
     before = set(adata.obs)
-    with pytest.raises(DataError) as refused:
-        scvae.annotate(adata, model, **ASKED)
-    assert fragment in f"{refused.value} {refused.value.hint}"
-    assert "\n" not in str(refused.value)
+    with pytest.raises(DataError) as error:
+        scvae.annotate(adata, model, **OPTIONS)
+    assert fragment in f"{error.value} {error.value.hint}"
+    assert "\n" not in str(error.value)
     assert set(adata.obs) == before
 
 
-def test_a_coarse_label_may_have_the_name_of_its_only_label():
-    adata, model, _ = nested()
+def test_coarse_label_may_equal_its_only_fine_label():
+    adata, model, _ = cells_with_coarse_labels()
     adata.obs["coarse"] = adata.obs["coarse"].mask(adata.obs["fine"] == "stem", "stem")
-    scvae.annotate(adata, model, **ASKED)
+    scvae.annotate(adata, model, **OPTIONS)
     categories = list(adata.obs["scvae_label_backed_off"].cat.categories)
     assert len(categories) == len(set(categories))
 
 
-def test_both_shells_write_coarse_labels(copied):
+def test_command_writes_coarse_labels(copied):
     adata = ad.read_h5ad(copied.data)
     adata.obs["coarse"] = adata.obs["cell_type"].map(COARSE)
     adata.write_h5ad(copied.data)
-    asked = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type", "--coarse-key", "coarse"]
-    told = json.loads(run_well(*asked, "--json").out)["coarse"]
+    command = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type", "--coarse-key", "coarse"]
+    report = json.loads(run_ok(*command, "--json").out)["coarse"]
     written = ad.read_h5ad(copied.data)
-    assert list(written.obs["scvae_label_coarse"].cat.categories) == [*told["labels"], "unknown"]
-    assert set(told["heldout"]) == {"labels", "kept", "kept_right", "coarse_right"}
+    assert list(written.obs["scvae_label_coarse"].cat.categories) == [*report["labels"], "unknown"]
+    assert set(report["heldout"]) == {"labels", "kept", "kept_right", "coarse_right"}
     # A second run overwrites the columns of the first run, and does not suggest these columns as known labels.
-    out = run_well(*asked).out
+    out = run_ok(*command).out
     assert "get a coarse label" in out
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as error:
         scvae.annotate(ad.read_h5ad(copied.data), copied.model, labels_key="nothing")
-    offered = refused.value.hint.split(": ")[1].split(", ")
-    assert {"cell_type", "coarse"} <= set(offered)
-    assert not [name for name in offered if name.startswith("scvae_label")]
+    suggested = error.value.hint.split(": ")[1].split(", ")
+    assert {"cell_type", "coarse"} <= set(suggested)
+    assert not [name for name in suggested if name.startswith("scvae_label")]
 
 
-# --- labels that are no texts -----------------------------------------------------------------------------------------
+# --- labels that are not text -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_both_shells_write_coarse_labels(copied):
     [([3, 10], [3, 10]), ([1.0, 10.0], [1.0, 10.0]), ([True, False], [False, True]), (["10", "9"], ["9", "10"])],
 )
 @pytest.mark.parametrize("as_categories", [False, True])
-def test_labels_come_back_with_the_values_of_their_column(tmp_path, values, expected, as_categories):
-    adata, model, _ = nested()
+def test_predicted_labels_have_the_type_of_the_column(tmp_path, values, expected, as_categories):
+    adata, model, _ = cells_with_coarse_labels()
     labels = [values[name.startswith("mature")] for name in adata.obs["cell_type"]]
     column = pd.Series(labels, index=adata.obs_names)
     adata.obs["known"] = column.astype("category") if as_categories else column
@@ -154,7 +154,7 @@ def test_labels_come_back_with_the_values_of_their_column(tmp_path, values, expe
         assert set(written.uns["scvae"]["label_names"]) == {str(value).removesuffix(".0") for value in expected}
 
 
-def test_values_of_mixed_columns_are_texts():
+def test_labels_of_mixed_columns_are_text():
     mixed = np.array([1, "a"], dtype=object)
     assert values_by_label(mixed, ["1", "a"]) is None
     assert values_by_label(np.array([True, 2], dtype=object), ["2", "True"]) is None

@@ -28,7 +28,7 @@ from scvae_cli.training.optimizer import (
 
 
 @compiled()
-def over(function, values, results):
+def apply_to_all(function, values, results):
     for i in range(len(values)):
         results[i] = function(values[i])
 
@@ -44,18 +44,18 @@ def over(function, values, results):
 def test_functions_are_within_two_units_in_the_last_place(ours, reference, values):
     values = values.astype(np.float32)
     results = np.empty_like(values)
-    over(ours, values, results)
+    apply_to_all(ours, values, results)
     expected = reference(values.astype(np.float64))
     assert (np.abs(results - expected) <= 2 * np.spacing(np.abs(expected).astype(np.float32))).all()
 
 
-def test_exp_stays_within_its_bounds():
+def test_exp_limits_its_argument():
     results = np.empty(4, np.float32)
-    over(vector_math.exp, np.array([-1e30, -200.0, 200.0, 1e30], np.float32), results)
+    apply_to_all(vector_math.exp, np.array([-1e30, -200.0, 200.0, 1e30], np.float32), results)
     np.testing.assert_allclose(results, np.exp([-87.0, -87.0, 88.0, 88.0]), rtol=1e-6)
 
 
-def test_compiles_where_nothing_can_be_kept(monkeypatch):
+def test_functions_compile_if_no_cache_folder_is_writable(monkeypatch):
     from numba.core.caching import FunctionCache
 
     def refuse(self, function):
@@ -71,7 +71,7 @@ def test_compiles_where_nothing_can_be_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 1001])
-def test_sums_and_maxima(n):
+def test_sums_and_maxima_equal_numpy(n):
     a, b = np.random.default_rng(n).normal(size=(2, n)).astype(np.float32)
     assert vector_math.total(a) == pytest.approx(a.sum(), abs=1e-4)
     assert vector_math.dot(a, b) == pytest.approx(a @ b, abs=1e-4)
@@ -79,7 +79,7 @@ def test_sums_and_maxima(n):
 
 
 @pytest.mark.parametrize("n", [1, 2, 101, 300])
-def test_sum_of_many_logarithms(n):
+def test_sum_of_logs_equals_numpy(n):
     values = np.exp2(np.random.default_rng(n).uniform(-1, 1, size=n * vector_math.LANES)).astype(np.float32)
     expected = np.log(values.astype(np.float64)).sum()
     assert vector_math.sum_of_logs(values) == pytest.approx(expected, abs=1e-5 * len(values) ** 0.5)
@@ -88,7 +88,7 @@ def test_sum_of_many_logarithms(n):
     assert vector_math.sum_of_logs(values) == pytest.approx(len(values) * np.log(2), rel=1e-5)
 
 
-def test_as_many_threads_as_torch_and_torch_keeps_its_own():
+def test_use_threads_returns_the_number_of_threads_of_torch():
     before = torch.get_num_threads()
     try:
         for n in (1, 2, 1):
@@ -118,44 +118,44 @@ def add_up(part_at, n_parts, values, sums):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_work_called_by_its_address(dtype):
+def test_function_can_be_called_by_its_address(dtype):
     values, sums = np.arange(1000, dtype=dtype), np.zeros(3)
     add_up(add_to_part_at(dtype == np.float64), 3, values, sums)
     np.testing.assert_array_equal(sums, [part.sum() for part in (values[:333], values[333:666], values[666:])])
 
 
-def test_other_arguments_than_those_at_the_address_are_refused():
+def test_wrong_argument_types_for_a_function_address_are_refused():
     with pytest.raises(numba.TypingError, match="add_to_part takes"):
         add_up(add_to_part_at(), 2, np.arange(4), np.zeros(2))
 
 
-def test_indices_of_either_width_mean_the_same():
+def test_indices_of_32_and_64_bits_give_equal_results():
     counts = sp.random(6, 40, density=0.4, format="csr", random_state=0, dtype=np.float32)
     counts.data = np.ceil(9 * counts.data)
     cells = CellTable(counts, None, torch.device("cpu")).take(np.arange(6))
-    few = cells.nonzeros
-    wide = replace(few, row_start=few.row_start.long(), gene=few.gene.long())
-    raw, bias, log_theta, centre = torch.randn(6, 80), torch.randn(80), torch.randn(40), torch.rand(40)
+    narrow = cells.nonzeros
+    wide = replace(narrow, row_start=narrow.row_start.long(), gene=narrow.gene.long())
+    raw, bias, log_theta, center = torch.randn(6, 80), torch.randn(80), torch.randn(40), torch.rand(40)
     results = [
-        (fused_log1p(replace(cells, nonzeros=nonzeros), torch.ones(6), centre),
+        (fused_log1p(replace(cells, nonzeros=nonzeros), torch.ones(6), center),
          fused_nll(raw, bias, log_theta, cells.library_n, nonzeros, with_gradient=False)[0])
-        for nonzeros in (few, wide)
+        for nonzeros in (narrow, wide)
     ]  # fmt: skip
     torch.testing.assert_close(*results, rtol=0, atol=0)
-    torch.testing.assert_close(results[0][0], cells.x_ng.log1p() - centre)
+    torch.testing.assert_close(results[0][0], cells.x_ng.log1p() - center)
 
 
-def hidden_leaves():
+def hidden_inputs():
     rng = torch.Generator().manual_seed(0)
     a, upstream = torch.randn(64, 48, generator=rng) * 3, torch.randn(64, 48, generator=rng)
     weight, bias = torch.rand(48, generator=rng) + 0.5, torch.randn(48, generator=rng) * 0.3
     return [t.requires_grad_() for t in (a, weight, bias)], upstream
 
 
-def test_hidden_units_and_gradients_equal_torchs():
+def test_hidden_layer_and_its_gradients_equal_torch():
     results = []
     for fused in (False, True):
-        (a, weight, bias), upstream = hidden_leaves()
+        (a, weight, bias), upstream = hidden_inputs()
         if fused:
             hidden = normalized_hidden(a, weight, bias, 0.0)
         else:
@@ -166,31 +166,31 @@ def test_hidden_units_and_gradients_equal_torchs():
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
-    (a, weight, bias), upstream = hidden_leaves()
+def test_dropout_scales_kept_units_and_zeroes_gradients_of_dropped_units():
+    (a, weight, bias), upstream = hidden_inputs()
     torch.manual_seed(1)
-    kept = normalized_hidden(a, weight, bias + 20.0, 0.0)  # all values are above zero, where the slope is 1
+    full = normalized_hidden(a, weight, bias + 20.0, 0.0)  # all values are above zero, where the slope is 1
     dropped = normalized_hidden(a, weight, bias + 20.0, 0.3)
-    here = dropped > 0
-    assert here.float().mean() == pytest.approx(0.7, abs=0.03)
-    torch.testing.assert_close(dropped[here], kept[here] / 0.7)
+    is_kept = dropped > 0
+    assert is_kept.float().mean() == pytest.approx(0.7, abs=0.03)
+    torch.testing.assert_close(dropped[is_kept], full[is_kept] / 0.7)
     # Rows and columns are dropped equally often, and no two rows have the same mask.
-    assert here.float().mean(0).std() < 0.1
-    assert len({tuple(row.tolist()) for row in here}) == len(here)
+    assert is_kept.float().mean(0).std() < 0.1
+    assert len({tuple(row.tolist()) for row in is_kept}) == len(is_kept)
     (dropped * upstream).sum().backward()
-    torch.testing.assert_close(bias.grad, (upstream * here / 0.7).sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bias.grad, (upstream * is_kept / 0.7).sum(0), rtol=1e-4, atol=1e-4)
     torch.manual_seed(1)
-    assert torch.equal(normalized_hidden(a, weight, bias + 20.0, 0.0), kept)
+    assert torch.equal(normalized_hidden(a, weight, bias + 20.0, 0.0), full)
     assert torch.equal(normalized_hidden(a, weight, bias + 20.0, 0.3), dropped)
 
 
-@pytest.mark.parametrize("compiled_walk", [True, False])
+@pytest.mark.parametrize("compiled_step", [True, False])
 @pytest.mark.parametrize("gradient_scale", [1.0, 1e5])
-def test_optimizer_equals_torchs_clipped_and_averaged(gradient_scale, compiled_walk):
+def test_optimizer_equals_clipped_and_averaged_adamw_of_torch(gradient_scale, compiled_step):
     ours, theirs = (nn.Sequential(nn.Linear(70, 90), nn.LayerNorm(90)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     optimizer = AveragedAdamW(ours, weight_decay=0.1)
-    optimizer._compiled = compiled_walk
+    optimizer._compiled = compiled_step
     matrices = [p for p in theirs.parameters() if p.ndim == 2]
     rest = [p for p in theirs.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -222,7 +222,7 @@ def test_optimizer_equals_torchs_clipped_and_averaged(gradient_scale, compiled_w
             assert torch.equal(mine, optimizer.state[mine]["average"])
 
 
-def test_optimizer_takes_bfloat16_gradients_at_their_value():
+def test_optimizer_accepts_bfloat16_gradients():
     models = [nn.Linear(300, 100) for _ in range(2)]  # the weights need several threads, the biases one
     models[1].load_state_dict(models[0].state_dict())
     for model, dtype in zip(models, (torch.float32, torch.bfloat16), strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_well
+from command_line import TINY, run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score
@@ -37,7 +37,7 @@ def cells(n: int, **obs) -> ad.AnnData:
     return ad.AnnData(matrix, obs=pd.DataFrame(obs, index=[f"cell_{i}" for i in range(n)]))
 
 
-def found(batch, library_n=None, **obs) -> dict[str, Confounded]:
+def confounded_by_name(batch, library_n=None, **obs) -> dict[str, Confounded]:
     """Return the confounded columns by name, in the order in which they are reported."""
     store = AnnDataStore(cells(len(batch), batch=batch, **obs))
     return {
@@ -46,7 +46,7 @@ def found(batch, library_n=None, **obs) -> dict[str, Confounded]:
 
 
 def relations(batch, **obs) -> dict[str, str]:
-    return {name: one.relation for name, one in found(batch, **obs).items()}
+    return {name: one.relation for name, one in confounded_by_name(batch, **obs).items()}
 
 
 def random_batch(random: np.random.Generator, n: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def random_columns(random: np.random.Generator, n: int) -> dict[str, np.ndarray]
     }
 
 
-def test_independent_columns_raise_no_alarm():
+def test_independent_columns_are_not_reported():
     random = np.random.default_rng(0)
     for _ in range(300):
         n = int(random.choice([20, 60, 200, 500]))
@@ -91,7 +91,7 @@ def test_independent_columns_raise_no_alarm():
     per_condition=st.integers(1, 5),
     smallest=st.integers(5, 20),
 )
-def test_batches_nested_in_conditions_are_always_found(seed, n_conditions, per_condition, smallest):
+def test_conditions_of_whole_batches_are_reported(seed, n_conditions, per_condition, smallest):
     random = np.random.default_rng(seed)
     n_batches = n_conditions * per_condition
     batch = np.repeat(np.arange(n_batches), random.integers(smallest, 60, size=n_batches))
@@ -112,13 +112,13 @@ def test_batches_nested_in_conditions_are_always_found(seed, n_conditions, per_c
     assert relations(batch, **columns) == expected
 
 
-def test_batches_of_two_cells_can_be_nested_and_single_cells_cannot():
+def test_batches_of_two_cells_can_be_nested_but_single_cells_cannot():
     condition = np.repeat(["control", "treated"], 100)
     assert relations(np.repeat(np.arange(100), 2), condition=condition) == {"condition": "one_value_per_batch"}
     assert relations(np.arange(200), condition=condition) == {}
 
 
-def test_one_time_point_per_batch_is_found_whether_coded_as_text_or_as_numbers():
+def test_time_points_of_batches_are_reported_as_text_or_numbers():
     hour = np.repeat(np.arange(6), 30)
     batch = np.char.add("plate_", hour.astype(str))
     columns = {"hour": hour, "stage": np.char.add("E", hour.astype(str)), "half_hours": hour / 2}
@@ -128,27 +128,27 @@ def test_one_time_point_per_batch_is_found_whether_coded_as_text_or_as_numbers()
     assert relations(batch, minute=minute) == {"minute": "variance_between_batches"}
 
 
-def test_other_names_of_the_batches_are_called_what_they_are():
-    """The cells do not tell whether a column renames the batches, or is a condition with one batch for each value."""
+def test_renamed_batches_are_reported_as_same_groups():
+    """The cells do not show whether a column renames the batches, or is a condition with one batch for each value."""
     batch = np.repeat(["a", "b", "c", "d"], 30)
     renamed = np.char.add("sample ", batch)
     code = np.unique(batch, return_inverse=True)[1]
-    some = np.where(np.arange(120) % 7 > 0, batch.astype(object), None)
+    partial = np.where(np.arange(120) % 7 > 0, batch.astype(object), None)
     condition = np.where(code < 2, "control", "treated")
-    columns = {"renamed": renamed, "code": code, "copy": batch, "part_of_copy": some, "condition": condition}
+    columns = {"renamed": renamed, "code": code, "copy": batch, "part_of_copy": partial, "condition": condition}
     assert relations(batch, **columns) == {
         "condition": "one_value_per_batch",
         "renamed": "same_groups",
         "code": "same_groups",
     }
-    nearly = np.where(np.arange(120) == 3, "sample b", renamed)
-    assert relations(batch, nearly=nearly) == {"nearly": "one_value_per_batch"}
-    message = confounding_message("batch", list(found(batch, renamed=renamed).values()))
+    with_one_error = np.where(np.arange(120) == 3, "sample b", renamed)
+    assert relations(batch, with_one_error=with_one_error) == {"with_one_error": "one_value_per_batch"}
+    message = confounding_message("batch", list(confounded_by_name(batch, renamed=renamed).values()))
     assert message.startswith("'renamed' divides the cells in the same way as batch key 'batch': unless")
     assert "confounded" not in message
 
 
-def test_values_that_occur_in_one_batch_only_are_a_weaker_relation():
+def test_values_in_one_batch_only_are_a_weaker_relation():
     random = np.random.default_rng(0)
     batch = np.repeat(["a", "b"], 200)
     donor = np.where(batch == "a", random.integers(4, size=400), random.integers(4, 9, size=400)).astype(str)
@@ -164,12 +164,12 @@ def test_values_that_occur_in_one_batch_only_are_a_weaker_relation():
     assert relations(large, many=random.integers(60, size=400).astype(str)) == {}
 
 
-def test_shares_equal_those_of_other_implementations():
+def test_shares_equal_scikit_learn_and_pandas():
     random = np.random.default_rng(0)
     batch = random.integers(5, size=600)
     condition = np.where(random.random(600) < 0.003, 1 - batch % 2, batch % 2).astype(str)
     time = batch + 0.3 * random.standard_normal(600)
-    both = found(batch, condition=condition, time=time)
+    both = confounded_by_name(batch, condition=condition, time=time)
     assert both["condition"].share == pytest.approx(
         mutual_info_score(batch, condition) / mutual_info_score(condition, condition)
     )
@@ -179,7 +179,7 @@ def test_shares_equal_those_of_other_implementations():
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3])
-def test_noise_in_a_condition_is_borne_up_to_the_documented_share(noise):
+def test_condition_with_noise_below_the_documented_share_is_not_reported(noise):
     random = np.random.default_rng(0)
     batch = np.repeat(np.arange(8), 100)
     condition = np.where(random.random(800) < noise, random.integers(2, size=800), batch % 2).astype(str)
@@ -189,7 +189,7 @@ def test_noise_in_a_condition_is_borne_up_to_the_documented_share(noise):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_spread_of_random_assignments_is_the_exact_one(seed):
+def test_deviation_equals_that_over_all_permutations(seed):
     """The spread is compared with the spread over all assignments of six values to six cells."""
     random = np.random.default_rng(seed)
     n = 6
@@ -211,7 +211,7 @@ def test_the_spread_of_random_assignments_is_the_exact_one(seed):
         assert _deviations_below(observed, _same_group(size_b), sums, n) == pytest.approx(expected, abs=1e-9)
 
 
-def test_measures_of_the_library_size_are_no_finding():
+def test_measures_of_library_size_are_not_reported():
     random = np.random.default_rng(0)
     batch = np.repeat(np.arange(4), 100)
     library_n = np.rint(1000 * 3.0**batch * np.exp(0.1 * random.standard_normal(400)))
@@ -221,36 +221,36 @@ def test_measures_of_the_library_size_are_no_finding():
         "n_genes": np.rint(500 * (1 - np.exp(-library_n / 20_000)) * 10) + random.integers(-1, 2, size=400),
         "depth": np.log(3.0) * batch + 0.1 * random.standard_normal(400),
     }
-    assert set(found(batch, library_n, **columns)) == {"depth"}
-    assert set(found(batch, None, **columns)) >= {"depth", "log1p_total_counts"}
+    assert set(confounded_by_name(batch, library_n, **columns)) == {"depth"}
+    assert set(confounded_by_name(batch, None, **columns)) >= {"depth", "log1p_total_counts"}
 
 
-def test_cells_without_counts_are_left_out():
+def test_cells_without_counts_are_ignored():
     batch = np.repeat(["a", "b"], 50)
     condition = batch.copy()
     condition[::5] = "c"
     library_n = np.ones(100)
     library_n[::5] = 0
-    assert found(batch, np.ones(100), condition=condition) == {}
-    assert found(batch, library_n, condition=condition)["condition"].share == 1
+    assert confounded_by_name(batch, np.ones(100), condition=condition) == {}
+    assert confounded_by_name(batch, library_n, condition=condition)["condition"].share == 1
 
 
-def test_the_type_of_a_column_does_not_matter(tmp_path):
+def test_type_of_a_column_does_not_matter(tmp_path):
     number = np.repeat([1, 2, 1, 2], 25)
-    some = pd.Series(number).where(np.arange(100) % 7 > 0)
+    partial = pd.Series(number).where(np.arange(100) % 7 > 0)
     columns = {
         "text": np.char.add("c", number.astype(str)),
         "category": pd.Categorical(number.astype(str)),
         "category_of_numbers": pd.Categorical(number),
         "integer": number.astype(np.uint8),
         "whole_float": number.astype(np.float32),
-        "missing_float": some.to_numpy(),
-        "nullable": pd.array(some, dtype="Int64"),
+        "missing_float": partial.to_numpy(),
+        "nullable": pd.array(partial, dtype="Int64"),
         "boolean": number == 1,
-        "nullable_boolean": pd.array((some == 1).where(some.notna()), dtype="boolean"),
+        "nullable_boolean": pd.array((partial == 1).where(partial.notna()), dtype="boolean"),
     }
     in_memory = {
-        "mixed": np.where(some.isna(), None, some.astype(object)),
+        "mixed": np.where(partial.isna(), None, partial.astype(object)),
         "interval": pd.cut(number, [0, 1, 2]),
         "date": pd.to_datetime("2024-05-01") + pd.to_timedelta(number, unit="D"),
     }
@@ -264,9 +264,9 @@ def test_the_type_of_a_column_does_not_matter(tmp_path):
     assert {one.column: one.relation for one in confounded_columns(store, batch, "batch")} == expected
 
 
-def test_columns_that_say_nothing_are_ignored():
+def test_uninformative_columns_are_ignored():
     batch = np.repeat(["a", "b"], 40)
-    odd = pd.DataFrame(
+    uninformative = pd.DataFrame(
         {
             "constant": "x",
             "constant_number": 0.1,
@@ -284,9 +284,9 @@ def test_columns_that_say_nothing_are_ignored():
         }
     )
     adata = cells(80, batch=batch)
-    odd.index = adata.obs_names
-    twins = pd.DataFrame([["a", "b"]] * 80, index=adata.obs_names, columns=["twin", "twin"])
-    adata.obs = pd.concat([adata.obs, odd, twins], axis=1)
+    uninformative.index = adata.obs_names
+    duplicates = pd.DataFrame([["a", "b"]] * 80, index=adata.obs_names, columns=["twin", "twin"])
+    adata.obs = pd.concat([adata.obs, uninformative, duplicates], axis=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found_columns = confounded_columns(AnnDataStore(adata), batch, "batch")
@@ -294,11 +294,11 @@ def test_columns_that_say_nothing_are_ignored():
     assert confounded_columns(AnnDataStore(adata), np.full(80, "a"), "batch") == []
 
 
-def test_columns_of_few_values_come_first_and_five_are_named():
+def test_columns_with_few_values_come_first_and_message_names_five():
     batch = np.repeat(np.arange(12), 20)
     columns = {f"of_{k}": (batch % k).astype(str) for k in (12, 6, 4, 3, 2)} | {"time": batch + 0.5 * np.sin(batch)}
     columns["plate"] = np.char.add(batch.astype(str), np.tile(["x", "y"], 120))
-    all_found = list(found(batch, **columns).values())
+    all_found = list(confounded_by_name(batch, **columns).values())
     assert [one.column for one in all_found[:4]] == ["of_2", "of_3", "of_4", "of_6"]
     assert all_found[-1].column == "plate"
     message = confounding_message("batch", all_found)
@@ -307,7 +307,7 @@ def test_columns_of_few_values_come_first_and_five_are_named():
     assert "\n" not in message
 
 
-def test_messages_say_what_was_found():
+def test_messages_describe_each_relation():
     same = Confounded(column="condition", relation="one_value_per_batch", share=0.99)
     time = Confounded(column="time", relation="variance_between_batches", share=0.978)
     donor = Confounded(column="donor", relation="one_batch_per_value", share=1.0)
@@ -326,7 +326,7 @@ def test_messages_say_what_was_found():
 
 
 @pytest.fixture
-def kang(tmp_path):
+def nested_samples(tmp_path):
     """A file with two donors, two conditions, and a sample for each combination."""
     donor, condition = np.repeat(["d1", "d2"], 60), np.tile(np.repeat(["control", "treated"], 30), 2)
     adata = cells(120, donor=donor, condition=condition, sample=np.char.add(donor, condition))
@@ -335,57 +335,60 @@ def kang(tmp_path):
     return path
 
 
-def test_check_and_train_say_the_same(kang):
+def test_check_and_train_report_the_same_confounding(nested_samples):
     expected = "batch key 'sample' is confounded with 'condition' and 'donor'"
-    checked = json.loads(run_well("check", kang, "--batch-key", "sample", "--json").out)
+    checked = json.loads(run_ok("check", nested_samples, "--batch-key", "sample", "--json").out)
     assert {one["column"] for one in checked["confounded"]} == {"condition", "donor"}
     assert set(checked["confounded"][0]) == {"column", "relation", "share"}
     (finding,) = [one for one in checked["findings"] if "confounded" in one["message"]]
     assert finding["level"] == "warn"
     assert finding["message"].startswith(expected)
     assert checked["ok"]
-    assert f"warn: {expected}" in run_well("check", kang, "--batch-key", "sample").out
+    assert f"warn: {expected}" in run_ok("check", nested_samples, "--batch-key", "sample").out
 
-    trained = run_well("train", kang, "--batch-key", "sample", "--quiet", *TINY)
+    trained = run_ok("train", nested_samples, "--batch-key", "sample", "--quiet", *TINY)
     (line,) = [line for line in trained.err.splitlines() if "confounded" in line]
     assert line == f"warning: {finding['message']}; {finding['hint']}"
 
 
-def test_nothing_is_said_of_crossed_columns_or_without_a_batch_key(kang):
-    assert json.loads(run_well("check", kang, "--json").out)["confounded"] == []
-    assert "confounded" not in run_well("train", kang, *TINY).err
+def test_crossed_columns_are_not_reported(nested_samples):
+    assert json.loads(run_ok("check", nested_samples, "--json").out)["confounded"] == []
+    assert "confounded" not in run_ok("train", nested_samples, *TINY).err
     # The samples are nested in the donors, but the conditions are not nested in the donors.
-    checked = json.loads(run_well("check", kang, "--batch-key", "donor", "--json").out)
+    checked = json.loads(run_ok("check", nested_samples, "--batch-key", "donor", "--json").out)
     assert checked["confounded"] == [{"column": "sample", "relation": "one_batch_per_value", "share": 1.0}]
-    adata = ad.read_h5ad(kang)
+    adata = ad.read_h5ad(nested_samples)
     del adata.obs["sample"]
     scvae_cli.train(adata, batch_key="donor", n_hidden=8, n_latent=2, n_layers=1, max_epochs=1, device="cpu")
 
 
-def test_python_warns_by_the_names_of_its_arguments(kang):
+def test_python_warning_uses_argument_names(nested_samples):
     small = {"n_hidden": 8, "n_latent": 2, "n_layers": 1, "max_epochs": 1, "device": "cpu"}
     with pytest.warns(ScvaeWarning, match="confounded with 'condition' and 'donor'") as caught:
-        scvae_cli.train(kang, batch_key="sample", **small)
+        scvae_cli.train(nested_samples, batch_key="sample", **small)
     (text,) = [str(one.message) for one in caught if "confounded" in str(one.message)]
     assert "train without batch_key" in text
     assert "--" not in text
-    assert {one.column for one in scvae_cli.check(kang, batch_key="sample").confounded} == {"condition", "donor"}
+    assert {one.column for one in scvae_cli.check(nested_samples, batch_key="sample").confounded} == {
+        "condition",
+        "donor",
+    }
 
 
-def test_batches_of_few_cells_or_of_all_cells_are_said_by_check_and_train(kang):
-    adata = ad.read_h5ad(kang)
+def test_tiny_and_single_batches_are_reported_by_check_and_train(nested_samples):
+    adata = ad.read_h5ad(nested_samples)
     adata.obs["lane"] = np.where(np.arange(120) < 2, "small", "large")
     adata.obs["nothing"] = "same"
-    adata.write_h5ad(kang)
+    adata.write_h5ad(nested_samples)
     few = "1 batch of obs['lane'] has fewer than 3 cells, for example 'small'"
-    for key, said in (("lane", few), ("nothing", "obs['nothing'] has only one value")):
-        checked = json.loads(run_well("check", kang, "--batch-key", key, "--json").out)
-        (finding,) = [one for one in checked["findings"] if one["message"] == said]
-        trained = run_well("train", kang, "--batch-key", key, "--force", *TINY)
-        assert f"warning: {said}; {finding['hint']}\n" in trained.err
+    for key, message in (("lane", few), ("nothing", "obs['nothing'] has only one value")):
+        checked = json.loads(run_ok("check", nested_samples, "--batch-key", key, "--json").out)
+        (finding,) = [one for one in checked["findings"] if one["message"] == message]
+        trained = run_ok("train", nested_samples, "--batch-key", key, "--force", *TINY)
+        assert f"warning: {message}; {finding['hint']}\n" in trained.err
 
 
-def test_real_numbers_are_looked_at_too(kang):
+def test_confounding_is_reported_for_real_numbers(nested_samples):
     assert not ModelConfig(likelihood="normal").of_counts
-    outcome = run_well("train", kang, "--batch-key", "sample", "--likelihood", "normal", *TINY)
+    outcome = run_ok("train", nested_samples, "--batch-key", "sample", "--likelihood", "normal", *TINY)
     assert "confounded with 'condition' and 'donor'" in outcome.err

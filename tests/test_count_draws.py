@@ -37,23 +37,23 @@ def test_drawn_counts_have_the_moments_of_the_likelihood(likelihood):
     np.testing.assert_allclose(means_ng[0], keep_g * mu_g, rtol=1e-5)
 
 
-def test_each_entry_may_have_its_own_zero_inflation():
+def test_zero_inflation_may_differ_between_entries():
     n = 20_000
     pi_ng = np.tile([[0.0, 0.9]], (n, 1))
     pi_ng[: n // 2] = pi_ng[: n // 2, ::-1]
     x_ng = draw_zinb(np.full((n, 2), 5.0), np.full(2, 10.0), pi_ng, np.random.default_rng(0)).toarray()
     np.testing.assert_allclose(x_ng[: n // 2].mean(0), [0.5, 5.0], atol=0.15)
     np.testing.assert_allclose(x_ng[n // 2 :].mean(0), [5.0, 0.5], atol=0.15)
-    never = draw_zinb(np.full((50, 2), 5.0), np.ones(2), np.ones((50, 2)), np.random.default_rng(0))
-    assert never.nnz == 0
+    inflated = draw_zinb(np.full((50, 2), 5.0), np.ones(2), np.ones((50, 2)), np.random.default_rng(0))
+    assert inflated.nnz == 0
 
 
-def test_long_tails_are_drawn_exactly():
+def test_long_tails_have_the_exact_probabilities():
     """A count of a gene with a very small θ may be thousands of times its mean."""
     n, mu, theta = 400_000, 0.5, 2e-3
     x_n = draw_zinb(np.full((n, 1), mu), np.array([theta]), np.zeros(1), np.random.default_rng(0)).data
-    law = stats.nbinom(theta, theta / (theta + mu))
+    distribution = stats.nbinom(theta, theta / (theta + mu))
     for least in (1, 10, 300, 1000):
-        expected = law.sf(least - 1) * n
+        expected = distribution.sf(least - 1) * n
         assert abs((x_n >= least).sum() - expected) < 5 * np.sqrt(expected)
     assert x_n.max() > 300

@@ -66,10 +66,10 @@ def model(cells):
     return scvae.train(cells, **TINY, **BOTH, genes="all")
 
 
-# --- the design -------------------------------------------------------------------------------------------------------
+# --- design matrix ----------------------------------------------------------------------------------------------------
 
 
-def test_a_row_of_the_design_adds_the_effects_of_the_categories():
+def test_row_of_the_design_matrix_adds_the_effects_of_the_categories():
     random = np.random.default_rng(0)
     given = covariates(random.choice(["a", "b", "c"], 30), random.choice(["x", "y"], 30), random.normal(5, 2, 30))
     design = Design.of(given, np.arange(20))
@@ -83,7 +83,7 @@ def test_a_row_of_the_design_adds_the_effects_of_the_categories():
         np.testing.assert_allclose(shift_ng[i], of_donor[donor] + of_lane[lane] + age * effect_rg[5], atol=1e-5)
 
 
-def test_unknown_categories_get_the_average_and_missing_values_the_mean():
+def test_unknown_category_gets_the_average_effect_and_missing_value_the_mean():
     given = covariates(["a", "a", "b", "b"], ["x", "y", "y", "y"], [1, 2, 3, 4])
     design = Design.of(given, np.arange(4))
     share_b = np.array([0.25, 0.25, 0.5])
@@ -93,14 +93,14 @@ def test_unknown_categories_get_the_average_and_missing_values_the_mean():
     np.testing.assert_allclose(row_nr[1], [0, 1, 0.25, 0.75, (4 - 2.5) / np.std([1, 2, 3, 4])], atol=1e-6)
 
 
-def test_names_of_combinations_differ():
+def test_names_of_combinations_are_unique():
     pairs = [("a, lane=b", "c"), ("a", "b, lane=c"), ("'a'", "b"), ("a", "b"), ("a=b", "c")]
     assert len({combination_name(KEYS, pair) for pair in pairs}) == len(pairs)
 
 
 @pytest.mark.parametrize("form", ["compiled", "torch"])
 @pytest.mark.parametrize("decoder", ["mlp", "linear"])
-def test_a_training_step_has_the_gradients_of_float64_autograd(form, decoder):
+def test_training_step_has_the_gradients_of_float64_autograd(form, decoder):
     random, n = np.random.default_rng(0), 24
     counts = random.poisson(random.gamma(0.4, 3.0, size=(n, GENES))).astype(np.float32)
     counts[:, 0] += 1
@@ -134,8 +134,8 @@ def test_a_training_step_has_the_gradients_of_float64_autograd(form, decoder):
     terms = exact.elbo_terms(cells, noise_nk.double())
     members = [torch.eye(3, dtype=torch.float64)[donor_n], torch.eye(2, dtype=torch.float64)[lane_n]]
     penalty = sum(batch_discrepancy(terms.mean_nk.detach(), one)[0] for one in members)
-    pull_nk = sum(batch_discrepancy(terms.mean_nk.detach(), one)[1] for one in members)
-    loss = terms.nll + KL_WEIGHT * terms.kl + 50 * (terms.mean_nk * pull_nk).sum()
+    gradient_nk = sum(batch_discrepancy(terms.mean_nk.detach(), one)[1] for one in members)
+    loss = terms.nll + KL_WEIGHT * terms.kl + 50 * (terms.mean_nk * gradient_nk).sum()
     expected = torch.autograd.grad(loss, list(exact.parameters()))
 
     if form == "compiled":
@@ -151,7 +151,7 @@ def test_a_training_step_has_the_gradients_of_float64_autograd(form, decoder):
         assert distance(step.gradients[parameter], gradient) < 3e-4
 
 
-def test_segments_hold_rows_of_the_design():
+def test_segments_contain_rows_of_the_design_matrix():
     row_nr = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     table = CellTable(sp.csr_matrix(np.ones((6, 3), dtype=np.float32)), row_nr, CPU)
     segment = Segment(table, 2, 3)
@@ -160,33 +160,33 @@ def test_segments_hold_rows_of_the_design():
     np.testing.assert_array_equal(segment.cells(torch.tensor([1])).batch_n, row_nr[[2, 5, 2]])
 
 
-def test_one_key_as_a_design_trains_to_the_same_bits():
+def test_design_of_one_key_gives_identical_weights():
     counts = counts_of(tree(n_cells=200, n_genes=40, n_batches=3, seed=1), "batch")
     plain = fit_to_end(counts, tiny_config(batch_key="batch", max_epochs=3))
-    one = CellCovariates(
+    one_key = CellCovariates(
         batch_keys=("batch",),
         continuous_keys=(),
         category_nq=np.asarray(counts.batch)[:, None],
         value_nv=np.empty((counts.n_cells, 0)),
     )
-    designed = fit_to_end(replace(counts, covariates=one), tiny_config(batch_key="batch", max_epochs=3))
-    assert designed.vae.design is not None
+    with_design = fit_to_end(replace(counts, covariates=one_key), tiny_config(batch_key="batch", max_epochs=3))
+    assert with_design.vae.design is not None
     assert plain.vae.design is None
-    assert plain.batches == designed.batches
-    state = designed.vae.state_dict()
+    assert plain.batches == with_design.batches
+    state = with_design.vae.state_dict()
     np.testing.assert_array_equal(state.pop("decoder.batch.combination_br"), np.eye(3))
     assert plain.vae.state_dict().keys() == state.keys()
     for name, tensor in plain.vae.state_dict().items():
         assert torch.equal(tensor, state[name]), name
-    assert torch.equal(plain.expression.component_jg, designed.expression.component_jg)
+    assert torch.equal(plain.expression.component_jg, with_design.expression.component_jg)
     for field in ("heldout_elbo", "heldout_nll"):
-        assert plain.facts[field] == designed.facts[field]
+        assert plain.facts[field] == with_design.facts[field]
 
 
 # --- a trained model --------------------------------------------------------------------------------------------------
 
 
-def test_an_unseen_combination_is_decoded_by_the_sum_of_its_effects(cells, model):
+def test_unseen_combination_is_decoded_with_the_sum_of_its_effects(cells, model):
     assert "donor=d2, lane=3" not in model.batches
     effect, g = model.vae.decoder.batch, model.vae.n_genes
     assert effect.gene_bg.shape == (2 + 3 + 1, g)
@@ -209,7 +209,7 @@ def test_an_unseen_combination_is_decoded_by_the_sum_of_its_effects(cells, model
     assert np.isfinite(new.obsm["X_scvae"]).all()
 
 
-def test_fixing_one_key_averages_the_others_over_the_training(model):
+def test_fixing_one_key_averages_over_the_other_keys(model):
     z_nk, library_n = torch.randn(3, model.vae.n_latent), torch.full((3,), 500.0)
     share = dict(zip(model.vae.design.combinations, model.vae.batch_share_b.tolist(), strict=True))
     expected = torch.zeros(3, model.vae.n_genes)
@@ -223,17 +223,17 @@ def test_fixing_one_key_averages_the_others_over_the_training(model):
     assert not torch.allclose(older, model.vae.expected_counts(z_nk, library_n, None))
 
 
-def test_a_nested_key_fixes_the_outer_one():
+def test_fixing_a_nested_key_also_fixes_the_outer_key():
     design = Design(batch_keys=("donor", "site"), combinations=(("d1", "Oslo"), ("d2", "Oslo"), ("d3", "Rome")))
     vae = VAE(ModelConfig(n_latent=2, n_hidden=4), 5, design=design)
 
-    class Anything:
+    class FakeModel:
         pass
 
-    one = Anything()
-    one.vae = vae
-    assert fixed_covariates(one, "donor=d3", usual="average").categories == ("d3", "Rome")
-    assert fixed_covariates(one, "site=Rome", usual="average").categories == (None, "Rome")
+    fake = FakeModel()
+    fake.vae = vae
+    assert fixed_covariates(fake, "donor=d3", usual="average").categories == ("d3", "Rome")
+    assert fixed_covariates(fake, "site=Rome", usual="average").categories == (None, "Rome")
 
 
 @pytest.mark.parametrize(
@@ -251,28 +251,28 @@ def test_a_nested_key_fixes_the_outer_one():
         ("site=a", "--batch-as is 'site=a'"),
     ],
 )
-def test_what_cannot_be_fixed_is_refused(model, batch_as, message):
+def test_invalid_batch_as_is_refused(model, batch_as, message):
     with pytest.raises(DataError, match=re.escape(message)):
         decoding_mixture(model, batch_as)
 
 
-def test_values_of_the_option_may_hold_commas_and_equals_signs():
+def test_batch_as_values_may_contain_commas_and_equals_signs():
     design = Design(
         batch_keys=KEYS,
         combinations=(("a, b", "x=1"), ("c", "y")),
         continuous=(Continuous(key="age", mean=0, sd=1, least=-1, most=1),),
     )
 
-    class Anything:
+    class FakeModel:
         vae = VAE(ModelConfig(n_latent=2, n_hidden=4), 5, design=design)
 
-    fixed = fixed_covariates(Anything(), "donor=a, b,lane=x=1,age=0.5", usual="average")
+    fixed = fixed_covariates(FakeModel(), "donor=a, b,lane=x=1,age=0.5", usual="average")
     assert fixed.categories == ("a, b", "x=1")
     assert fixed.values == (0.5,)
-    assert fixed_covariates(Anything(), fixed.name, usual="average") == fixed
+    assert fixed_covariates(FakeModel(), fixed.name, usual="average") == fixed
 
 
-def test_every_category_can_be_named_whatever_characters_it_has():
+def test_batch_as_can_name_every_category():
     """The name of a category may contain KEY=VALUE of another key, commas and quotes."""
     names = ("a", "a,lane=u", "x=1", "it's", 'say "a", or b', "u,age=3")
     design = Design(
@@ -281,19 +281,19 @@ def test_every_category_can_be_named_whatever_characters_it_has():
         continuous=(Continuous(key="age", mean=0.1, sd=1, least=-1, most=1),),
     )
 
-    class Anything:
+    class FakeModel:
         vae = VAE(ModelConfig(n_latent=2, n_hidden=4), 5, design=design)
 
     for name in names:
-        asked = f"donor={quoted(name)},age={1 / 3!r}"
-        fixed = fixed_covariates(Anything(), asked, usual="average")
+        batch_as = f"donor={quoted(name)},age={1 / 3!r}"
+        fixed = fixed_covariates(FakeModel(), batch_as, usual="average")
         assert (fixed.categories, fixed.values) == ((name, None), (1 / 3,))
-        assert fixed_covariates(Anything(), fixed.name, usual="average") == fixed
+        assert fixed_covariates(FakeModel(), fixed.name, usual="average") == fixed
     with pytest.raises(DataError, match="donor may be 'a' or 'a,lane=u'"):
-        fixed_covariates(Anything(), "donor=a,lane=u", usual="average")
+        fixed_covariates(FakeModel(), "donor=a,lane=u", usual="average")
 
 
-def test_values_too_far_from_the_training_are_refused(model, cells):
+def test_values_far_outside_the_training_are_refused(model, cells):
     adata = cells.copy()
     adata.obs.loc[adata.obs_names[:3], "age"] = 1e39
     with pytest.warns(ScvaeWarning), pytest.raises(DataError, match=r"age is 1e\+39, too far"):
@@ -306,24 +306,24 @@ def test_values_too_far_from_the_training_are_refused(model, cells):
             scvae.train(adata, **TINY, continuous_key="age")
 
 
-def test_measurements_are_no_batches(cells):
+def test_measurements_as_batch_key_are_refused(cells):
     adata = cells.copy()
     adata.obs["number"] = np.random.default_rng(0).normal(size=adata.n_obs)
     with pytest.raises(DataError, match="holds measurements, not batches"):
         scvae.train(adata, **TINY, batch_key="number")
 
 
-def test_a_model_of_several_covariates_is_saved_and_read(model, cells, tmp_path):
+def test_model_with_several_covariates_is_saved_and_loaded(model, cells, tmp_path):
     model.save(tmp_path / "m.scvae")
     assert json.loads((tmp_path / "m.scvae" / "config.json").read_text())["format"] == 6
-    again = scvae.load(tmp_path / "m.scvae")
-    assert again.vae.design == model.vae.design
-    assert again.batches == model.batches
-    counts = Session.open(cells, again, needs_batch=True, device="cpu").counts
-    np.testing.assert_array_equal(known_batches(again, counts), known_batches(model, counts))
+    loaded = scvae.load(tmp_path / "m.scvae")
+    assert loaded.vae.design == model.vae.design
+    assert loaded.batches == model.batches
+    counts = Session.open(cells, loaded, needs_batch=True, device="cpu").counts
+    np.testing.assert_array_equal(known_batches(loaded, counts), known_batches(model, counts))
 
 
-def test_a_model_of_one_key_is_written_as_before(tmp_path):
+def test_model_with_one_key_is_saved_in_the_older_format(tmp_path):
     adata = tree(n_cells=120, n_genes=30, n_batches=2)
     scvae.train(adata, **TINY | {"max_epochs": 1}, batch_key="batch").save(tmp_path / "m.scvae")
     config = json.loads((tmp_path / "m.scvae" / "config.json").read_text())
@@ -353,7 +353,7 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forged_model_is_refused(model, tmp_path, forgery):
+def test_forged_model_is_refused(model, tmp_path, forgery):
     model.save(tmp_path / "m.scvae")
     file = tmp_path / "m.scvae" / "config.json"
     config = json.loads(file.read_text())
@@ -364,7 +364,7 @@ def test_a_forged_model_is_refused(model, tmp_path, forgery):
         scvae.load(tmp_path / "m.scvae")
 
 
-def test_rows_of_combinations_that_are_not_those_of_the_design_are_refused(model, tmp_path):
+def test_weights_with_another_design_matrix_are_refused(model, tmp_path):
     forged = replace(model, vae=copy.deepcopy(model.vae))
     forged.vae.decoder.batch.combination_br[0, 0] = 0.5
     forged.save(tmp_path / "m.scvae")
@@ -376,7 +376,7 @@ def test_rows_of_combinations_that_are_not_those_of_the_design_are_refused(model
 
 
 @pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")  # warnings of few cells and of no change
-def test_every_command_reads_such_a_model(model, cells):
+def test_every_command_accepts_a_model_with_several_covariates(model, cells):
     adata = cells.copy()
     adata.obs["stim"] = np.random.default_rng(0).choice(["ctrl", "stim"], adata.n_obs)
     types = list(adata.obs["cell_type"].cat.categories[:2])
@@ -404,7 +404,7 @@ def test_every_command_reads_such_a_model(model, cells):
         scvae.map(adata, model, batch="new")
 
 
-def test_only_continuous_keys(cells, tmp_path):
+def test_model_with_only_continuous_keys(cells, tmp_path):
     trained = scvae.train(cells, **TINY | {"max_epochs": 2}, continuous_key="age", genes="all")
     trained.save(tmp_path / "m.scvae")
     trained = scvae.load(tmp_path / "m.scvae")
@@ -420,13 +420,13 @@ def test_only_continuous_keys(cells, tmp_path):
         scvae.score(adata, trained, inplace=False)
 
 
-def test_new_categories_and_far_values_are_said(model, cells):
+def test_new_categories_and_extreme_values_give_warnings(model, cells):
     adata = cells.copy()
     adata.obs["donor"] = "d9"
     adata.obs.loc[adata.obs_names[:3], "age"] = 500.0
-    with pytest.warns(ScvaeWarning) as said:
+    with pytest.warns(ScvaeWarning) as warned:
         scvae.embed(adata, model)
-    text = " ".join(str(one.message) for one in said)
+    text = " ".join(str(one.message) for one in warned)
     assert "1 value of donor was not in the training data (d9)" in text
     assert "3 cells have values of obs['age'] far outside of the training" in text
     with pytest.warns(ScvaeWarning), pytest.raises(DataError, match="not trained on donor 'd9'"):
@@ -434,19 +434,19 @@ def test_new_categories_and_far_values_are_said(model, cells):
     with pytest.warns(ScvaeWarning, match="batch_as fixes age at 300, far outside of the training"):
         scvae.denoise(cells.copy(), model, batch_as="age=300")
     del adata.obs["age"]
-    with pytest.warns(ScvaeWarning) as said:
+    with pytest.warns(ScvaeWarning) as warned:
         scvae.embed(adata, model, inplace=False)
-    assert any("no column 'age', which holds a covariate of the training" in str(one.message) for one in said)
+    assert any("no column 'age', which holds a covariate of the training" in str(one.message) for one in warned)
 
 
-def test_keys_on_the_command_line_and_in_a_file_are_the_same(cells, tmp_path):
+def test_keys_on_command_line_and_in_config_file_are_equivalent(cells, tmp_path):
     file = tmp_path / "c.h5ad"
     cells[:150].copy().write_h5ad(file)
     keys = ["--batch-key", "donor", "--batch-key", "lane", "--continuous-key", "age"]
     config = tmp_path / "run.toml"
     config.write_text('[data]\nbatch_key = ["donor", "lane"]\ncontinuous_key = "age"\n')
-    for name, asked in (("a.scvae", keys), ("b.scvae", ["--config", config])):
-        assert run_cli("train", file, "-m", tmp_path / name, *asked, *COMMAND_LINE).code == 0
+    for name, options in (("a.scvae", keys), ("b.scvae", ["--config", config])):
+        assert run_cli("train", file, "-m", tmp_path / name, *options, *COMMAND_LINE).code == 0
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("a.scvae", "b.scvae")]
     assert weights[0] == weights[1]
     facts = json.loads(run_cli("info", tmp_path / "a.scvae", "--json").out)
@@ -454,44 +454,44 @@ def test_keys_on_the_command_line_and_in_a_file_are_the_same(cells, tmp_path):
     assert facts["covariates"]["age"].keys() == {"least", "mean", "most"}
     # Every command that reads the covariates lists them.
     shown = ("batch key donor: 2 categories", "batch key lane: 3 categories", "continuous key age: ")
-    again = run_cli("train", file, "-m", tmp_path / "c.scvae", *keys, *COMMAND_LINE, "--json")
-    assert json.loads(again.out)["covariates"].keys() == {"donor", "lane", "age"}
+    trained = run_cli("train", file, "-m", tmp_path / "c.scvae", *keys, *COMMAND_LINE, "--json")
+    assert json.loads(trained.out)["covariates"].keys() == {"donor", "lane", "age"}
     checked = json.loads(run_cli("check", file, *keys, "--json").out)["covariates"]
     assert checked["donor"] == ["d1", "d2"]
     assert checked["age"]["least"] == cells[:150].obs["age"].min()
-    for text in (again.err, run_cli("check", file, *keys).out, run_cli("info", tmp_path / "a.scvae").out):
+    for text in (trained.err, run_cli("check", file, *keys).out, run_cli("info", tmp_path / "a.scvae").out):
         assert all(line in text for line in shown)
     assert "batch key donor: 2 categories (d1, d2)\n" in run_cli("info", tmp_path / "a.scvae").out
 
 
-def test_reports_say_what_was_fixed_and_what_was_averaged(model, cells, tmp_path):
+def test_reports_list_fixed_and_averaged_covariates(model, cells, tmp_path):
     cells.copy().write_h5ad(tmp_path / "c.h5ad")
     model.save(tmp_path / "c.scvae")
 
-    def asked(verb, *options):
+    def report_of(verb, *options):
         arguments = (verb, tmp_path / "c.h5ad", *options, "--force")
         decoded = json.loads(run_cli(*arguments, "--json").out)["decoded_with"]
         return {how: keys for how, keys in decoded.items() if keys}, run_cli(*arguments).out
 
-    found, text = asked("denoise", "--batch-as", "donor=d1,age=60")
+    found, text = report_of("denoise", "--batch-as", "donor=d1,age=60")
     assert found == {"fixed": {"donor": "d1", "age": 60.0}, "averaged": ["lane"]}
     assert "decoded with donor = d1, age = 60; averaged over lane\n" in text
-    found, text = asked("denoise", "--batch-as", "observed")
+    found, text = report_of("denoise", "--batch-as", "observed")
     assert found == {"observed": ["donor", "lane", "age"]}
     assert "decoded with each cell's own donor, lane, age\n" in text
     ends = ("--groupby", "cell_type", "--from", "stem", "--to", "mature_1", "--steps", "3")
     for verb, options in (("denoise", ()), ("interpolate", ends)):
-        found, text = asked(verb, *options)
+        found, text = report_of(verb, *options)
         assert found == {"averaged": ["donor", "lane"], "at_mean": ["age"]}
         assert "decoded at the mean of age; averaged over donor, lane\n" in text
     new = ("-n", "20", "-o", tmp_path / "new.h5ad")
-    found, text = asked("sample", "--batch-as", "lane=3", *new)
+    found, text = report_of("sample", "--batch-as", "lane=3", *new)
     assert found == {"fixed": {"lane": "3"}, "drawn": ["donor"], "at_mean": ["age"]}
     assert "decoded with lane = 3; with donor drawn for each cell; at the mean of age\n" in text
-    assert asked("sample", "--prototype", *new[2:])[0] == {"averaged": ["donor", "lane"], "at_mean": ["age"]}
+    assert report_of("sample", "--prototype", *new[2:])[0] == {"averaged": ["donor", "lane"], "at_mean": ["age"]}
 
 
-def test_de_says_which_keys_it_does_not_adjust_for(model, cells, tmp_path):
+def test_de_reports_keys_that_it_does_not_adjust_for(model, cells, tmp_path):
     adata = cells.copy()
     stem_n = (adata.obs["cell_type"] == "stem").to_numpy()
     adata.obs["age"] = np.where(stem_n, 60.0, 50.0) + np.random.default_rng(0).choice([-5.0, 5.0], adata.n_obs)
@@ -524,7 +524,7 @@ def test_de_says_which_keys_it_does_not_adjust_for(model, cells, tmp_path):
         ({"continuous_key": "age", "mix_batches": 1.0}, "without batch_key"),
     ],
 )
-def test_options_that_exclude_each_other_are_refused(cells, options, message):
+def test_conflicting_options_are_refused(cells, options, message):
     with pytest.raises(ConfigError, match=message):
         scvae.train(cells, **TINY, **options)
     if "mix_batches" not in options:
@@ -544,7 +544,7 @@ def test_options_that_exclude_each_other_are_refused(cells, options, message):
     ],
     ids=["text", "booleans", "missing", "constant", "large", "categories"],
 )
-def test_columns_that_are_no_numbers_are_refused(cells, values, message):
+def test_continuous_key_that_is_not_numeric_is_refused(cells, values, message):
     adata = cells.copy()
     adata.obs["number"] = 5.0 if "same" not in message else 3.0
     column = np.resize(np.asarray(values), adata.n_obs) if len(set(map(str, values))) < 3 else None
@@ -556,20 +556,20 @@ def test_columns_that_are_no_numbers_are_refused(cells, values, message):
     assert not scvae.check(adata, continuous_key="number").ok or "too large" in message
 
 
-def test_whole_numbers_of_which_some_are_objects_are_numbers(cells):
+def test_nullable_integers_are_accepted_as_continuous_key(cells):
     adata = cells[:80].copy()
     adata.obs["number"] = pd.array(np.arange(80), dtype="Int64")
     scvae.train(adata, **TINY | {"max_epochs": 1}, continuous_key="number")
 
 
 @pytest.mark.parametrize("column", ["site", "sample", "nothing", "years"])
-def test_keys_that_cannot_be_told_apart_are_said(cells, column):
+def test_confounded_keys_are_reported(cells, column):
     adata = cells.copy()
     adata.obs["site"] = np.where(adata.obs["lane"] == "1", "Oslo", "Rome")
     adata.obs["sample"] = "s" + adata.obs["lane"].astype(str)
     adata.obs["nothing"] = "same"
     adata.obs["years"] = adata.obs["lane"].astype(int) + 0.01 * adata.obs["age"]
-    said = {
+    expected = {
         "site": "batch key 'lane' is nested in 'site': all cells of a lane have the same site",
         "sample": "batch keys 'lane' and 'sample' divide the cells in the same way",
         "nothing": "obs['nothing'] has only one value",
@@ -577,19 +577,19 @@ def test_keys_that_cannot_be_told_apart_are_said(cells, column):
     }[column]
     keys = {"batch_key": "lane", "continuous_key": column} if column == "years" else {"batch_key": ["lane", column]}
     messages = [finding.message for finding in scvae.check(adata, **keys).findings]
-    assert sum(said in message for message in messages) == 1
+    assert sum(expected in message for message in messages) == 1
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         scvae.train(adata, **TINY | {"max_epochs": 1}, **keys)
-    assert sum(said in str(one.message) for one in warned) == 1
+    assert sum(expected in str(one.message) for one in warned) == 1
 
 
-def test_crossed_keys_are_not_said_to_be_confounded(cells):
+def test_crossed_keys_are_not_reported(cells):
     found = scvae.check(cells[:, :], batch_key=["donor", "lane"], continuous_key="age")
     assert not any("nested" in one.message or "distinguished" in one.hint for one in found.findings)
 
 
-# --- what it is for ---------------------------------------------------------------------------------------------------
+# --- recovery of known effects ----------------------------------------------------------------------------------------
 
 
 def test_effects_of_a_simulation_are_recovered():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from handmade import FlatGeometry, clusters, density_of, flat, graph_of, points, ring, wild_vae
+from handmade import FlatGeometry, clusters, density_of, flat, graph_of, points, random_vae, ring
 from scipy.interpolate import BSpline
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial.distance import cdist
@@ -44,7 +44,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", get_args(PathKind))
 @pytest.fixture(scope="module")
 def curved():
     """A strongly nonlinear decoder, and cells that fill a square of its latent space."""
-    vae = wild_vae(k=2, g=30).float()
+    vae = random_vae(k=2, g=30).float()
     x_nk = np.random.default_rng(0).uniform(-2, 2, size=(600, 2))
     model = SimpleNamespace(vae=vae, density=density_of(x_nk))
     graph = cell_graph(Geometry(vae), points(x_nk), always=np.empty(0, dtype=np.int64))
@@ -52,7 +52,7 @@ def curved():
 
 
 @pytest.fixture(scope="module")
-def around():
+def ring_cells():
     """Cells on a ring under a flat decoder; there are no cells in the middle."""
     x_nk = ring(1200)
     return graph_of(x_nk), density_of(x_nk), x_nk
@@ -63,7 +63,7 @@ def wide_density() -> LatentDensity:
     return density_of(np.random.default_rng(1).normal(size=(500, 2)) * 5)
 
 
-def where(graph, x_nk: np.ndarray, ends_pwk: object) -> Waypoints:
+def waypoints_at(graph, x_nk: np.ndarray, ends_pwk: object) -> Waypoints:
     """Make waypoints, and find the graph node nearest to each waypoint."""
     ends = np.asarray(ends_pwk, dtype=np.float32)
     nodes = cdist(ends.reshape(-1, ends.shape[-1]), x_nk).argmin(1).reshape(ends.shape[:-1])
@@ -73,7 +73,10 @@ def where(graph, x_nk: np.ndarray, ends_pwk: object) -> Waypoints:
 def solved_paths(curved, ends_pwk: object, kind: str, n_steps: int = 50) -> np.ndarray:
     model, graph, x_nk = curved
     return solve(
-        model, graph, where(graph, x_nk, ends_pwk), InterpolateOptions(cells=("a", "b"), path=kind, n_steps=n_steps)
+        model,
+        graph,
+        waypoints_at(graph, x_nk, ends_pwk),
+        InterpolateOptions(cells=("a", "b"), path=kind, n_steps=n_steps),
     )
 
 
@@ -100,12 +103,12 @@ def penalized_energy(geometry, density, z_tk: np.ndarray) -> float:
     return float((penalty(density, (z[1:] + z[:-1]) / 2) ** 2 * squared).sum())
 
 
-# --- every kind -------------------------------------------------------------------------------------------------------
+# --- all kinds of paths -----------------------------------------------------------------------------------------------
 
 
 @EVERY_KIND
 @pytest.mark.parametrize("n_steps", [2, 3, 50])
-def test_ends_are_exact(curved, kind, n_steps):
+def test_paths_start_and_end_exactly_at_their_ends(curved, kind, n_steps):
     ends_pwk = np.array([[[-1.511111, -1.3], [1.2, 1.77777]], [[0.1, 0.2], [1.9, -1.9]]], dtype=np.float32)
     z_ptk = solved_paths(curved, ends_pwk, kind, n_steps)
     assert z_ptk.shape == (2, n_steps, 2)
@@ -113,7 +116,7 @@ def test_ends_are_exact(curved, kind, n_steps):
 
 
 @EVERY_KIND
-def test_waypoints_in_between_are_passed(curved, kind):
+def test_paths_pass_intermediate_waypoints(curved, kind):
     ends_pwk = [[[-1.5, -1.5], [0.0, 1.5], [1.5, -1.5]]]
     z_tk = solved_paths(curved, ends_pwk, kind, n_steps=200)[0]
     from_middle_t = np.linalg.norm(z_tk - [0.0, 1.5], axis=1)
@@ -122,7 +125,7 @@ def test_waypoints_in_between_are_passed(curved, kind):
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("geodesic", 0.03), ("graph", 0.1)])
-def test_speed_is_constant_in_expression(curved, kind, limit):
+def test_speed_in_expression_is_constant(curved, kind, limit):
     geometry = Geometry(curved[0].vae)
     z_ptk = solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]]], kind)
     for z_tk in z_ptk:
@@ -132,7 +135,7 @@ def test_speed_is_constant_in_expression(curved, kind, limit):
 
 
 @torch.no_grad()
-def test_gradients_switched_off_by_the_caller_do_not_matter(curved):
+def test_geodesics_work_inside_no_grad(curved):
     ends_pwk = [[[-1.5, -1.5], [1.5, 1.5]]]
     with torch.enable_grad():
         expected = solved_paths(curved, ends_pwk, "geodesic")
@@ -140,7 +143,7 @@ def test_gradients_switched_off_by_the_caller_do_not_matter(curved):
 
 
 @EVERY_KIND
-def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
+def test_paths_solved_together_equal_paths_solved_singly(curved, monkeypatch, kind):
     ends_pwk = np.array(
         [[[-1.5, -1.5], [0.0, 0.5], [1.5, 1.5]], [[-1.8, 1.5], [0.3, 0.0], [1.5, -1.0]], [[1, 1], [0, 1], [-1, 1]]]
     )
@@ -151,18 +154,20 @@ def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
     np.testing.assert_allclose(solved_paths(curved, ends_pwk, kind), single, atol=2e-3)
 
 
-def test_constant_speed_keeps_the_path():
+def test_at_constant_speed_does_not_change_the_path():
     """Under a flat decoder, the steps along a polygon have equal arc lengths, whichever points describe the polygon."""
     corners = np.array([[0.0, 0], [0.01, 0], [1, 0], [1, 3]])
     z_tk = at_constant_speed(flat(), corners, 9)
     np.testing.assert_allclose(z_tk[:, 0], [0, 0.5, 1, 1, 1, 1, 1, 1, 1], atol=1e-6)
     np.testing.assert_allclose(z_tk[:, 1], [0, 0, 0, 0.5, 1, 1.5, 2, 2.5, 3], atol=1e-6)
     # A dimension to which the decoder does not respond adds no length.
-    blind = FlatGeometry(torch.tensor([[1.0, 0.0]]))
-    np.testing.assert_allclose(at_constant_speed(blind, np.array([[0.0, 0], [2, 0], [2, 9]]), 3)[1], [1, 0], atol=1e-6)
+    unresponsive = FlatGeometry(torch.tensor([[1.0, 0.0]]))
+    np.testing.assert_allclose(
+        at_constant_speed(unresponsive, np.array([[0.0, 0], [2, 0], [2, 9]]), 3)[1], [1, 0], atol=1e-6
+    )
 
 
-def test_lines_turn_at_their_corners():
+def test_straight_paths_turn_at_waypoints():
     z_tk = straight(np.array([[0.0, 0], [2, 0], [2, 2]]), 5)
     np.testing.assert_allclose(z_tk, [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2]])
 
@@ -170,10 +175,10 @@ def test_lines_turn_at_their_corners():
 # --- graph ------------------------------------------------------------------------------------------------------------
 
 
-def test_graph_paths_go_from_cell_to_cell(around):
-    graph, _, x_nk = around
-    passed = where(graph, x_nk, [[x_nk[100], x_nk[400], x_nk[700]]])
-    segments = along_cells(graph, passed.z_pwk, passed.nodes_pw)
+def test_graph_paths_are_shortest_paths_through_cells(ring_cells):
+    graph, _, x_nk = ring_cells
+    waypoints = waypoints_at(graph, x_nk, [[x_nk[100], x_nk[400], x_nk[700]]])
+    segments = along_cells(graph, waypoints.z_pwk, waypoints.nodes_pw)
     assert len(segments) == 1
     assert len(segments[0]) == 2
     for segment, (start, end) in zip(segments[0], ((100, 400), (400, 700)), strict=True):
@@ -182,30 +187,32 @@ def test_graph_paths_go_from_cell_to_cell(around):
         assert step_lengths(flat(), segment).sum() == pytest.approx(graph.distances([start])[0, end], rel=1e-4)
 
 
-def test_neighbors_are_joined_directly(around):
-    graph, _, x_nk = around
-    passed = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbors_mj[100, 0]]]])
-    assert along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0].shape == (2, 2)
+def test_path_between_neighbors_is_one_edge(ring_cells):
+    graph, _, x_nk = ring_cells
+    waypoints = waypoints_at(graph, x_nk, [[x_nk[100], x_nk[graph.neighbors_mj[100, 0]]]])
+    assert along_cells(graph, waypoints.z_pwk, waypoints.nodes_pw)[0][0].shape == (2, 2)
 
 
 # --- geodesic ---------------------------------------------------------------------------------------------------------
 
 
-def test_geodesic_costs_less_than_the_graph_it_starts_from(curved):
+def test_geodesic_costs_less_than_its_initial_graph_path(curved):
     model, graph, x_nk = curved
     geometry = Geometry(model.vae)
-    passed = where(graph, x_nk, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]], [[0.0, 0.0], [1.9, 0.1]]])
-    guesses = [segments[0] for segments in along_cells(graph, passed.z_pwk, passed.nodes_pw)]
+    waypoints = waypoints_at(
+        graph, x_nk, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]], [[0.0, 0.0], [1.9, 0.1]]]
+    )
+    guesses = [segments[0] for segments in along_cells(graph, waypoints.z_pwk, waypoints.nodes_pw)]
     for guess, solved in zip(guesses, geodesics(geometry, model.density, guesses), strict=True):
         before, after = (penalized_energy(geometry, model.density, path) for path in (guess, solved))
         assert after < 0.9 * before
 
 
-def test_geodesic_of_a_flat_decoder_in_a_flat_region_is_a_line():
+def test_geodesic_of_a_flat_decoder_in_a_flat_density_is_a_line():
     x_nk = np.random.default_rng(0).uniform(-3, 3, size=(3000, 2))
     graph, density = graph_of(x_nk), wide_density()
-    passed = where(graph, x_nk, [[[-1.0, -1.0], [1.0, 1.0]]])
-    guess = along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0]
+    waypoints = waypoints_at(graph, x_nk, [[[-1.0, -1.0], [1.0, 1.0]]])
+    guess = along_cells(graph, waypoints.z_pwk, waypoints.nodes_pw)[0][0]
     (solved,) = geodesics(flat(), density, [guess])
     off_line = np.abs(solved[:, 0] - solved[:, 1]) / np.sqrt(2)
     assert off_line.max() < 0.03
@@ -216,8 +223,8 @@ def test_geodesic_of_a_flat_decoder_in_a_flat_region_is_a_line():
 @torch.no_grad()
 def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
     """Compute the length of the shortest path over a fine grid, with the moves of a king and of a knight in chess."""
-    n, reach = 121, 2.4
-    axis = np.linspace(-reach, reach, n)
+    n, limit = 121, 2.4
+    axis = np.linspace(-limit, limit, n)
     corners = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     y = geometry.coordinates(points(corners)).double().numpy().reshape(n, n, -1)
     index = np.arange(n * n).reshape(n, n)
@@ -238,29 +245,29 @@ def test_geodesic_is_the_shortest_path_over_a_fine_grid(curved, ends):
     """The cells fill the whole square, so the path may go anywhere. Paths on the grid are up to 3% too long."""
     model, graph, x_nk = curved
     geometry = Geometry(model.vae)
-    passed = where(graph, x_nk, [ends])
-    guess = along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0]
+    waypoints = waypoints_at(graph, x_nk, [ends])
+    guess = along_cells(graph, waypoints.z_pwk, waypoints.nodes_pw)[0][0]
     (solved,) = geodesics(geometry, wide_density(), [guess])
     found, reference = step_lengths(geometry, solved).sum(), shortest_on_a_grid(geometry, *np.asarray(ends))
     assert 0.965 * reference < found < 1.005 * reference
 
 
-def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
-    graph, density, x_nk = around
+def test_geodesic_goes_around_the_hole_of_a_ring(ring_cells):
+    graph, density, x_nk = ring_cells
     start, end = (int(cdist([[x, 0.5]], x_nk).argmin()) for x in (1.95, -1.95))
-    passed = where(graph, x_nk, [[x_nk[start], x_nk[end]]])
-    guess = along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0]
+    waypoints = waypoints_at(graph, x_nk, [[x_nk[start], x_nk[end]]])
+    guess = along_cells(graph, waypoints.z_pwk, waypoints.nodes_pw)[0][0]
     line = straight(x_nk[[start, end]], 50)
     (solved,) = geodesics(flat(), density, [guess])
-    bent = at_constant_speed(flat(), solved, 50)
-    through, beside = (along(flat(), density, points(x_nk), path, None) for path in (line, bent))
+    geodesic = at_constant_speed(flat(), solved, 50)
+    through, around = (along(flat(), density, points(x_nk), path, None) for path in (line, geodesic))
     assert through.off[10:40].all()
-    assert not beside.off.any()
-    assert np.abs(np.linalg.norm(bent, axis=1) - 2).max() < 0.4
-    assert unevenness(flat(), bent) < 0.02
+    assert not around.off.any()
+    assert np.abs(np.linalg.norm(geodesic, axis=1) - 2).max() < 0.4
+    assert unevenness(flat(), geodesic) < 0.02
     # The path above the hole is shorter (length 2.6) than the path below the hole (length 3.6).
-    assert (bent[:, 1] > 0).all()
-    assert beside.length > through.length
+    assert (geodesic[:, 1] > 0).all()
+    assert around.length > through.length
 
 
 def test_paths_of_squared_steps_have_shorter_steps_and_are_longer(curved):
@@ -274,36 +281,38 @@ def test_paths_of_squared_steps_have_shorter_steps_and_are_longer(curved):
         assert stepwise_s.sum() >= direct_s.sum()
 
 
-def test_a_geodesic_takes_no_short_cut_over_lone_cells():
+def test_geodesic_does_not_cross_a_hole_over_single_cells():
     """Single cells lie in the hole of a ring, on the shortest path; the geodesic stays in the ring, with many cells."""
     x_nk = ring(1200)
-    stones_nk = np.column_stack([np.linspace(-1.5, 1.5, 9), np.full(9, 0.1)])
-    with_nk = np.concatenate([x_nk, stones_nk])
-    graph, density = graph_of(with_nk), density_of(x_nk)
+    single_nk = np.column_stack([np.linspace(-1.5, 1.5, 9), np.full(9, 0.1)])
+    all_nk = np.concatenate([x_nk, single_nk])
+    graph, density = graph_of(all_nk), density_of(x_nk)
     start, end = (int(cdist([[x, 0.1]], x_nk).argmin()) for x in (2, -2))
     assert (graph.shortest_paths([(start, end)])[0] >= len(x_nk)).any()
     assert (with_squared_lengths(graph).shortest_paths([(start, end)])[0] < len(x_nk)).all()
-    passed = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
-    (bent,) = geodesics(flat(), density, along_cells(with_squared_lengths(graph), passed.z_pwk, passed.nodes_pw)[0])
-    assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), bent, 50), None).off.any()
+    waypoints = waypoints_at(graph, all_nk, [[x_nk[start], x_nk[end]]])
+    (geodesic,) = geodesics(
+        flat(), density, along_cells(with_squared_lengths(graph), waypoints.z_pwk, waypoints.nodes_pw)[0]
+    )
+    assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), geodesic, 50), None).off.any()
 
 
-def test_a_rotated_latent_space_changes_no_geodesic(around):
+def test_geodesic_does_not_depend_on_the_rotation_of_latent_space(ring_cells):
     """The latent axes are not identified, so no result may depend on their directions."""
-    _, density, _ = around
+    _, density, _ = ring_cells
     angle = 0.7
-    turn_kk = torch.tensor([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], dtype=torch.float32)
+    rotation_kk = torch.tensor([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], dtype=torch.float32)
     covariance_ckk = torch.linalg.inv(density.whiten_ckk @ density.whiten_ckk.mT)
-    turned = replace(
+    rotated = replace(
         density,
-        mean_ck=density.mean_ck @ turn_kk,
-        whiten_ckk=torch.linalg.inv(torch.linalg.cholesky(turn_kk.T @ covariance_ckk @ turn_kk)).mT,
+        mean_ck=density.mean_ck @ rotation_kk,
+        whiten_ckk=torch.linalg.inv(torch.linalg.cholesky(rotation_kk.T @ covariance_ckk @ rotation_kk)).mT,
     )
     uneven_gk = torch.tensor([[10.0, 0.0], [0.0, 3.0], [2.0, 2.0]])
     line = straight(np.array([[1.9, 0.6], [-1.9, 0.6]]), 30)
     (plain,) = geodesics(FlatGeometry(uneven_gk), density, [line])
-    (found,) = geodesics(FlatGeometry(uneven_gk @ turn_kk), turned, [line @ turn_kk.numpy()])
-    np.testing.assert_allclose(found, plain @ turn_kk.numpy(), atol=0.05)
+    (found,) = geodesics(FlatGeometry(uneven_gk @ rotation_kk), rotated, [line @ rotation_kk.numpy()])
+    np.testing.assert_allclose(found, plain @ rotation_kk.numpy(), atol=0.05)
     assert np.abs(plain - line[0]).max() > 1
 
 
@@ -315,19 +324,19 @@ def test_speed_at_a_step_is_the_mean_of_before_and_after():
     assert steps.groups_passed() == []
 
 
-def test_a_geodesic_between_components_crosses_the_gap():
+def test_geodesic_crosses_the_gap_between_components():
     x_nk = clusters([[0.0, 0], [8, 0]], 200)
     graph, density = graph_of(x_nk), density_of(x_nk)
     assert graph.bridges > 0
-    passed = where(graph, x_nk, [[[0.0, 0.0], [8.0, 0.0]]])
-    (solved,) = geodesics(flat(), density, along_cells(graph, passed.z_pwk, passed.nodes_pw)[0])
+    waypoints = waypoints_at(graph, x_nk, [[[0.0, 0.0], [8.0, 0.0]]])
+    (solved,) = geodesics(flat(), density, along_cells(graph, waypoints.z_pwk, waypoints.nodes_pw)[0])
     steps = along(flat(), density, points(x_nk), at_constant_speed(flat(), solved, 50), None)
     assert steps.off[15:35].all()
     assert not steps.off[[0, -1]].any()
     assert np.isfinite(solved).all()
 
 
-def test_a_density_without_spread_is_no_obstacle():
+def test_density_without_spread_gives_a_finite_geodesic():
     """If the density is equal at all held-out cells, the unit of −log density in the factor `cost` is zero."""
     x_nk = np.random.default_rng(0).normal(size=(100, 2))
     density = density_of(x_nk)
@@ -337,7 +346,7 @@ def test_a_density_without_spread_is_no_obstacle():
 
 
 @pytest.mark.parametrize("n_points", [2, 10, 24, 96])
-def test_splines_are_those_of_scipy(n_points):
+def test_spline_basis_equals_scipy(n_points):
     c = curves._CONTROLS
     knots = np.concatenate([[0.0] * 3, np.linspace(0, 1, c - 2), [1.0] * 3])
     expected_tc = BSpline.design_matrix(np.linspace(0, 1, n_points), knots, 3).toarray()
@@ -347,7 +356,7 @@ def test_splines_are_those_of_scipy(n_points):
 # --- cells that are avoided -------------------------------------------------------------------------------------------
 
 
-def test_the_share_of_avoided_cells_is_that_of_their_posteriors():
+def test_share_of_avoided_cells_equals_that_of_their_posteriors():
     random = np.random.default_rng(0)
     mean_nk, var_nk = random.normal(size=(40, 3)), random.uniform(0.05, 0.5, size=(40, 3))
     avoided_m, z_nk = random.random(40) < 0.4, random.normal(size=(9, 3))
@@ -358,11 +367,11 @@ def test_the_share_of_avoided_cells_is_that_of_their_posteriors():
     np.testing.assert_allclose(avoided.share(points(z_nk)).numpy(), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_paths_go_around_avoided_cells(around):
+def test_paths_go_around_avoided_cells(ring_cells):
     """On a ring, most cells on the shorter way are avoided, although there are as many cells as elsewhere."""
-    graph, density, x_nk = around
+    graph, density, x_nk = ring_cells
     posterior = Posterior(points(x_nk), torch.full((len(x_nk), 2), 1e-2))
-    ends = where(graph, x_nk, [[x_nk[300], x_nk[800]]])
+    ends = waypoints_at(graph, x_nk, [[x_nk[300], x_nk[800]]])
     between_n = (np.arange(len(x_nk)) > 350) & (np.arange(len(x_nk)) < 750)
     avoided = AvoidedCells.among(graph, posterior, between_n)
     for cells in (None, avoided):

@@ -8,13 +8,13 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
-from handmade import wild_vae
+from command_line import run_ok
+from handmade import random_vae
 from scipy import sparse as sp
 from scipy.integrate import quad
 from scipy.stats import gamma, poisson
 from simulated import counts_of, learned, tree
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
@@ -30,15 +30,15 @@ def rate_by_quadrature(x: float, mu: float, theta: float, zero: float, *, dropou
         return (mu * m) ** power * seen * gamma.pdf(m, theta, scale=1 / theta)
 
     top = gamma.isf(1e-13, theta, scale=1 / theta) + 10 * (x + 1) / mu
-    places = {"points": [0.01, 0.1, 1.0, (x + theta) / (mu + theta)], "limit": 400}
-    above = quad(joint, 0, top, args=(1, 0.0 if dropouts_are_zero else 1.0), **places)[0]
-    return above / quad(joint, 0, top, args=(0, 1.0), **places)[0]
+    options = {"points": [0.01, 0.1, 1.0, (x + theta) / (mu + theta)], "limit": 400}
+    above = quad(joint, 0, top, args=(1, 0.0 if dropouts_are_zero else 1.0), **options)[0]
+    return above / quad(joint, 0, top, args=(0, 1.0), **options)[0]
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
 @pytest.mark.parametrize("technical", [False, True])
-def test_own_rate_is_the_posterior_mean(likelihood, technical):
-    vae = wild_vae(likelihood, g=5)
+def test_rate_of_a_cell_is_its_posterior_mean(likelihood, technical):
+    vae = random_vae(likelihood, g=5)
     x_ng = np.array([[0, 1, 7, 0, 40], [3, 0, 0, 0, 1]], dtype=np.float32)
     cells = CellTable(sp.csr_matrix(x_ng), None, torch.device("cpu")).take(np.arange(2))
     with torch.no_grad():
@@ -60,32 +60,34 @@ def test_own_rate_is_the_posterior_mean(likelihood, technical):
     np.testing.assert_allclose(rate_ng, expected, rtol=1e-4)
 
 
-def test_estimates_of_cells_and_states_differ_by_what_the_counts_say():
+def test_cell_estimate_lies_between_state_estimate_and_counts():
     adata, model = learned()
-    asked = {"batch_as": "observed", "with_zero_inflation": False, "inplace": False}
-    state = scvae.denoise(adata, model, **asked).rows.whole()
-    cell = scvae.denoise(adata, model, estimate="cell", **asked).rows.whole()
+    options = {"batch_as": "observed", "with_zero_inflation": False, "inplace": False}
+    state = scvae.denoise(adata, model, **options).rows.whole()
+    cell = scvae.denoise(adata, model, estimate="cell", **options).rows.whole()
     x = adata.X.toarray()
     low, high = np.minimum(state, x), np.maximum(state, x)
-    assert ((cell >= low * 0.999) & (cell <= high * 1.001)).all(), "it lies between the two witnesses"
+    assert ((cell >= low * 0.999) & (cell <= high * 1.001)).all(), (
+        "the estimate lies between the estimate of the state and the counts"
+    )
     # At twice the library size, the rate is twice as large.
     library = np.asarray(adata.X.sum(1)).ravel()
-    one = adata[:1].copy()
-    wide = scvae.denoise(one, model, estimate="cell", library=2 * library[0], **asked).rows.whole()
+    first_cell = adata[:1].copy()
+    wide = scvae.denoise(first_cell, model, estimate="cell", library=2 * library[0], **options).rows.whole()
     np.testing.assert_allclose(wide, 2 * cell[:1], rtol=1e-4)
 
 
-def test_observed_batches_are_the_cells_own():
+def test_batch_as_observed_uses_the_batch_of_each_cell():
     adata, model = learned()
-    asked = {"inplace": False}
-    own = scvae.denoise(adata, model, batch_as="observed", **asked).rows.whole()
+    options = {"inplace": False}
+    own = scvae.denoise(adata, model, batch_as="observed", **options).rows.whole()
     for name in model.batches:
-        of_it = (adata.obs["batch"] == name).to_numpy()
-        expected = scvae.denoise(adata, model, batch_as=name, **asked).rows.whole()[of_it]
-        np.testing.assert_allclose(own[of_it], expected, rtol=1e-5)
+        in_batch = (adata.obs["batch"] == name).to_numpy()
+        expected = scvae.denoise(adata, model, batch_as=name, **options).rows.whole()[in_batch]
+        np.testing.assert_allclose(own[in_batch], expected, rtol=1e-5)
 
 
-def test_each_estimate_is_nearest_to_what_it_estimates():
+def test_cell_predicts_withheld_counts_and_state_the_true_mean():
     """The estimate "cell" predicts withheld counts better; "state" is nearer to the true mean of the cell's state."""
     from scvae_cli.evaluation.thinning import thin
 
@@ -103,24 +105,26 @@ def test_each_estimate_is_nearest_to_what_it_estimates():
     assert error["state"] < error["cell"]
 
 
-def test_from_the_command_line(tmp_path, trained):
+def test_command_option_estimate_cell(tmp_path, trained):
     copied = trained.copy_to(tmp_path)
-    run_well("denoise", copied.data, "-m", copied.model, "--estimate", "cell")
+    run_ok("denoise", copied.data, "-m", copied.model, "--estimate", "cell")
     assert np.isfinite(ad.read_h5ad(copied.data).layers["scvae_denoised"]).all()
-    refused(tmp_path, ["denoise", copied.data, "-m", copied.model, "--estimate", "own"], USAGE, "--estimate is 'own'")
+    assert_refused(
+        tmp_path, ["denoise", copied.data, "-m", copied.model, "--estimate", "own"], USAGE, "--estimate is 'own'"
+    )
 
 
-def test_genes_are_named_by_symbols_too(copied):
+def test_genes_can_be_given_as_symbols(copied):
     adata = ad.read_h5ad(copied.data)
     adata.var["symbol"] = [f"Symbol{i}" for i in range(adata.n_vars)]
-    named = {"genes": ["Symbol3", adata.var_names[1]], "gene_symbols": "symbol"}
-    scvae.denoise(adata, copied.model, **named)
+    options = {"genes": ["Symbol3", adata.var_names[1]], "gene_symbols": "symbol"}
+    scvae.denoise(adata, copied.model, **options)
     assert list(np.flatnonzero(adata.var["scvae_modelled"])) == [1, 3]
     assert adata.obsm["scvae_denoised"].shape == (adata.n_obs, 2)
     assert list(adata.uns["scvae"]["denoised_genes"]) == list(adata.var_names[[1, 3]])
     record = json.loads(adata.uns["scvae"]["runs"]["denoise"])
     assert record["options"]["genes"] == [adata.var_names[3], adata.var_names[1]]
     with pytest.raises(DataError, match="'Symbol99' is not in the model"):
-        scvae.denoise(adata, copied.model, **named | {"genes": ["Symbol99"]})
+        scvae.denoise(adata, copied.model, **options | {"genes": ["Symbol99"]})
     with pytest.raises(ConfigError, match="genes contains no gene names"):
         scvae.denoise(adata, copied.model, genes=[])

@@ -15,10 +15,10 @@ from sklearn.mixture import GaussianMixture
 from scvae_cli.model import bundle
 from scvae_cli.model.density import LatentDensity, fit_density
 
-CENTRES = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]])
+CENTERS = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]])
 
 
-def known(c: int = 3, k: int = 4, seed: int = 0) -> tuple[LatentDensity, np.ndarray, np.ndarray, np.ndarray]:
+def random_mixture(c: int = 3, k: int = 4, seed: int = 0) -> tuple[LatentDensity, np.ndarray, np.ndarray, np.ndarray]:
     """A density in float64, and its weights, means and covariances."""
     random = np.random.default_rng(seed)
     weight_c, mean_ck = random.dirichlet(np.ones(c)), random.normal(size=(c, k))
@@ -29,7 +29,7 @@ def known(c: int = 3, k: int = 4, seed: int = 0) -> tuple[LatentDensity, np.ndar
     return LatentDensity(*(torch.as_tensor(part) for part in parts)), weight_c, mean_ck, cov_ckk
 
 
-def sure(x_nk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def certain_posteriors(x_nk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Posteriors that are almost certain."""
     return points(x_nk), torch.full(x_nk.shape, 1e-8)
 
@@ -38,16 +38,16 @@ def sure(x_nk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("c", "k"), [(1, 1), (3, 4), (5, 2)])
-def test_log_density_is_that_of_the_mixture(c, k):
-    density, weight_c, mean_ck, cov_ckk = known(c, k)
+def test_log_density_equals_scipy(c, k):
+    density, weight_c, mean_ck, cov_ckk = random_mixture(c, k)
     z_nk = np.random.default_rng(1).normal(size=(20, k)) * 3
     each = [np.log(w) + stats.multivariate_normal(m, s).logpdf(z_nk)
             for w, m, s in zip(weight_c, mean_ck, cov_ckk, strict=True)]  # fmt: skip
     np.testing.assert_allclose(density.log_prob(torch.as_tensor(z_nk)), logsumexp(each, axis=0), rtol=1e-9)
 
 
-def test_distance_is_that_to_the_nearest_component():
-    density, _, mean_ck, cov_ckk = known(3, 2)
+def test_distance_is_to_the_nearest_component():
+    density, _, mean_ck, cov_ckk = random_mixture(3, 2)
     z_nk = np.random.default_rng(1).normal(size=(20, 2)) * 3
     pairs = list(zip(mean_ck, cov_ckk, strict=True))
     nearest_n = [min((z_k - m_k) @ np.linalg.solve(s_kk, z_k - m_k) for m_k, s_kk in pairs) for z_k in z_nk]
@@ -55,13 +55,13 @@ def test_distance_is_that_to_the_nearest_component():
 
 
 def test_log_density_is_differentiable():
-    density = known()[0]
+    density = random_mixture()[0]
     z_nk = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     assert torch.autograd.gradcheck(density.log_prob, z_nk)
 
 
-def test_score_is_a_share_of_heldout_cells():
-    density = dataclasses.replace(density_of(clusters(CENTRES, 50)), heldout_nll=torch.arange(1.0, 11.0))
+def test_off_manifold_score_is_a_share_of_heldout_cells():
+    density = dataclasses.replace(density_of(clusters(CENTERS, 50)), heldout_nll=torch.arange(1.0, 11.0))
     nll = -float(density.log_prob(torch.zeros(1, 3)))
     for above in (0, 3, 10):
         moved = torch.arange(10) - (above - 0.5) + nll
@@ -74,25 +74,25 @@ def test_score_is_a_share_of_heldout_cells():
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
 
-def test_fit_finds_a_planted_mixture():
-    x_nk = clusters(CENTRES, 500)
+def test_fit_recovers_a_simulated_mixture():
+    x_nk = clusters(CENTERS, 500)
     out = np.arange(len(x_nk)) % 5 == 0
-    density = fit_density(sure(x_nk[~out]), sure(x_nk[out]), seed=0)
-    fresh_nk = clusters(CENTRES, 500, seed=1)
+    density = fit_density(certain_posteriors(x_nk[~out]), certain_posteriors(x_nk[out]), seed=0)
+    fresh_nk = clusters(CENTERS, 500, seed=1)
     found = density.log_prob(points(fresh_nk)).numpy()
     reference = GaussianMixture(4, n_init=5, random_state=0).fit(x_nk[~out])
     assert found.mean() > reference.score(fresh_nk) - 0.05
     # There are no more components than clusters, and every cluster has its center.
     assert 4 <= len(density.log_weight_c) <= 8
-    to_centre = torch.cdist(points(CENTRES), density.mean_ck).min(1).values
-    assert to_centre.max() < 0.1
+    to_center = torch.cdist(points(CENTERS), density.mean_ck).min(1).values
+    assert to_center.max() < 0.1
 
 
-def test_fit_of_overlapping_clusters_is_as_good_as_scikit_learns():
+def test_fit_of_overlapping_clusters_is_as_good_as_scikit_learn():
     random = np.random.default_rng(0)
-    centres = random.normal(size=(10, 5)) * 1.5
-    train_nk, heldout_nk, fresh_nk = (clusters(centres, n, 0.6, seed) for n, seed in ((200, 1), (50, 2), (200, 3)))
-    density = fit_density(sure(train_nk), sure(heldout_nk), seed=0)
+    centers = random.normal(size=(10, 5)) * 1.5
+    train_nk, heldout_nk, fresh_nk = (clusters(centers, n, 0.6, seed) for n, seed in ((200, 1), (50, 2), (200, 3)))
+    density = fit_density(certain_posteriors(train_nk), certain_posteriors(heldout_nk), seed=0)
     reference = max(
         (GaussianMixture(c, n_init=3, random_state=0).fit(train_nk) for c in (4, 8, 10, 16)),
         key=lambda mixture: mixture.score(heldout_nk),
@@ -100,7 +100,7 @@ def test_fit_of_overlapping_clusters_is_as_good_as_scikit_learns():
     assert float(density.log_prob(points(fresh_nk)).mean()) > reference.score(fresh_nk) - 0.1
 
 
-def test_one_gaussian_stays_one():
+def test_fit_of_one_gaussian_has_one_component():
     x_nk = np.random.default_rng(0).normal(size=(2000, 4))
     density = density_of(x_nk)
     assert len(density.log_weight_c) == 1
@@ -117,13 +117,13 @@ def test_posterior_variance_widens_the_density():
     np.testing.assert_allclose(covariance_kk, [[4.0, 0], [0, 1.0]], atol=0.2)
 
 
-def test_the_same_seed_gives_the_same_density():
-    x_nk = clusters(CENTRES, 100)
+def test_fit_depends_only_on_the_seed():
+    x_nk = clusters(CENTERS, 100)
     state = torch.random.get_rng_state()
-    first, again, other = (density_of(x_nk, seed=seed) for seed in (0, 0, 1))
+    first, second, other = (density_of(x_nk, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
     for name in LatentDensity.__dataclass_fields__:
-        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert torch.equal(getattr(first, name), getattr(second, name))
     assert not torch.equal(first.heldout_nll, other.heldout_nll)
 
 
@@ -133,27 +133,27 @@ def test_the_same_seed_gives_the_same_density():
 @pytest.mark.parametrize("shape", ["clusters", "ring"])
 def test_scores_of_fresh_cells_are_uniform(shape):
     if shape == "clusters":
-        train_nk, heldout_nk, fresh_nk = (clusters(CENTRES, n, seed=s) for n, s in ((500, 0), (5000, 1), (100, 2)))
+        train_nk, heldout_nk, fresh_nk = (clusters(CENTERS, n, seed=s) for n, s in ((500, 0), (5000, 1), (100, 2)))
     else:
         train_nk, heldout_nk, fresh_nk = (ring(n, seed=s) for n, s in ((2000, 0), (20_000, 1), (400, 2)))
-    density = fit_density(sure(train_nk), sure(heldout_nk), seed=0)
+    density = fit_density(certain_posteriors(train_nk), certain_posteriors(heldout_nk), seed=0)
     score_n = density.off_manifold(points(fresh_nk)).numpy()
     assert stats.kstest(score_n, "uniform").pvalue > 0.01
     assert 0 < score_n.min() < score_n.max() < 1
 
 
-def test_holes_between_clusters_and_in_a_ring():
+def test_holes_between_clusters_and_in_a_ring_are_off_manifold():
     between = density_of(clusters([[0.0, 0], [6, 0], [3, 5]], 400))
     hole = points([[3.0, 0.0], [3.0, 2.0], [30.0, 30.0]])
     assert (between.off_manifold(hole) > 0.99).all()
     assert (between.off_manifold(points([[0.0, 0], [6, 0], [3, 5]])) < 0.2).all()
-    around = density_of(ring(3000))
-    assert float(around.off_manifold(torch.zeros(1, 2))) > 0.99
+    ring_density = density_of(ring(3000))
+    assert float(ring_density.off_manifold(torch.zeros(1, 2))) > 0.99
     angle = torch.linspace(0, 6.28, 50)
-    assert (around.off_manifold(2 * torch.stack([angle.cos(), angle.sin()], 1)) < 0.95).all()
+    assert (ring_density.off_manifold(2 * torch.stack([angle.cos(), angle.sin()], 1)) < 0.95).all()
 
 
-def test_a_point_is_off_though_cells_themselves_are_not():
+def test_unseen_cells_are_not_off_manifold():
     """The fitted density does not call unseen cells holes, as a mixture of the posteriors of all cells would."""
     x_nk = np.random.default_rng(0).normal(size=(1500, 10))
     density = density_of(x_nk)
@@ -165,9 +165,9 @@ def test_a_point_is_off_though_cells_themselves_are_not():
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 20])
-def test_few_cells(k):
+def test_fit_works_with_few_cells(k):
     x_nk = np.random.default_rng(0).normal(size=(10, k))
-    density = fit_density(sure(x_nk[:9]), sure(x_nk[9:]), seed=0)
+    density = fit_density(certain_posteriors(x_nk[:9]), certain_posteriors(x_nk[9:]), seed=0)
     assert torch.isfinite(density.log_prob(points(x_nk))).all()
     score_n = density.off_manifold(points(np.vstack([x_nk, x_nk + 100])))
     assert ((score_n > 0) & (score_n < 1)).all()
@@ -176,9 +176,9 @@ def test_few_cells(k):
 
 
 @pytest.mark.parametrize("n_heldout", [1, 3, 9, 10, 30])
-def test_far_away_is_off_however_few_cells_were_held_out(n_heldout):
+def test_distant_points_are_off_manifold_with_few_heldout_cells(n_heldout):
     x_nk = np.random.default_rng(0).normal(size=(94, 4))
-    density = fit_density(sure(x_nk[n_heldout:]), sure(x_nk[:n_heldout]), seed=0)
+    density = fit_density(certain_posteriors(x_nk[n_heldout:]), certain_posteriors(x_nk[:n_heldout]), seed=0)
     # Fewer than ten held-out cells are combined with the other cells.
     assert len(density.heldout_nll) == (n_heldout if n_heldout >= 10 else 94)
     assert float(density.off_manifold(torch.full((1, 4), 1000.0))) > 0.95
@@ -186,15 +186,15 @@ def test_far_away_is_off_however_few_cells_were_held_out(n_heldout):
 
 
 @pytest.mark.parametrize(("n", "k"), [(10, 3), (300, 1), (300, 5)])
-def test_identical_cells(n, k):
+def test_identical_cells_have_a_finite_density(n, k):
     same_nk = np.full((n, k), 0.7)
-    density = fit_density(sure(same_nk[:-3]), sure(same_nk[-3:]), seed=0)
+    density = fit_density(certain_posteriors(same_nk[:-3]), certain_posteriors(same_nk[-3:]), seed=0)
     at, away = density.log_prob(points(same_nk[:1])), density.log_prob(points(same_nk[:1] + 1))
     assert torch.isfinite(at)
     assert float(at) > float(away)
 
 
-def test_one_dimension():
+def test_density_in_one_dimension():
     x_n1 = clusters([[-3.0], [3.0]], 400)
     density = density_of(x_n1)
     truth = stats.norm(-3, 0.3).pdf([[-3], [0], [3]]) / 2 + stats.norm(3, 0.3).pdf([[-3], [0], [3]]) / 2
@@ -206,7 +206,7 @@ def test_one_dimension():
 # --- in the model -----------------------------------------------------------------------------------------------------
 
 
-def test_saved_and_loaded_to_the_bit(bench):
+def test_density_and_axes_are_saved_exactly(bench):
     model = bundle.load(bench.model)
     changed = dataclasses.replace(model.density, heldout_nll=model.density.heldout_nll + torch.tensor(np.pi) / 3)
     model = dataclasses.replace(model, density=changed)

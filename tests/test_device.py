@@ -21,17 +21,17 @@ from scvae_cli.device import Compute, _multiplies_bf16, seeded
         ("", False),
     ],
 )
-def test_units_for_bfloat16_are_read_off_the_flags(tmp_path: Path, cpuinfo: str, multiplies: bool) -> None:
+def test_bfloat16_units_are_detected_from_cpu_flags(tmp_path: Path, cpuinfo: str, multiplies: bool) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
     assert _multiplies_bf16(path) is multiplies
 
 
-def test_without_a_list_of_flags_there_are_none(tmp_path: Path) -> None:
+def test_missing_cpuinfo_means_no_bfloat16_units(tmp_path: Path) -> None:
     assert not _multiplies_bf16(tmp_path / "absent")
 
 
-def test_what_is_drawn_from_a_seed_leaves_the_generator_as_it_was() -> None:
+def test_seeded_restores_the_random_state() -> None:
     before = torch.random.get_rng_state()
     with seeded(3):
         drawn = torch.rand(4)
@@ -40,13 +40,13 @@ def test_what_is_drawn_from_a_seed_leaves_the_generator_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("asked", [False, True])
-def test_algorithms_repeat_for_as_long_as_asked(asked: bool, before: bool) -> None:
-    compute = Compute(device=torch.device("cpu"), precision="fp32", reason="", deterministic=asked)
+@pytest.mark.parametrize("requested", [False, True])
+def test_deterministic_algorithms_are_restored_afterwards(requested: bool, before: bool) -> None:
+    compute = Compute(device=torch.device("cpu"), precision="fp32", reason="", deterministic=requested)
     try:
         torch.use_deterministic_algorithms(before)
         with compute.repeating():
-            assert torch.are_deterministic_algorithms_enabled() == (asked or before)
+            assert torch.are_deterministic_algorithms_enabled() == (requested or before)
         assert torch.are_deterministic_algorithms_enabled() == before
     finally:
         torch.use_deterministic_algorithms(False)

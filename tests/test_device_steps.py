@@ -62,7 +62,7 @@ def plans(n, first_step=0):
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_a_segment_holds_the_counts_of_its_minibatches(resident):
+def test_segment_contains_the_counts_of_its_minibatches(resident):
     cells, dense = table(resident=resident), matrix().toarray()[5:85]
     segment = Segment(cells, 4, BATCH)
     for n in (4, 2):
@@ -80,16 +80,16 @@ def test_a_segment_holds_the_counts_of_its_minibatches(resident):
             np.testing.assert_array_equal(x_ng[real:].numpy(), dense[some[:1]].repeat(BATCH - real, 0))
 
 
-def test_equal_steps_by_autograd_and_torchs_optimizer():
+def test_steps_equal_autograd_and_adamw_of_torch():
     cells, vae = table(), vae_of()
-    twin = copy.deepcopy(vae)
+    reference = copy.deepcopy(vae)
     torch.manual_seed(3)
-    losses = steps_of(vae, cells).take(some := plans(AVERAGE_EVERY + 2)).read()
+    losses = steps_of(vae, cells).take(planned := plans(AVERAGE_EVERY + 2)).read()
     torch.manual_seed(3)
     torch.randint(2**31, (device_steps.SEGMENT_STEPS, 2))  # a step also draws seeds for dropout
     noise_snk = torch.randn(device_steps.SEGMENT_STEPS, BATCH, LATENT)
-    decaying = {p for name, p in twin.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")}
-    parameters = list(twin.parameters())
+    decaying = {p for name, p in reference.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")}
+    parameters = list(reference.parameters())
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p in decaying], "weight_decay": 0.5},
@@ -98,24 +98,24 @@ def test_equal_steps_by_autograd_and_torchs_optimizer():
         lr=0.01,
         betas=(0.9, 0.99),
     )
-    for i, plan in enumerate(some):
+    for i, plan in enumerate(planned):
         taken = cells.take(plan.cells)
-        terms = twin.elbo_terms(taken, noise_snk[i, : len(plan.cells)])
-        log_p_nc = torch.log_softmax(twin.label_classifier(terms.z_nk), dim=1)
+        terms = reference.elbo_terms(taken, noise_snk[i, : len(plan.cells)])
+        log_p_nc = torch.log_softmax(reference.label_classifier(terms.z_nk), dim=1)
         labeled = torch.nn.functional.nll_loss(log_p_nc, taken.label_n, ignore_index=-1, reduction="sum")
         loss = terms.nll + plan.kl_weight * terms.kl + LABELING * labeled / taken.n_cells
         assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+    for (name, ours), theirs in zip(vae.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("config", [{}, {"likelihood": "poisson"}, {"likelihood": "nb", "decoder": "linear"}], ids=str)
 @pytest.mark.parametrize("resident", [False, True])
-def test_a_step_depends_on_no_value(resident, config, precision):
+def test_step_never_waits_for_a_value(resident, config, precision):
     """On torch's device "meta", tensors have no values, so an operation that waits for a value raises an error."""
     network = ModelConfig(n_hidden=12, n_latent=LATENT, encoder_dropout=0.1, decoder_dropout=0.1, **config)
     vae, cells = vae_of(network, META), table(META, resident=resident)
@@ -126,10 +126,10 @@ def test_a_step_depends_on_no_value(resident, config, precision):
     assert all(p.device == META for p in vae.parameters())
 
 
-def test_steps_compile_in_one_piece():
+def test_steps_compile_as_one_graph():
     vae, cells = vae_of(), table()
-    twin = copy.deepcopy(vae)
-    plain, compiled = steps_of(vae, cells), steps_of(twin, cells)
+    other = copy.deepcopy(vae)
+    plain, compiled = steps_of(vae, cells), steps_of(other, cells)
     torch._dynamo.utils.counters.clear()
     compiled.play = torch.compile(compiled.step, dynamic=False, fullgraph=True, backend="aot_eager")
     for steps in (plain, compiled):
@@ -137,7 +137,7 @@ def test_steps_compile_in_one_piece():
         for first in (0, 3):  # short and full segments use the same compiled code
             steps.take(plans(3, first_step=first))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+    for (name, ours), theirs in zip(vae.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
 
 
@@ -154,40 +154,40 @@ def on_device(monkeypatch):
     monkeypatch.setattr(loop, "SEGMENT_STEPS", 8)
 
 
-def test_a_training_is_as_good_as_the_one_on_a_cpu(counts, on_device):
+def test_training_with_compiled_steps_is_as_good_as_on_the_cpu(counts, on_device):
     options = {"max_epochs": 40, "batch_key": "batch"}
-    theirs, ours = (fit_to_end(counts, tiny_config(**options, compile=compiles)) for compiles in (False, True))
-    assert "steps compiled" in ours.facts["compute"]
-    assert ours.facts["heldout_elbo"] == pytest.approx(theirs.facts["heldout_elbo"], rel=5e-3)
-    again = fit_to_end(counts, tiny_config(**options, compile=True))
-    assert all(torch.equal(a, b) for a, b in zip(ours.vae.parameters(), again.vae.parameters(), strict=True))
+    plain, compiled = (fit_to_end(counts, tiny_config(**options, compile=compiles)) for compiles in (False, True))
+    assert "steps compiled" in compiled.facts["compute"]
+    assert compiled.facts["heldout_elbo"] == pytest.approx(plain.facts["heldout_elbo"], rel=5e-3)
+    repeated = fit_to_end(counts, tiny_config(**options, compile=True))
+    assert all(torch.equal(a, b) for a, b in zip(compiled.vae.parameters(), repeated.vae.parameters(), strict=True))
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch needs a C++ compiler to compile, and none is installed")
-def test_compiled_steps_equal_plain_ones():
+def test_compiled_steps_equal_plain_steps():
     vae, cells = vae_of(), table()
-    twin = copy.deepcopy(vae)
-    for steps in (steps_of(vae, cells), steps_of(twin, cells, compiles=True)):
+    other = copy.deepcopy(vae)
+    for steps in (steps_of(vae, cells), steps_of(other, cells, compiles=True)):
         torch.manual_seed(5)
         steps.take(plans(4))
-    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+    for (name, ours), theirs in zip(vae.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_steps_are_prepared_anew_when_dropout_is_eased(counts, on_device, monkeypatch):
+def test_steps_are_prepared_again_when_dropout_is_lowered(counts, on_device, monkeypatch):
     """A step that was recorded before the dropout is lowered would still apply the old dropout."""
-    prepared, usual = [], device_steps.DeviceSteps._prepared
+    prepared, original = [], device_steps.DeviceSteps._prepared
 
     def prepare(steps):
         prepared.append(steps.vae.decoder.first_norm.dropout)
-        return usual(steps)
+        return original(steps)
 
     monkeypatch.setattr(device_steps.DeviceSteps, "_prepared", prepare)
     fit_to_end(counts, tiny_config(max_epochs=200, patience=1, batch_key="batch", compile=True, eased_dropout=0.5))
     assert prepared == [TINY["decoder_dropout"], TINY["decoder_dropout"] / 2]
 
 
-def test_a_loss_that_is_not_finite_rolls_back(counts, on_device, monkeypatch):
+def test_loss_that_is_not_finite_causes_a_rollback(counts, on_device, monkeypatch):
     config = tiny_config(max_epochs=3, batch_key="batch", compile=True)
     read, broken = device_steps.Losses.read, iter([True])
     monkeypatch.setattr(
@@ -199,37 +199,37 @@ def test_a_loss_that_is_not_finite_rolls_back(counts, on_device, monkeypatch):
     assert [event.learning_rate < 0.01 for event in seen if isinstance(event, loop.Rollback)] == [True]
 
 
-def test_cells_are_not_blamed_for_weights_that_later_steps_have_spoilt(counts, on_device, monkeypatch):
+def test_rollback_names_no_cells_if_the_weights_are_not_finite(counts, on_device, monkeypatch):
     take, first = device_steps.DeviceSteps.take, iter([True])
 
-    def spoiling(self, plans):
+    def take_with_nan(self, plans):
         losses = take(self, plans)
         if next(first, False):
             next(self.vae.parameters()).data.fill_(float("nan"))
             losses._loss_s.fill_(float("nan"))
         return losses
 
-    monkeypatch.setattr(device_steps.DeviceSteps, "take", spoiling)
+    monkeypatch.setattr(device_steps.DeviceSteps, "take", take_with_nan)
     seen = []
     fit_to_end(counts, tiny_config(max_epochs=3, batch_key="batch", compile=True), on_event=seen.append)
     assert [len(event.cells) for event in seen if isinstance(event, loop.Rollback)] == [0]
 
 
-def test_compiling_is_decided_and_told(monkeypatch):
-    asked = ComputeConfig(device="cpu", compile=True)
-    compute = choose_compute(asked)
+def test_compiling_requires_a_compiler(monkeypatch):
+    config = ComputeConfig(device="cpu", compile=True)
+    compute = choose_compute(config)
     assert not decide_compiling(compute, ComputeConfig(), 10**6).compiles  # a CPU has a single generator
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(DeviceError, match="C\\+\\+ compiler"):
-        decide_compiling(compute, asked, 1000)
+        decide_compiling(compute, config, 1000)
 
 
-def test_compiling_what_it_does_not_serve_is_told(counts):
+def test_compile_without_effect_gives_a_warning(counts):
     with pytest.warns(ScvaeWarning, match="no effect"):
         fit_to_end(counts, tiny_config(max_epochs=1, flat=1.0, compile=True))
 
 
-def test_steps_that_do_not_compile_run_as_they_are(monkeypatch):
+def test_steps_that_do_not_compile_run_uncompiled(monkeypatch):
     def broken(step, **_):
         def fail():
             vae.decoder.head.outputs.bias.data.zero_()  # the recording had begun
@@ -238,11 +238,11 @@ def test_steps_that_do_not_compile_run_as_they_are(monkeypatch):
         return fail
 
     vae, cells = vae_of(), table()
-    twin = copy.deepcopy(vae)
+    other = copy.deepcopy(vae)
     torch.manual_seed(5)
-    steps_of(twin, cells).take(plans(4))
+    steps_of(other, cells).take(plans(4))
     monkeypatch.setattr(torch, "compile", broken)
     torch.manual_seed(5)
     with pytest.warns(ScvaeWarning, match="could not be compiled, so training takes longer: no such compiler$"):
         steps_of(vae, cells, compiles=True).take(plans(4))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), twin.parameters(), strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), other.parameters(), strict=True))

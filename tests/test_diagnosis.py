@@ -13,12 +13,12 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
-from handmade import wild_vae
+from command_line import run_ok
+from handmade import random_vae
 from scipy.stats import ncx2
 from simulated import TINY, learned
-from test_refinement import Exact, some_cells
-from workbench import DATA, USAGE, refused
+from test_refinement import Quadrature, random_cells
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError
@@ -51,7 +51,7 @@ def mixture(shares, means, covariances) -> LatentDensity:
     return LatentDensity(log_c, torch.as_tensor(np.asarray(means)).double(), whiten_ckk, torch.empty(0))
 
 
-def normal_cells(n: int, between_kk, within_k, seed: int = 0) -> Posterior:
+def normal_posteriors(n: int, between_kk, within_k, seed: int = 0) -> Posterior:
     """Posteriors with normal means; their mixture is N(0, between + within)."""
     lower = np.linalg.cholesky(np.asarray(between_kk) + 1e-12 * np.eye(len(within_k)))
     mean_nk = np.random.default_rng(seed).standard_normal((n, len(within_k))) @ lower.T
@@ -73,13 +73,13 @@ def no_gaps(kl: float) -> Gaps:
 # --- use and shape of the latent space --------------------------------------------------------------------------------
 
 
-def test_an_encoder_that_ignores_its_cells_has_collapsed():
-    nothing = Posterior(torch.zeros(500, 3), torch.ones(500, 3))
-    used = latent_use(nothing)
+def test_encoder_that_ignores_its_cells_is_reported_as_collapsed():
+    collapsed = Posterior(torch.zeros(500, 3), torch.ones(500, 3))
+    used = latent_use(collapsed)
     assert used.collapse == "all"
     assert used.n_active == 0
     np.testing.assert_allclose(used.kl_k, 0, atol=1e-6)
-    found = aggregated_posterior(nothing, nothing, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
+    found = aggregated_posterior(collapsed, collapsed, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
     assert found.mutual_information == pytest.approx(0, abs=1e-6)
     assert found.total_correlation == pytest.approx(0, abs=1e-6)
     assert found.most_correlated is None
@@ -90,8 +90,8 @@ def test_an_encoder_that_ignores_its_cells_has_collapsed():
     assert "--beta (now 20)" in verdict.remedy
 
 
-def test_axes_that_say_nothing_are_told_from_those_that_do():
-    posterior = normal_cells(4000, np.diag([0.7, 0.0, 0.5]), [0.3, 1.0, 0.5])
+def test_inactive_axes_are_distinguished_from_active_axes():
+    posterior = normal_posteriors(4000, np.diag([0.7, 0.0, 0.5]), [0.3, 1.0, 0.5])
     used = latent_use(posterior)
     assert used.collapse == "some"
     np.testing.assert_array_equal(used.active_k, [True, False, True])
@@ -99,22 +99,22 @@ def test_axes_that_say_nothing_are_told_from_those_that_do():
     expected_k = 0.5 * (between_k + within_k - 1 - np.log(within_k))
     np.testing.assert_allclose(used.kl_k, expected_k, atol=0.05)
     assert use_verdict(used, no_gaps(1.0), beta=1).level == "good"
-    one = latent_use(normal_cells(4000, np.diag([0.7, 0.0, 0.0]), [0.3, 1.0, 1.0]))
-    assert use_verdict(one, no_gaps(1.0), beta=1).level == "watch"
+    one_active = latent_use(normal_posteriors(4000, np.diag([0.7, 0.0, 0.0]), [0.3, 1.0, 1.0]))
+    assert use_verdict(one_active, no_gaps(1.0), beta=1).level == "watch"
 
 
-def test_rotated_axes_are_told_and_straight_ones_are_not():
+def test_rotated_axes_are_reported_as_correlated():
     between, within = np.diag([0.95, 0.3]), np.array([0.05, 0.05])
-    straight = normal_cells(20_000, between, within)
-    turn = np.array([[1, -1], [1, 1]]) / math.sqrt(2)
-    turned = Posterior(straight.mean_nk @ torch.as_tensor(turn).T, straight.var_nk)
-    even = mixture([1.0], np.zeros((1, 2)), [between + np.diag(within)])
-    tilted = mixture([1.0], np.zeros((1, 2)), [turn @ (between + np.diag(within)) @ turn.T])
-    found = aggregated_posterior(straight, straight, even)
+    aligned = normal_posteriors(20_000, between, within)
+    rotation = np.array([[1, -1], [1, 1]]) / math.sqrt(2)
+    rotated = Posterior(aligned.mean_nk @ torch.as_tensor(rotation).T, aligned.var_nk)
+    aligned_density = mixture([1.0], np.zeros((1, 2)), [between + np.diag(within)])
+    rotated_density = mixture([1.0], np.zeros((1, 2)), [rotation @ (between + np.diag(within)) @ rotation.T])
+    found = aggregated_posterior(aligned, aligned, aligned_density)
     assert abs(found.correlation) < 0.03
     assert axes_verdict(found).level == "good"
     assert found.total_correlation == pytest.approx(0, abs=0.02)
-    found = aggregated_posterior(turned, turned, tilted)
+    found = aggregated_posterior(rotated, rotated, rotated_density)
     expected = (1.0 - 0.35) / (1.0 + 0.35)
     assert found.correlation == pytest.approx(expected, abs=0.02)
     assert found.most_correlated == (0, 1)
@@ -123,10 +123,10 @@ def test_rotated_axes_are_told_and_straight_ones_are_not():
     assert found.total_correlation == pytest.approx(-0.5 * math.log(1 - expected**2), abs=0.02)
 
 
-def test_information_of_a_gaussian_aggregate_is_that_of_the_closed_form():
+def test_information_of_a_gaussian_aggregate_equals_the_closed_form():
     between, within = np.array([[0.8, 0.3], [0.3, 0.6]]), np.array([0.2, 0.5])
     covariance_kk = between + np.diag(within)
-    posterior = normal_cells(20_000, between, within, seed=2)
+    posterior = normal_posteriors(20_000, between, within, seed=2)
     found = aggregated_posterior(posterior, posterior, mixture([1.0], np.zeros((1, 2)), [covariance_kk]))
     np.testing.assert_allclose(found.covariance_kk, covariance_kk, atol=0.03)
     # For a linear Gaussian model, I(x; z) = ½ log det(aggregate)/det(within).
@@ -134,12 +134,12 @@ def test_information_of_a_gaussian_aggregate_is_that_of_the_closed_form():
     assert found.mutual_information == pytest.approx(information, abs=0.03)
     to_prior = 0.5 * (np.trace(covariance_kk) - 2 - np.linalg.slogdet(covariance_kk)[1])
     assert found.kl_to_prior == pytest.approx(to_prior, abs=0.02)
-    backwards = 0.5 * (np.trace(np.linalg.inv(covariance_kk)) - 2 + np.linalg.slogdet(covariance_kk)[1])
-    assert found.prior_kl == pytest.approx(backwards, abs=0.03)
+    from_prior = 0.5 * (np.trace(np.linalg.inv(covariance_kk)) - 2 + np.linalg.slogdet(covariance_kk)[1])
+    assert found.prior_kl == pytest.approx(from_prior, abs=0.03)
 
 
-def test_a_prior_without_holes_has_one_percent():
-    posterior = normal_cells(5000, 0.6 * np.eye(3), [0.4] * 3)
+def test_prior_equal_to_the_aggregate_has_one_percent_holes():
+    posterior = normal_posteriors(5000, 0.6 * np.eye(3), [0.4] * 3)
     found = aggregated_posterior(posterior, posterior, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
     assert found.holes == pytest.approx(0.01, abs=0.004)
     assert prior_verdict(found).level == "good"
@@ -147,38 +147,38 @@ def test_a_prior_without_holes_has_one_percent():
     assert found.prior_ranks_b.sum() == pytest.approx(1)
 
 
-def test_planted_holes_have_the_mass_the_prior_gives_them():
-    centre, sd = 1.5, 0.5
-    side_n = np.where(np.arange(6000) % 2 == 0, -centre, centre)
+def test_simulated_holes_have_their_mass_under_the_prior():
+    center, sd = 1.5, 0.5
+    side_n = np.where(np.arange(6000) % 2 == 0, -center, center)
     mean_nk = np.stack([side_n, np.zeros(6000)], 1) + 0.4 * np.random.default_rng(1).standard_normal((6000, 2))
     posterior = Posterior(torch.as_tensor(mean_nk), torch.full((6000, 2), sd**2 - 0.4**2).double())
-    clusters = mixture([0.5, 0.5], [[-centre, 0], [centre, 0]], [sd**2 * np.eye(2)] * 2)
+    clusters = mixture([0.5, 0.5], [[-center, 0], [center, 0]], [sd**2 * np.eye(2)] * 2)
     # The holes are the region outside two discs, each of which contains 99% of the samples of one cluster. `inside` is
     # the mass of the prior in the discs.
-    inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, centre**2)
+    inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, center**2)
     found = aggregated_posterior(posterior, posterior, clusters)
     # The mass is not exact, because the two discs overlap a little.
     assert found.holes == pytest.approx(1 - inside, abs=0.03)
     assert prior_verdict(found).level != "good"
     assert "--from density" in prior_verdict(found).remedy
     far = mixture([0.5, 0.5], [[-6, 0], [6, 0]], [0.09 * np.eye(2)] * 2)
-    away = Posterior(posterior.mean_nk * torch.tensor([4.0, 0.1]).double(), torch.full((6000, 2), 0.05).double())
-    assert prior_verdict(aggregated_posterior(away, away, far)).level == "poor"
+    distant = Posterior(posterior.mean_nk * torch.tensor([4.0, 0.1]).double(), torch.full((6000, 2), 0.05).double())
+    assert prior_verdict(aggregated_posterior(distant, distant, far)).level == "poor"
 
 
 # --- gaps -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_gaps_equal_those_by_quadrature(k):
-    vae, n = wild_vae("nb", k=k, seed=1), 3
-    table = some_cells(vae, n, False)
+def test_gaps_equal_quadrature(k):
+    vae, n = random_vae("nb", k=k, seed=1), 3
+    table = random_cells(vae, n, False)
     cells = table.take(np.arange(n))
     start = Posterior(0.8 * torch.ones(n, k).double(), torch.full((n, k), 0.3).double())
     found = refine(vae, cells, start, n_steps=100).posterior
     noise = torch.Generator().manual_seed(4)
     encoder_n, refined_n, bound_n, kl_n, effective_n = bounds(vae, cells, (start, found), n_samples=4000, noise=noise)
-    exact = Exact(vae, table, k)
+    exact = Quadrature(vae, table, k)
     for i in range(n):
         for elbo, q in ((encoder_n[i], start), (refined_n[i], found)):
             assert elbo == pytest.approx(exact.elbo(i, q.mean_nk[i].numpy(), q.var_nk[i].numpy()), abs=0.06)
@@ -189,11 +189,11 @@ def test_gaps_equal_those_by_quadrature(k):
         assert 100 < effective_n[i] <= 4000
 
 
-def test_gaps_add_up_and_have_errors():
+def test_gaps_are_additive_and_have_standard_errors():
     rng = np.random.default_rng(0)
     encoder_n = rng.normal(-100, 20, 400)
     refined_n = encoder_n + rng.normal(3, 1, 400)
-    told = Gaps(
+    result = Gaps(
         encoder_n=encoder_n,
         refined_n=refined_n,
         bound_n=refined_n + 0.1,
@@ -201,11 +201,11 @@ def test_gaps_add_up_and_have_errors():
         effective_n=np.full(400, 30.0),
         n_samples=200,
     )
-    assert told.amortization.mean + told.variational.mean == pytest.approx(told.inference.mean)
-    assert told.amortization.error == pytest.approx(1 / 20, rel=0.15)
-    assert told.amortization.percent == pytest.approx(100 * told.amortization.mean / -told.bound_n.mean())
-    assert told.distortion + told.rate == pytest.approx(-encoder_n.mean())
-    encoder, family = gap_verdicts(told)
+    assert result.amortization.mean + result.variational.mean == pytest.approx(result.inference.mean)
+    assert result.amortization.error == pytest.approx(1 / 20, rel=0.15)
+    assert result.amortization.percent == pytest.approx(100 * result.amortization.mean / -result.bound_n.mean())
+    assert result.distortion + result.rate == pytest.approx(-encoder_n.mean())
+    encoder, family = gap_verdicts(result)
     assert (encoder.level, family.level) == ("poor", "good")
     assert "--refine" in encoder.remedy
 
@@ -216,11 +216,11 @@ def test_gaps_add_up_and_have_errors():
 def test_condition_numbers_are_ratios_of_eigenvalues():
     metric = torch.stack([torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.eye(2)])
     np.testing.assert_allclose(condition_numbers(metric.double()), [4, 3, 1])
-    blind = torch.diag(torch.tensor([1.0, 0.0])).double()[None]
-    assert condition_numbers(blind)[0] == pytest.approx(1e7)
+    unresponsive = torch.diag(torch.tensor([1.0, 0.0])).double()[None]
+    assert condition_numbers(unresponsive)[0] == pytest.approx(1e7)
 
 
-def test_a_page_has_every_verdict_and_its_remedy():
+def test_page_contains_every_verdict_and_its_remedy():
     verdicts = [
         Verdict(topic="one", level="good", sentence="all is well"),
         Verdict(topic="another", level="poor", sentence="long " * 40, finding="axes"),
@@ -231,7 +231,7 @@ def test_a_page_has_every_verdict_and_its_remedy():
     assert "→ do not interpret single axes" in text
 
 
-# --- of trained models ------------------------------------------------------------------------------------------------
+# --- trained models ---------------------------------------------------------------------------------------------------
 
 QUICK = {"n_samples": 10, "refine": 5, "quick": True, "inplace": False}
 
@@ -242,7 +242,7 @@ def diagnosed():
     return adata, model, scvae.diagnose(adata, model, **QUICK)
 
 
-def test_a_diagnosis_agrees_with_what_training_and_scores_say(diagnosed):
+def test_diagnosis_agrees_with_training_and_scores(diagnosed):
     adata, model, found = diagnosed
     assert found.heldout
     assert found.n_evaluated == len(model.heldout_cells)
@@ -253,18 +253,18 @@ def test_a_diagnosis_agrees_with_what_training_and_scores_say(diagnosed):
     scores = scvae.score(heldout, model, n_samples=20, n_simulated=100, inplace=False)
     assert found.gaps.encoder_n.mean() == pytest.approx(scores.elbo.mean(), abs=1.0)
     assert found.gaps.bound_n.mean() >= scores.elbo.mean()
-    some = scvae.diagnose(adata, model, **QUICK, max_cells=20)
-    assert 10 <= some.n_evaluated <= 20
-    everywhere = scvae.diagnose(adata[~adata.obs_names.isin(model.heldout_cells)][:40].copy(), model, **QUICK)
-    assert not everywhere.heldout
-    assert everywhere.n_evaluated == 40
+    limited = scvae.diagnose(adata, model, **QUICK, max_cells=20)
+    assert 10 <= limited.n_evaluated <= 20
+    of_training = scvae.diagnose(adata[~adata.obs_names.isin(model.heldout_cells)][:40].copy(), model, **QUICK)
+    assert not of_training.heldout
+    assert of_training.n_evaluated == 40
 
 
-def test_a_dear_model_uses_less_and_is_told_so(diagnosed):
+def test_model_with_large_beta_is_reported_as_collapsed(diagnosed):
     adata, _, found = diagnosed
     with pytest.warns(scvae.ScvaeWarning, match="posterior collapse"):
-        dear = scvae.train(adata, **TINY, beta=20, batch_key="batch", genes="all")
-    other = scvae.diagnose(adata, dear, **QUICK)
+        collapsed = scvae.train(adata, **TINY, beta=20, batch_key="batch", genes="all")
+    other = scvae.diagnose(adata, collapsed, **QUICK)
     assert other.gaps.rate < 0.1 * found.gaps.rate
     verdict = other.verdicts[0]
     assert verdict.level == "poor"
@@ -273,7 +273,7 @@ def test_a_dear_model_uses_less_and_is_told_so(diagnosed):
     assert found.aggregate.mutual_information > 0.5
 
 
-def test_sections_and_topics_have_names_of_their_own(diagnosed):
+def test_names_of_sections_and_topics_are_unique(diagnosed):
     _, _, found = diagnosed
     unstable = Stability(
         n_trainings=2,
@@ -284,24 +284,27 @@ def test_sections_and_topics_have_names_of_their_own(diagnosed):
         axis_correlation=0.5,
         heldout_elbo=(-1.0, -2.0),
     )
-    longer = dataclasses.replace(found, stability=unstable)
-    assert [section.name for section in longer.sections] == [*(section.name for section in found.sections), "stability"]
-    topics = [verdict.topic for verdict in longer.verdicts]
+    with_stability = dataclasses.replace(found, stability=unstable)
+    assert [section.name for section in with_stability.sections] == [
+        *(section.name for section in found.sections),
+        "stability",
+    ]
+    topics = [verdict.topic for verdict in with_stability.verdicts]
     assert len(set(topics)) == len(topics)
     assert topics[-1] == "stability"
-    assert longer.level == "poor"
+    assert with_stability.level == "poor"
 
 
-def test_advice_on_one_page_never_contradicts_itself(diagnosed):
+def test_advice_does_not_contradict_itself(diagnosed):
     """For all faults together, no advice recommends an increase of a setting that another advice recommends to
     decrease.
     """
     _, _, found = diagnosed
-    nothing = Posterior(torch.zeros(50, 2), torch.ones(50, 2))
+    collapsed = Posterior(torch.zeros(50, 2), torch.ones(50, 2))
     far = mixture([0.5, 0.5], [[-6, 0], [6, 0]], [0.09 * np.eye(2)] * 2)
-    for use in (found.use, latent_use(nothing)):
+    for use in (found.use, latent_use(collapsed)):
         correlated = dataclasses.replace(
-            aggregated_posterior(nothing, nothing, far),
+            aggregated_posterior(collapsed, collapsed, far),
             active_k=np.array([True, True]),
             covariance_kk=np.array([[1.0, 0.9], [0.9, 1.0]]),
             holes=0.9,
@@ -314,11 +317,11 @@ def test_advice_on_one_page_never_contradicts_itself(diagnosed):
         assert not ("larger --n-latent" in advice and "fewer --n-latent" in advice)
 
 
-def test_a_diagnosis_is_written_and_read_back(bench_with_batches):
+def test_diagnosis_is_written_to_uns(bench_with_batches):
     bench = bench_with_batches
     file = bench.folder / "health.png"
-    asked = bench.ask("diagnose", "--samples", "4", "--refine", "2", "--quick", "--plot", file)
-    text = run_well(*asked).out
+    command = bench.args("diagnose", "--samples", "4", "--refine", "2", "--quick", "--plot", file)
+    text = run_ok(*command).out
     assert "evaluated on" in text
     assert file.stat().st_size > 10_000
     stored = anndata.read_h5ad(bench.data).uns["scvae"]["diagnosis"]
@@ -329,12 +332,12 @@ def test_a_diagnosis_is_written_and_read_back(bench_with_batches):
     assert stored["gaps"]["amortization"]["percent"] == pytest.approx(
         100 * stored["gaps"]["amortization"]["mean"] / abs(stored["gaps"]["bound"])
     )
-    again = json.loads(run_well(*asked, "--force", "--json").out)
-    assert again["gaps"]["bound"] == stored["gaps"]["bound"]
-    assert [v["sentence"] for v in again["verdicts"]] == list(stored["verdicts"]["sentence"])
+    report = json.loads(run_ok(*command, "--force", "--json").out)
+    assert report["gaps"]["bound"] == stored["gaps"]["bound"]
+    assert [v["sentence"] for v in report["verdicts"]] == list(stored["verdicts"]["sentence"])
 
 
-def test_the_picture_shows_what_was_found(diagnosed):
+def test_figure_shows_kl_gaps_and_zeros(diagnosed):
     _, _, found = diagnosed
     figure = diagnosis_figure(found)
     parts = {axes.get_label(): axes for axes in figure.axes}
@@ -346,7 +349,7 @@ def test_the_picture_shows_what_was_found(diagnosed):
     assert dots == found.check.zeros.evaluated_g.sum()
 
 
-def test_the_picture_compares_the_embedding_where_there_are_labels_or_batches(diagnosed):
+def test_figure_compares_embeddings_if_there_are_labels_or_batches(diagnosed):
     adata, model, found = diagnosed
     labeled = scvae.diagnose(adata, model, **QUICK, labels="cell_type")
     for diagnosis, scores in ((found, ("ilisi", "kbet")), (labeled, tuple(SCORES))):
@@ -359,7 +362,7 @@ def test_the_picture_compares_the_embedding_where_there_are_labels_or_batches(di
     assert not [axes for axes in figure.axes if axes.get_label().startswith("Embedding")]
 
 
-def test_the_embedding_is_judged_by_its_own_distances(diagnosed):
+def test_verdict_on_the_embedding_uses_its_own_distances(diagnosed):
     """If an embedding has the distances of the latent space, its rank correlation is that of the latent space."""
     _, model, found = diagnosed
     assert found.distortion.embedding_rank_correlation > 0.9
@@ -375,7 +378,7 @@ def test_the_embedding_is_judged_by_its_own_distances(diagnosed):
     assert of_latent.level == "good" or "--flat" in of_latent.remedy
 
 
-def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
+def test_figures_of_incomplete_diagnoses(diagnosed, tmp_path):
     _, _, found = diagnosed
     nothing = Posterior(torch.zeros(50, 1), torch.ones(50, 1))
     collapsed = dataclasses.replace(
@@ -396,8 +399,8 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         dataclasses.replace(found, check=dataclasses.replace(found.check, zeros=None, variances=small))
     )
     assert next(axes for axes in figure.axes if axes.get_label() == "Variances of genes").get_xlim()[1] < 1e-4
-    unjudged = dataclasses.replace(small, evaluated_g=np.zeros_like(small.evaluated_g))
-    diagnosis_figure(dataclasses.replace(found, check=dataclasses.replace(found.check, variances=unjudged)))
+    not_evaluated = dataclasses.replace(small, evaluated_g=np.zeros_like(small.evaluated_g))
+    diagnosis_figure(dataclasses.replace(found, check=dataclasses.replace(found.check, variances=not_evaluated)))
     assert collapsed.level == "poor"
     assert "zeros" not in [verdict.topic for verdict in collapsed.verdicts]
 
@@ -415,58 +418,60 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         (DATA, "no column 'type' in obs", ["--labels", "type"]),
     ],
 )
-def test_diagnoses_that_cannot_be_meant(bench, code, fragment, options):
-    refused(bench.folder, bench.ask("diagnose", *options), code, fragment)
+def test_invalid_options_are_refused(bench, code, fragment, options):
+    assert_refused(bench.folder, bench.args("diagnose", *options), code, fragment)
 
 
-def test_labels_that_tell_nothing_apart_are_refused_before_the_work(bench):
-    def labeled(adata):
+def test_unsuitable_labels_are_refused_before_the_computation(bench):
+    def add_columns(adata):
         adata.obs["one"] = "T"
         adata.obs["barcode"] = adata.obs_names
 
-    bench.changed(labeled)
+    bench.change(add_columns)
     for column, count in (("one", "1 label"), ("barcode", "0 labels")):
-        asked = bench.ask("diagnose", "--labels", column)
-        assert "--labels takes" in refused(bench.folder, asked, DATA, f"obs['{column}'] has {count} ")
+        command = bench.args("diagnose", "--labels", column)
+        assert "--labels takes" in assert_refused(bench.folder, command, DATA, f"obs['{column}'] has {count} ")
 
 
-def test_a_linear_decoder_is_not_advised_to_those_who_have_one(diagnosed):
+def test_advice_depends_on_the_decoder(diagnosed):
     _, _, found = diagnosed
     zeros = dataclasses.replace(found.check.zeros, score_g=np.full_like(found.check.zeros.score_g, 9))
     check = dataclasses.replace(found.check, zeros=zeros, variances=zeros)
-    for decoder, advised in (("linear", "--decoder mlp"), ("mlp", "--n-hidden")):
-        assert all(advised in verdict.remedy for verdict in likelihood_verdicts(check, "zinb", decoder=decoder))
+    for decoder, advice in (("linear", "--decoder mlp"), ("mlp", "--n-hidden")):
+        assert all(advice in verdict.remedy for verdict in likelihood_verdicts(check, "zinb", decoder=decoder))
 
 
-def test_python_refuses_one_training_in_its_own_words(diagnosed):
+def test_python_message_uses_the_argument_name(diagnosed):
     adata, model, _ = diagnosed
     with pytest.raises(scvae.ConfigError, match="n_trainings is 1"):
         scvae.diagnose(adata, model, n_trainings=1)
 
 
-def test_a_diagnosis_needs_known_batches(bench_with_batches):
-    def renamed(adata):
+def test_diagnose_requires_known_batches(bench_with_batches):
+    def rename_batch(adata):
         adata.obs["batch"] = ["elsewhere"] * adata.n_obs
 
-    bench_with_batches.changed(renamed)
-    refused(bench_with_batches.folder, bench_with_batches.ask("diagnose"), DATA, "was not trained on batch 'elsewhere'")
+    bench_with_batches.change(rename_batch)
+    assert_refused(
+        bench_with_batches.folder, bench_with_batches.args("diagnose"), DATA, "was not trained on batch 'elsewhere'"
+    )
 
 
-def test_one_cell_is_refused(diagnosed):
+def test_single_cell_is_refused(diagnosed):
     adata, model, _ = diagnosed
     with pytest.raises(DataError, match="two or more cells"):
         scvae.diagnose(adata[:1].copy(), model, quick=True)
 
 
-def test_a_model_of_other_cells_is_not_trained_on_these(bench):
+def test_next_step_for_other_cells_is_not_a_training(bench):
     """Advice to train another model refers to the training cells."""
     adata = anndata.read_h5ad(bench.data)
     adata.obs_names = [f"other_{name}" for name in adata.obs_names]
     other = bench.folder / "other.h5ad"
     adata.write_h5ad(other)
-    quick = ["diagnose", other, "-m", bench.model, "--quick", "--samples", "4", "--refine", "2"]
-    outcome = run_well(*quick)
+    command = ["diagnose", other, "-m", bench.model, "--quick", "--samples", "4", "--refine", "2"]
+    outcome = run_ok(*command)
     assert "the data are not those of the training" in outcome.out
     assert "next: scvae embed" in outcome.err
-    run_well("embed", other, "-m", bench.model)
-    assert "next: sc.pp.neighbors" in run_well(*quick).err
+    run_ok("embed", other, "-m", bench.model)
+    assert "next: sc.pp.neighbors" in run_ok(*command).err

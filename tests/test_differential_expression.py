@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from command_line import run_well
+from command_line import run_ok
 from matplotlib.figure import Figure
 from simulated import TINY, counts_of
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError
@@ -33,7 +33,7 @@ from scvae_cli.tools.de.result import DifferentialExpression
 
 N_GENES, N_CHANGED = 200, 20
 KEY = "rank_genes_groups_scvae"
-ASKED = ("--groupby", "batch", "--group", "batch_1")
+OPTIONS = ("--groupby", "batch", "--group", "batch_1")
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
@@ -73,16 +73,16 @@ def learned(**options: bool) -> tuple[ad.AnnData, Model]:
     return adata, scvae.train(adata, **TINY, genes="all", batch_key=batch_key)
 
 
-def compared(adata: ad.AnnData, model: Model, group="A", reference="B", **options) -> DifferentialExpression:
-    asked = {"groupby": "group", "group": group, "reference": reference, "inplace": False}
-    result = scvae.de(adata, model, **asked, **options)
+def run_de(adata: ad.AnnData, model: Model, group="A", reference="B", **options) -> DifferentialExpression:
+    arguments = {"groupby": "group", "group": group, "reference": reference, "inplace": False}
+    result = scvae.de(adata, model, **arguments, **options)
     assert result is not None
     return result
 
 
-def test_planted_changes_are_found():
+def test_simulated_changes_are_found():
     adata, model = learned()
-    found = compared(adata, model)
+    found = run_de(adata, model)
     change_g = adata.var["change"].to_numpy()
     true_g = change_g != 0
     assert found.called[true_g].mean() >= 0.9
@@ -101,23 +101,23 @@ def test_planted_changes_are_found():
     assert found.expected_fdr_g[found.order[-1]] == pytest.approx(1 - found.probability_g.mean())
 
 
-def test_nothing_is_called_where_nothing_differs():
+def test_no_gene_is_called_if_nothing_differs():
     adata, model = learned(changed=False)
     for seed in range(3):
         split = adata[adata.obs["group"] != "other"].copy()
         split.obs["group"] = np.random.default_rng(seed).permutation(np.resize(["A", "B"], split.n_obs))
         for threshold in (0.25, 0.0):
-            found = compared(split, model, threshold=threshold)
+            found = run_de(split, model, threshold=threshold)
             assert found.called.sum() <= 1
             # The expected false discovery rate is high even for the first genes.
             assert found.expected_fdr_g.min() > 0.01
             assert found.unchanged_share > 0.8
 
 
-def test_errors_are_those_of_the_estimate():
+def test_standard_errors_match_the_spread_of_estimates():
     """For unchanged genes, estimates spread as much as their standard errors say, in sparse and in dense genes."""
     adata, model = learned()
-    found = compared(adata, model)
+    found = run_de(adata, model)
     z_g = (found.estimate_g / found.error_g)[N_CHANGED:]
     assert 0.75 < np.sqrt(np.mean(z_g**2)) < 1.2
     assert np.abs(z_g).max() < 4.5
@@ -125,18 +125,18 @@ def test_errors_are_those_of_the_estimate():
 
 def test_swapping_the_groups_flips_all_signs():
     adata, model = learned()
-    one, other = compared(adata, model), compared(adata, model, group="B", reference="A")
+    forward, reverse = run_de(adata, model), run_de(adata, model, group="B", reference="A")
     for name in ("estimate_g", "change_g", "raw_g"):
-        np.testing.assert_allclose(getattr(one, name), -getattr(other, name), atol=1e-6)
-    np.testing.assert_allclose(one.low_g, -other.high_g, atol=1e-4)
-    np.testing.assert_allclose(one.probability_g, other.probability_g, atol=1e-6)
-    np.testing.assert_allclose(one.mean_g, other.reference_mean_g)
-    assert one.common_change == pytest.approx(-other.common_change, abs=1e-6)
+        np.testing.assert_allclose(getattr(forward, name), -getattr(reverse, name), atol=1e-6)
+    np.testing.assert_allclose(forward.low_g, -reverse.high_g, atol=1e-4)
+    np.testing.assert_allclose(forward.probability_g, reverse.probability_g, atol=1e-6)
+    np.testing.assert_allclose(forward.mean_g, reverse.reference_mean_g)
+    assert forward.common_change == pytest.approx(-reverse.common_change, abs=1e-6)
 
 
-def test_unevenly_shared_batches_cause_no_calls():
+def test_unbalanced_batches_cause_no_calls():
     adata, model = learned(changed=False, batches=True)
-    found = compared(adata, model)
+    found = run_de(adata, model)
     assert found.called.sum() <= 1
     assert found.n_left_out == 0
     # Without the batches, many genes would have been called.
@@ -145,17 +145,17 @@ def test_unevenly_shared_batches_cause_no_calls():
     assert (np.abs(found.raw_g) > 0.4).mean() < 0.1
 
 
-def test_a_batch_with_one_group_is_left_out():
+def test_batch_with_only_one_group_is_left_out():
     adata, model = learned(changed=False, batches=True)
     some = adata[~((adata.obs["group"] == "A") & (adata.obs["batch"] == "batch_1"))].copy()
-    found = compared(some, model)
+    found = run_de(some, model)
     assert found.n_left_out == ((some.obs["group"] == "B") & (some.obs["batch"] == "batch_1")).sum()
     some = some[~((some.obs["group"] == "B") & (some.obs["batch"] == "batch_0"))].copy()
     with pytest.raises(DataError, match="no batch has at least two cells each of 'A' and 'B'"):
-        compared(some, model)
+        run_de(some, model)
 
 
-def test_a_few_rising_genes_do_not_make_the_others_fall():
+def test_a_few_increasing_genes_do_not_change_the_other_genes():
     """If some genes take up a third of a group's counts, the shares of all other genes fall, but not their changes."""
     adata, model = learned()
     cells = adata.copy()
@@ -165,12 +165,12 @@ def test_a_few_rising_genes_do_not_make_the_others_fall():
     x_ng[in_a] = rng.binomial(x_ng[in_a].astype(int), 2 / 3)
     x_ng[in_a, :5] += rng.poisson(x_ng[in_a].sum(1, keepdims=True) / 10, (in_a.sum(), 5))
     cells.X = sp.csr_matrix(x_ng.astype(np.float32))
-    found = compared(cells, model)
+    found = run_de(cells, model)
     share = x_ng[in_a][:, 5:].sum() / x_ng[in_a].sum()
     assert found.common_change == pytest.approx(np.log2(share), abs=0.15)
     assert found.called[N_CHANGED:].mean() < 0.05
     assert found.centre == "bulk"
-    shares = compared(cells, model, centre="none")
+    shares = run_de(cells, model, centre="none")
     assert shares.called[N_CHANGED:].mean() > 0.3
     assert shares.common_change == found.common_change
 
@@ -182,15 +182,15 @@ def test_without_a_common_change_nothing_is_subtracted():
     rng = np.random.default_rng(0)
     x_ng[in_a] = rng.poisson(x_ng[in_a] * 2 ** rng.normal(0.5, 2, N_GENES))
     cells.X = sp.csr_matrix(x_ng.astype(np.float32))
-    found = compared(cells, model)
+    found = run_de(cells, model)
     assert found.near_common_share < 0.5
     assert found.centre == "none"
-    same = compared(cells, model, centre="none")
+    same = run_de(cells, model, centre="none")
     np.testing.assert_array_equal(found.change_g, same.change_g)
-    assert compared(cells, model, centre="bulk").centre == "bulk"
+    assert run_de(cells, model, centre="bulk").centre == "bulk"
 
 
-def test_the_group_mean_of_many_counts_is_that_of_the_counts():
+def test_group_mean_of_many_counts_equals_the_mean_of_the_counts():
     """The mean of a gene with many counts equals the mean of count/library size, whatever the decoder predicts."""
     adata, model = learned()
     counts = counts_of(adata)
@@ -209,7 +209,7 @@ def test_the_group_mean_of_many_counts_is_that_of_the_counts():
     assert (error_g > 0.98 / np.sqrt(found.n_counts_g + 1.5)).all()
 
 
-def test_a_gene_without_counts_in_a_group_has_a_wide_interval():
+def test_gene_without_counts_in_a_group_has_a_wide_interval():
     adata, model = learned()
     cells = adata.copy()
     x_ng = cells.X.toarray()
@@ -217,7 +217,7 @@ def test_a_gene_without_counts_in_a_group_has_a_wide_interval():
     x_ng[np.flatnonzero(cells.obs["group"] == "A")[:3], 30] = 1
     x_ng[:, 31] = 0
     cells.X = sp.csr_matrix(x_ng)
-    found = compared(cells, model)
+    found = run_de(cells, model)
     assert found.error_g[30] > 1
     assert not found.called[30]
     assert not found.tested[31]
@@ -226,19 +226,19 @@ def test_a_gene_without_counts_in_a_group_has_a_wide_interval():
     assert found.raw_g[30] == np.inf
 
 
-def test_real_numbers_are_refused():
+def test_normal_likelihood_is_refused():
     adata = simulated(0, n=60)
     adata.X = adata.X.log1p()
     model = scvae.train(adata, **TINY | {"max_epochs": 1}, genes="all", likelihood="normal")
     with pytest.raises(scvae.ConfigError, match="real numbers"):
-        compared(adata, model)
+        run_de(adata, model)
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
-def test_other_likelihoods_of_counts(likelihood):
+def test_changes_are_found_with_other_count_likelihoods(likelihood):
     adata = simulated(0, n=200)
     model = scvae.train(adata, **TINY | {"max_epochs": 4}, genes="all", likelihood=likelihood)
-    found = compared(adata, model)
+    found = run_de(adata, model)
     assert found.called[:N_CHANGED].mean() > 0.5
     assert found.called[N_CHANGED:].mean() < 0.03
 
@@ -262,11 +262,11 @@ def written(tmp_path):
     return tmp_path / "cells.h5ad"
 
 
-def test_scanpy_reads_and_draws_what_was_written(written):
+def test_scanpy_reads_and_plots_the_result(written):
     matplotlib.use("Agg")
-    asked = ["de", written, "--groupby", "group", "--group", "A"]
-    run_well(*asked, "--reference", "B")
-    run_well(*asked, "--key-added", "other")
+    command = ["de", written, "--groupby", "group", "--group", "A"]
+    run_ok(*command, "--reference", "B")
+    run_ok(*command, "--key-added", "other")
     adata = ad.read_h5ad(written)
     assert {KEY, "rank_genes_groups_other"} <= set(adata.uns)
     frame = sc.get.rank_genes_groups_df(adata, group="A", key=KEY)
@@ -296,13 +296,13 @@ def test_scanpy_reads_and_draws_what_was_written(written):
     matplotlib.pyplot.close("all")
 
 
-def test_contrasts_live_beside_each_other(written):
-    asked = ["de", written, "--groupby", "group", "--group", "A"]
-    run_well(*asked, "--reference", "B")
-    run_well(*asked, "--reference", "B", "--threshold", "0.5")  # replaces the result of the same contrast
-    other = [*asked, "--reference", "other"]
-    assert "--name" in refused(written.parent, other, DATA, "holds another result, of 'de'")
-    run_well(*other, "--name", "A vs other")
+def test_results_of_several_contrasts_can_be_stored(written):
+    command = ["de", written, "--groupby", "group", "--group", "A"]
+    run_ok(*command, "--reference", "B")
+    run_ok(*command, "--reference", "B", "--threshold", "0.5")  # replaces the result of the same contrast
+    other = [*command, "--reference", "other"]
+    assert "--name" in assert_refused(written.parent, other, DATA, "holds another result, of 'de'")
+    run_ok(*other, "--name", "A vs other")
     adata = ad.read_h5ad(written)
     assert adata.uns[KEY]["params"]["reference"] == "B"
     assert adata.uns[KEY]["params"]["threshold"] == 0.5
@@ -318,8 +318,8 @@ def test_contrasts_live_beside_each_other(written):
 
 def test_table_json_and_figure_agree(written):
     table, plot = written.with_name("table.csv"), written.with_name("plot.png")
-    asked = ["de", written, "--groupby", "group", "--group", "A", "--reference", "B"]
-    values = json.loads(run_well(*asked, "--table", table, "--plot", plot, "--json").out)
+    command = ["de", written, "--groupby", "group", "--group", "A", "--reference", "B"]
+    values = json.loads(run_ok(*command, "--table", table, "--plot", plot, "--json").out)
     frame = pd.read_csv(table)
     assert list(frame["gene"][:5]) == [row["gene"] for row in values["genes"][:5]]
     assert frame["called"].sum() == values["called"] == values["up"] + values["down"]
@@ -333,33 +333,33 @@ def test_table_json_and_figure_agree(written):
     np.testing.assert_allclose(called["bound"], np.maximum(called["low"], -called["high"]).clip(0))
     assert (1 - called["probability"]).mean() <= values["fdr"]
     assert plot.stat().st_size > 10_000
-    text = run_well(*asked, "--table", table, "--force", "--sort", "probability", "--gene-symbols", "symbol").out
+    text = run_ok(*command, "--table", table, "--force", "--sort", "probability", "--gene-symbols", "symbol").out
     assert pd.read_csv(table)["expected_fdr"].dropna().is_monotonic_increasing
     assert f"{values['called']} of {N_GENES + 1} genes" in text
     assert "tested by their counts alone: 1 gene that" in text
     assert "not tested: 1 gene " in text
     assert "NEW0" in text
-    run_well(*asked, "--table", table, "--force", "--sort", "change")
+    run_ok(*command, "--table", table, "--force", "--sort", "change")
     changes = pd.read_csv(table).query("called")["change"].abs()
     assert changes.is_monotonic_decreasing
 
 
-def test_nothing_called_is_one_line(written):
-    asked = ["de", written, "--groupby", "batch", "--group", "batch_1"]
-    text = run_well(*asked).out
+def test_no_called_gene_is_reported_in_one_line(written):
+    command = ["de", written, "--groupby", "batch", "--group", "batch_1"]
+    text = run_ok(*command).out
     assert "no gene is called; the most certain is " in text
     assert "90% interval  P(changed)" not in text
-    assert len(json.loads(run_well(*asked, "--json").out)["genes"]) == 20
+    assert len(json.loads(run_ok(*command, "--json").out)["genes"]) == 20
 
 
 # --- genes that the model lacks ---------------------------------------------------------------------------------------
 
 
-def test_all_genes_are_tested_though_few_are_modeled():
+def test_genes_that_the_model_lacks_are_tested_accurately():
     """Changes and errors are as accurate for genes that the model lacks as for modeled genes."""
     adata = simulated(0)
     model = scvae.train(adata[:, ::2].copy(), **TINY, genes="all")
-    found = compared(adata, model)
+    found = run_de(adata, model)
     assert list(found.genes) == [*adata.var_names[::2], *adata.var_names[1::2]]
     change_g = adata.var["change"].loc[list(found.genes)].to_numpy()
     counted = found.source_g == "counts"
@@ -376,10 +376,10 @@ def test_all_genes_are_tested_though_few_are_modeled():
     assert ratio_g[counted].mean() == pytest.approx(ratio_g[~counted].mean(), rel=0.05)
 
 
-def test_batches_are_kept_apart_in_genes_that_the_model_lacks():
+def test_batches_are_adjusted_for_in_genes_that_the_model_lacks():
     adata = simulated(0, changed=False, batches=True)
     model = scvae.train(adata[:, ::2].copy(), **TINY, genes="all", batch_key="batch")
-    assert compared(adata, model).called.sum() <= 2
+    assert run_de(adata, model).called.sum() <= 2
 
 
 # --- replicates -------------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def learned_donors(*, paired: bool) -> tuple[ad.AnnData, Model]:
 @pytest.mark.parametrize("paired", [True, False])
 def test_differences_between_donors_are_not_called(paired):
     adata, model = learned_donors(paired=paired)
-    found = compared(adata, model, replicate_key="donor")
+    found = run_de(adata, model, replicate_key="donor")
     assert found.replicates.paired == paired
     assert (found.replicates.n_group, found.replicates.n_reference) == (5, 5)
     true_g = adata.var["change"].loc[list(found.genes)].to_numpy() != 0
@@ -430,20 +430,20 @@ def test_differences_between_donors_are_not_called(paired):
     assert found.replicates.spread == pytest.approx((0.14 if paired else 0.51) / np.log(2), abs=0.12)
     if not paired:
         with pytest.warns(scvae.ScvaeWarning, match=r"obs\['donor'\] looks like replicates"):
-            cells = compared(adata, model)
+            cells = run_de(adata, model)
         assert cells.called[~true_g].mean() > 0.3, "cells are not independent"
 
 
-def test_a_few_unpaired_donors_are_left_out():
+def test_unpaired_donors_are_left_out():
     adata, model = learned_donors(paired=True)
     some = adata[~((adata.obs["donor"] == "d4") & (adata.obs["group"] == "A"))].copy()
     with pytest.warns(scvae.ScvaeWarning, match=r"left out: 1 replicate of obs\['donor'\]"):
-        found = compared(some, model, replicate_key="donor")
+        found = run_de(some, model, replicate_key="donor")
     assert found.replicates.left_out == ("d4",)
     assert found.n_left_out == (some.obs["donor"] == "d4").sum()
 
 
-def test_small_and_unlabeled_replicates():
+def test_replicates_of_one_cell_and_cells_without_replicate():
     """A replicate may consist of a single cell; cells without a replicate are left out."""
     adata, model = learned_donors(paired=False)
     some = adata.copy()
@@ -452,54 +452,54 @@ def test_small_and_unlabeled_replicates():
     some.obs["donor"] = some.obs["donor"].astype(object)
     missing = np.flatnonzero(some.obs["donor"] == "B1")[:7]
     some.obs.iloc[missing, list(some.obs.columns).index("donor")] = None
-    asked = {"groupby": "group", "group": "A", "reference": "B", "replicate_key": "donor"}
+    options = {"groupby": "group", "group": "A", "reference": "B", "replicate_key": "donor"}
     with pytest.warns(scvae.ScvaeWarning, match="left out: 7 cells without a value in obs\\['donor'\\]"):
-        found = scvae.de(some, model, **asked, inplace=False)
+        found = scvae.de(some, model, **options, inplace=False)
     assert found.replicates.n_group == 5
     assert np.isfinite(found.error_g[found.tested]).all()
     true_g = some.var["change"].loc[list(found.genes)].to_numpy() != 0
     assert found.called[~true_g].sum() <= 1
-    each = some.copy()
-    each.obs["donor"] = [f"cell{i}" for i in range(each.n_obs)]
-    found = scvae.de(each, model, **asked, inplace=False)
+    one_cell_each = some.copy()
+    one_cell_each.obs["donor"] = [f"cell{i}" for i in range(one_cell_each.n_obs)]
+    found = scvae.de(one_cell_each, model, **options, inplace=False)
     assert found.replicates.n_group == found.n_group
     assert found.called[true_g].mean() > 0.5
 
 
-def test_subsampling_keeps_small_replicates():
+def test_subsampling_keeps_cells_of_small_replicates():
     adata, model = learned_donors(paired=False)
-    found = compared(adata, model, replicate_key="donor", max_cells=60)
+    found = run_de(adata, model, replicate_key="donor", max_cells=60)
     assert found.n_group == found.n_reference == 60
     sizes = adata.obs["donor"].to_numpy()[found.contrast.group_cells]
     assert min(np.unique(sizes, return_counts=True)[1]) >= 10
 
 
-def test_two_replicates_are_warned_of_and_one_is_refused():
+def test_two_replicates_give_a_warning_and_one_is_refused():
     adata, model = learned_donors(paired=False)
-    asked = {"groupby": "group", "group": "A", "reference": "B", "replicate_key": "donor"}
+    options = {"groupby": "group", "group": "A", "reference": "B", "replicate_key": "donor"}
     two = adata[adata.obs["donor"].isin(["A0", "A1", "B0", "B1"])].copy()
     with pytest.warns(scvae.ScvaeWarning, match="only 2 replicates"):
-        scvae.de(two, model, **asked)
+        scvae.de(two, model, **options)
     one = adata[adata.obs["donor"].isin(["A0", "B0", "B1"])].copy()
     with pytest.raises(DataError, match=r"'A' of obs\['group'\] has 1 replicate in obs\['donor'\] \('A0'\)"):
-        scvae.de(one, model, **asked)
+        scvae.de(one, model, **options)
     with pytest.raises(DataError, match=r"1 replicate in obs\['group'\]"):
-        scvae.de(adata, model, **asked | {"replicate_key": "group"})
+        scvae.de(adata, model, **options | {"replicate_key": "group"})
     with pytest.raises(DataError, match="no column 'patient'"):
-        scvae.de(adata, model, **asked | {"replicate_key": "patient"})
+        scvae.de(adata, model, **options | {"replicate_key": "patient"})
 
 
-def test_a_column_of_donors_is_named():
+def test_column_of_donors_is_suggested_as_replicates():
     adata, model = learned_donors(paired=False)
-    asked = {"groupby": "group", "group": "A", "reference": "B"}
+    options = {"groupby": "group", "group": "A", "reference": "B"}
     with pytest.warns(scvae.ScvaeWarning, match=r"obs\['donor'\] looks like replicates.*replicate_key|--replicate-key"):
-        scvae.de(adata.copy(), model, **asked)
+        scvae.de(adata.copy(), model, **options)
     assert donor_columns(["Patient_ID", "patient_age", "sample", "mouse", "n_samples_x"]) == [
         "Patient_ID", "mouse", "sample",
     ]  # fmt: skip
 
 
-def test_batches_are_a_term_if_each_replicate_is_in_one():
+def test_batches_are_covariates_if_each_replicate_is_in_one_batch():
     adata = donors(paired=False, n=6, sd=0.1, changed=False)
     late = adata.obs["donor"].isin(["A0", "A1", "B0", "B1", "B2", "B3"]).to_numpy()
     adata.obs["batch"] = pd.Categorical(np.where(late, "late", "early"))
@@ -507,7 +507,7 @@ def test_batches_are_a_term_if_each_replicate_is_in_one():
     x_ng[late] = rng.poisson(x_ng[late] * np.exp(rng.normal(0, 1.0, N_GENES)))
     adata.X = sp.csr_matrix(x_ng.astype(np.float32))
     model = scvae.train(adata[:, ::2].copy(), **TINY | {"max_epochs": 2}, genes="all", batch_key="batch")
-    found = compared(adata, model, replicate_key="donor")
+    found = run_de(adata, model, replicate_key="donor")
     assert found.replicates.batches
     assert found.called.sum() <= 1
     assert found.replicates.spread < 0.5
@@ -526,14 +526,14 @@ def test_batches_are_a_term_if_each_replicate_is_in_one():
         ("category of bool", True),
     ],
 )
-def test_scanpys_plots_need_categories_and_are_told_how(dtype, group):
+def test_warning_contains_code_that_makes_categories_for_scanpy_plots(dtype, group):
     adata, model = learned()
     cells = adata.copy()
     column = (cells.obs["group"] == "A").astype(dtype.removeprefix("category of "))
     cells.obs["cluster"] = column.astype("category") if dtype.startswith("category") else column
-    with pytest.warns(scvae.ScvaeWarning, match="scanpy's plots need categories") as told:
+    with pytest.warns(scvae.ScvaeWarning, match="scanpy's plots need categories") as warned:
         scvae.de(cells, model, groupby="cluster", group=group)
-    code = next(str(w.message) for w in told if "categories" in str(w.message)).split(": ", 1)[1]
+    code = next(str(w.message) for w in warned if "categories" in str(w.message)).split(": ", 1)[1]
     exec(code, {"adata": cells})
     matplotlib.use("Agg")
     sc.pl.rank_genes_groups_dotplot(cells, key=KEY, n_genes=4, show=False)
@@ -541,9 +541,9 @@ def test_scanpys_plots_need_categories_and_are_told_how(dtype, group):
     matplotlib.pyplot.close("all")
 
 
-def test_only_cells_within_are_compared(written):
-    asked = ["de", written, "--groupby", "group", "--group", "A", "--within", "batch=batch_1", "--cells", "50"]
-    values = json.loads(run_well(*asked, "--json").out)
+def test_within_restricts_the_compared_cells(written):
+    command = ["de", written, "--groupby", "group", "--group", "A", "--within", "batch=batch_1", "--cells", "50"]
+    values = json.loads(run_ok(*command, "--json").out)
     adata = ad.read_h5ad(written)
     inside = adata.obs["batch"] == "batch_1"
     assert values["n_group"] == min(50, int((inside & (adata.obs["group"] == "A")).sum()))
@@ -551,18 +551,18 @@ def test_only_cells_within_are_compared(written):
     assert values["within"] == {"batch": "batch_1"}
 
 
-def test_labels_may_be_numbers():
+def test_labels_of_groups_may_be_numbers():
     """If the reference is 0, cells are compared with the group labeled 0, and not with all other cells."""
     adata, model = learned()
     cells = adata.copy()
     cells.obs["cluster"] = (cells.obs["group"] == "A").astype(int)
     cells.obs["kind"] = cells.obs["batch"] == "batch_1"
-    asked = {"groupby": "cluster", "group": 1, "reference": 0, "within": {"kind": True}, "max_cells": 30}
-    found = scvae.de(cells, model, **asked, inplace=False)
+    options = {"groupby": "cluster", "group": 1, "reference": 0, "within": {"kind": True}, "max_cells": 30}
+    found = scvae.de(cells, model, **options, inplace=False)
     assert (found.contrast.group, found.contrast.reference) == ("1", "0")
     assert cells.obs["kind"].to_numpy()[found.contrast.reference_cells].all()
     with pytest.warns(scvae.ScvaeWarning, match="scanpy's plots need categories"):
-        scvae.de(cells, model, **asked)
+        scvae.de(cells, model, **options)
     recorded = json.loads(cells.uns["scvae"]["runs"]["de"])["options"]
     assert {name: recorded[name] for name in ("group", "reference", "within")} == {
         "group": "1",
@@ -572,19 +572,19 @@ def test_labels_may_be_numbers():
     assert cells.uns[KEY]["params"]["reference"] == "0"
 
 
-def test_options_are_refused_before_anything_is_opened():
-    for wrong, message in (
+def test_invalid_options_are_refused_before_a_file_is_opened():
+    for options, message in (
         ({"reference": "A"}, "compared with itself"),
         ({"threshold": -1}, "threshold is -1"),
         ({"max_cells": 2}, "max_cells is 2"),
         ({"within": {"donor": ["a", "b"]}}, "within is"),
     ):
         with pytest.raises(scvae.ConfigError, match=message):
-            scvae.de("nowhere.h5ad", "nowhere.scvae", **{"groupby": "group", "group": "A"} | wrong)
+            scvae.de("nowhere.h5ad", "nowhere.scvae", **{"groupby": "group", "group": "A"} | options)
 
 
-def test_figure_draws_what_was_found():
-    found = compared(*learned())
+def test_figure_shows_the_result():
+    found = run_de(*learned())
     figure = de_figure(found)
     assert isinstance(figure, Figure)
     volcano, intervals, calls = figure.axes
@@ -592,7 +592,7 @@ def test_figure_draws_what_was_found():
     assert len(dots) == N_GENES
     assert intervals.get_yticklabels()[0].get_text() == found.genes[found.ranked[0]]
     np.testing.assert_allclose(calls.lines[0].get_ydata(), found.expected_fdr_g[found.order])
-    de_figure(compared(*learned(changed=False), threshold=0.0))
+    de_figure(run_de(*learned(changed=False), threshold=0.0))
 
 
 @pytest.mark.parametrize(
@@ -605,53 +605,59 @@ def test_figure_draws_what_was_found():
             ["--groupby", "cell_type", "--group", "stem", "--reference", "nobody"],
         ),
         (DATA, "no column 'kind'", ["--groupby", "kind", "--group", "stem"]),
-        (USAGE, "compared with itself", [*ASKED, "--reference", "batch_1"]),
-        (USAGE, "--threshold is -0.5", [*ASKED, "--threshold", "-0.5"]),
-        (USAGE, "--threshold is nan", [*ASKED, "--threshold", "nan"]),
-        (USAGE, "--fdr is 1.5", [*ASKED, "--fdr", "1.5"]),
-        (USAGE, "--centre is 'mean'", [*ASKED, "--centre", "mean"]),
-        (USAGE, "--sort is 'size'", [*ASKED, "--sort", "size"]),
-        (DATA, "no column 'kind'", [*ASKED, "--replicate-key", "kind"]),
-        (DATA, "has 1 replicate in obs['batch']", [*ASKED, "--replicate-key", "batch"]),
-        (USAGE, "--cells is 2", [*ASKED, "--cells", "2"]),
-        (USAGE, "--samples is 0", [*ASKED, "--samples", "0"]),
-        (USAGE, "--seed is -1", [*ASKED, "--seed", "-1"]),
-        (USAGE, "--within is 'stem'", [*ASKED, "--within", "stem"]),
-        (USAGE, "given twice for 'a'", [*ASKED, "--within", "a=1", "--within", "a=2"]),
+        (USAGE, "compared with itself", [*OPTIONS, "--reference", "batch_1"]),
+        (USAGE, "--threshold is -0.5", [*OPTIONS, "--threshold", "-0.5"]),
+        (USAGE, "--threshold is nan", [*OPTIONS, "--threshold", "nan"]),
+        (USAGE, "--fdr is 1.5", [*OPTIONS, "--fdr", "1.5"]),
+        (USAGE, "--centre is 'mean'", [*OPTIONS, "--centre", "mean"]),
+        (USAGE, "--sort is 'size'", [*OPTIONS, "--sort", "size"]),
+        (DATA, "no column 'kind'", [*OPTIONS, "--replicate-key", "kind"]),
+        (DATA, "has 1 replicate in obs['batch']", [*OPTIONS, "--replicate-key", "batch"]),
+        (USAGE, "--cells is 2", [*OPTIONS, "--cells", "2"]),
+        (USAGE, "--samples is 0", [*OPTIONS, "--samples", "0"]),
+        (USAGE, "--seed is -1", [*OPTIONS, "--seed", "-1"]),
+        (USAGE, "--within is 'stem'", [*OPTIONS, "--within", "stem"]),
+        (USAGE, "given twice for 'a'", [*OPTIONS, "--within", "a=1", "--within", "a=2"]),
         (USAGE, "--group is missing", ["--groupby", "batch"]),
-        (DATA, "no column 'kind'", [*ASKED, "--within", "kind=stem"]),
-        (DATA, "has 0 cells to compare", [*ASKED, "--within", "batch=batch_2"]),
-        (USAGE, "does not end in .csv", [*ASKED, "--table", "genes.txt"]),
-        (USAGE, "does not have the extension of a figure", [*ASKED, "--plot", "genes.doc"]),
-        (DATA, "is not a folder", [*ASKED, "--table", "none/genes.csv"]),
+        (DATA, "no column 'kind'", [*OPTIONS, "--within", "kind=stem"]),
+        (DATA, "has 0 cells to compare", [*OPTIONS, "--within", "batch=batch_2"]),
+        (USAGE, "does not end in .csv", [*OPTIONS, "--table", "genes.txt"]),
+        (USAGE, "does not have the extension of a figure", [*OPTIONS, "--plot", "genes.doc"]),
+        (DATA, "is not a folder", [*OPTIONS, "--table", "none/genes.csv"]),
     ],
 )
-def test_refused_comparisons(bench, code, fragment, options):
-    refused(bench.folder, bench.ask("de", *options), code, fragment)
+def test_invalid_comparisons_are_refused(bench, code, fragment, options):
+    assert_refused(bench.folder, bench.args("de", *options), code, fragment)
 
 
-def test_groups_that_are_too_small_or_too_large(bench):
-    def name(adata: ad.AnnData) -> None:
+def test_groups_that_are_too_small_or_contain_all_cells_are_refused(bench):
+    def add_columns(adata: ad.AnnData) -> None:
         adata.obs["few"] = ["two"] * 2 + ["more"] * (adata.n_obs - 2)
         adata.obs["one"] = "all"
 
-    bench.changed(name)
-    refused(bench.folder, bench.ask("de", "--groupby", "few", "--group", "two"), DATA, "'two' of obs['few'] has 2")
-    refused(bench.folder, bench.ask("de", "--groupby", "few", "--group", "more"), DATA, "'rest' of obs['few'] has 2")
-    refused(bench.folder, bench.ask("de", "--groupby", "one", "--group", "all"), DATA, "all cells have obs['one']")
+    bench.change(add_columns)
+    assert_refused(
+        bench.folder, bench.args("de", "--groupby", "few", "--group", "two"), DATA, "'two' of obs['few'] has 2"
+    )
+    assert_refused(
+        bench.folder, bench.args("de", "--groupby", "few", "--group", "more"), DATA, "'rest' of obs['few'] has 2"
+    )
+    assert_refused(
+        bench.folder, bench.args("de", "--groupby", "one", "--group", "all"), DATA, "all cells have obs['one']"
+    )
 
 
-def test_a_comparison_of_batches_is_refused(bench_with_batches):
-    asked = bench_with_batches.ask("de", "--groupby", "batch", "--group", "batch_1", "--reference", "batch_2")
-    hint = refused(bench_with_batches.folder, asked, DATA, "no batch has at least two cells each of")
+def test_comparison_of_batches_is_refused(bench_with_batches):
+    command = bench_with_batches.args("de", "--groupby", "batch", "--group", "batch_1", "--reference", "batch_2")
+    hint = assert_refused(bench_with_batches.folder, command, DATA, "no batch has at least two cells each of")
     assert "--batch-key" in hint
 
 
-def test_slots_of_other_programs_are_kept(bench):
-    def mine(adata: ad.AnnData) -> None:
+def test_results_of_other_programs_are_overwritten_only_with_force(bench):
+    def add_result(adata: ad.AnnData) -> None:
         adata.uns[KEY] = {"mine": 1}
 
-    bench.changed(mine)
-    asked = bench.ask("de", "--groupby", "batch", "--group", "batch_1")
-    assert "--force" in refused(bench.folder, asked, DATA, "was not written by scvae")
-    run_well(*asked, "--force")
+    bench.change(add_result)
+    command = bench.args("de", "--groupby", "batch", "--group", "batch_1")
+    assert "--force" in assert_refused(bench.folder, command, DATA, "was not written by scvae")
+    run_ok(*command, "--force")

@@ -35,17 +35,19 @@ def cells() -> tuple[anndata.AnnData, Counts]:
     return adata, counts_of(adata, "batch")
 
 
-def planted(n: int = 300, k: int = 6, apart: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
+def three_groups(n: int = 300, k: int = 6, distance: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
     """Three groups that lie far apart, and their labels."""
     random = np.random.default_rng(0)
     group_n = random.integers(3, size=n)
-    return random.normal(size=(n, k)) + apart * np.eye(k)[group_n], np.asarray(["a", "b", "c"], dtype=object)[group_n]
+    return random.normal(size=(n, k)) + distance * np.eye(k)[group_n], np.asarray(["a", "b", "c"], dtype=object)[
+        group_n
+    ]
 
 
 # --- coordinates ------------------------------------------------------------------------------------------------------
 
 
-def test_components_are_those_of_scanpy(cells):
+def test_components_equal_scanpy(cells):
     adata, counts = cells
     other = adata.copy()
     sc.pp.normalize_total(other)
@@ -72,13 +74,13 @@ def test_equal_cells_have_equal_positions(cells):
     assert (principal_components(alike) == 0).all()
 
 
-def test_harmony_removes_a_planted_shift_and_keeps_the_groups():
-    x_nk, label_n = planted()
+def test_harmony_removes_a_simulated_shift_and_keeps_the_groups():
+    x_nk, label_n = three_groups()
     batch_n = np.asarray(["one", "two"], dtype=object)[np.random.default_rng(1).integers(2, size=len(x_nk))]
     shifted = x_nk + np.where(batch_n == "one", 0, 4)[:, None] * np.eye(x_nk.shape[1])[4]
-    state = np.random.get_state()[1].copy()  # noqa: NPY002  # what old versions of harmonypy change
+    state = np.random.get_state()[1].copy()  # noqa: NPY002  # old versions of harmonypy change this state
     corrected = harmony(shifted, batch_n)
-    assert (np.random.get_state()[1] == state).all(), "it is untouched"  # noqa: NPY002
+    assert (np.random.get_state()[1] == state).all(), "the global random state is unchanged"  # noqa: NPY002
 
     def gap(of_nk: np.ndarray) -> float:
         return float(np.abs(of_nk[batch_n == "one"].mean(0) - of_nk[batch_n == "two"].mean(0)).max())
@@ -89,7 +91,7 @@ def test_harmony_removes_a_planted_shift_and_keeps_the_groups():
 
 
 @pytest.mark.parametrize("n", [2, 3, 15, 16, 60])
-def test_harmony_takes_any_number_of_cells(n):
+def test_harmony_accepts_any_number_of_cells(n):
     position_nc = np.random.default_rng(n).normal(size=(n, 1))
     batch_n = np.array(["a", "b"])[np.arange(n) % 2]
     corrected = harmony(position_nc, batch_n)
@@ -98,31 +100,31 @@ def test_harmony_takes_any_number_of_cells(n):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_both_shapes_of_harmonys_result_are_understood(monkeypatch, transposed):
+def test_both_orientations_of_harmonypy_results_are_accepted(monkeypatch, transposed):
     """harmonypy before version 0.1.0 returns a matrix of components × cells, and later versions cells × components."""
-    x_nk, label_n = planted()
-    asked = []
+    x_nk, label_n = three_groups()
+    calls = []
 
     def run_harmony(data, meta, columns, **options):
-        asked.append((data, list(meta[columns[0]]), options))
+        calls.append((data, list(meta[columns[0]]), options))
         return types.SimpleNamespace(Z_corr=2 * (data.T if transposed else data))
 
     monkeypatch.setitem(sys.modules, "harmonypy", types.SimpleNamespace(run_harmony=run_harmony))
     np.testing.assert_array_equal(harmony(x_nk, label_n, seed=3), 2 * x_nk)
-    assert asked[0][1] == list(label_n)
-    assert asked[0][2] == {"nclust": 10, "verbose": False, "random_state": 3}
+    assert calls[0][1] == list(label_n)
+    assert calls[0][2] == {"nclust": 10, "verbose": False, "random_state": 3}
 
 
-def test_neighbors_are_shared_fully_by_rotated_and_by_chance_by_unrelated_embeddings():
+def test_rotated_embeddings_share_all_neighbors_and_unrelated_ones_share_few():
     random = np.random.default_rng(0)
     a_nk, b_nk = random.normal(size=(2, 500, 6))
-    turn = np.linalg.qr(random.normal(size=(6, 6)))[0]
-    assert shared(nearest_neighbors(a_nk), nearest_neighbors(3 * a_nk @ turn)) == 1
+    rotation = np.linalg.qr(random.normal(size=(6, 6)))[0]
+    assert shared(nearest_neighbors(a_nk), nearest_neighbors(3 * a_nk @ rotation)) == 1
     found = shared(nearest_neighbors(a_nk), nearest_neighbors(b_nk))
     assert found == pytest.approx(shared_by_chance(500), abs=0.01)
 
 
-def test_bootstrapped_genes_agree_more_the_more_genes_say_the_same():
+def test_bootstrap_agreement_is_higher_if_genes_are_correlated():
     random = np.random.default_rng(0)
     state_nk, loading_kg = random.normal(size=(300, 3)), random.normal(size=(3, 400))
     clear = sp.csr_matrix(state_nk @ loading_kg + 0.1 * random.normal(size=(300, 400)))
@@ -134,8 +136,8 @@ def test_bootstrapped_genes_agree_more_the_more_genes_say_the_same():
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def test_votes_are_those_of_scikit_learn():
-    x_nk, label_n = planted(apart=1.5)
+def test_votes_equal_scikit_learn():
+    x_nk, label_n = three_groups(distance=1.5)
     label_n = label_n.astype(str)
     right = np.empty(len(x_nk), dtype=bool)
     for training, test in KFold(5, shuffle=True, random_state=2).split(x_nk):
@@ -145,8 +147,8 @@ def test_votes_are_those_of_scikit_learn():
     np.testing.assert_array_equal(vote(x_nk, label_n, seed=2), right)
 
 
-def test_planted_groups_are_found_and_shuffled_labels_are_not():
-    x_nk, label_n = planted()
+def test_simulated_groups_are_found_and_shuffled_labels_are_not():
+    x_nk, label_n = three_groups()
     label_n = label_n.astype(str)
     shuffled = np.random.default_rng(0).permutation(label_n)
     assert vote(x_nk, label_n).mean() == 1
@@ -158,10 +160,10 @@ def test_planted_groups_are_found_and_shuffled_labels_are_not():
     assert silhouette(x_nk, label_n) == pytest.approx(silhouette_samples(x_nk, label_n).mean())
 
 
-# --- all of it --------------------------------------------------------------------------------------------------------
+# --- whole comparison -------------------------------------------------------------------------------------------------
 
 
-def test_an_embedding_that_is_pca_is_as_good_as_pca(cells):
+def test_pca_as_embedding_scores_as_well_as_pca(cells):
     adata, counts = cells
     label_n = np.asarray(adata.obs["cell_type"].astype(str), dtype=object)
     pca_nc = principal_components(log_normalized(counts))
@@ -180,7 +182,7 @@ def test_an_embedding_that_is_pca_is_as_good_as_pca(cells):
     assert levels["batches"] != "good", "Harmony mixes them better"
 
 
-def test_a_random_embedding_is_poor(cells):
+def test_random_embedding_is_rated_poor(cells):
     adata, counts = cells
     label_n = np.asarray(adata.obs["cell_type"].astype(str), dtype=object)
     noise_nk = np.random.default_rng(0).normal(size=(counts.n_cells, 10))
@@ -191,16 +193,18 @@ def test_a_random_embedding_is_poor(cells):
     assert verdicts["batches"].level == "good", "noise mixes all"
 
 
-def test_batches_that_no_coordinates_mix_are_to_be_watched(cells):
+def test_batches_that_no_method_mixes_are_rated_watch(cells):
     _, counts = cells
-    apart = embedding_quality(principal_components(log_normalized(counts)), counts)
-    none = dataclasses.replace(apart, scores=tuple(dataclasses.replace(one, ilisi=0.001) for one in apart.scores))
-    [verdict] = [verdict for verdict in embedding_verdicts(none) if verdict.topic == "batches"]
+    quality = embedding_quality(principal_components(log_normalized(counts)), counts)
+    unmixed = dataclasses.replace(
+        quality, scores=tuple(dataclasses.replace(one, ilisi=0.001) for one in quality.scores)
+    )
+    [verdict] = [verdict for verdict in embedding_verdicts(unmixed) if verdict.topic == "batches"]
     assert verdict.level == "watch"
     assert "same kinds of cells" in verdict.remedy
 
 
-def test_what_is_not_installed_is_left_out_and_named(cells, monkeypatch):
+def test_packages_that_are_not_installed_are_left_out_and_listed(cells, monkeypatch):
     adata, counts = cells
     monkeypatch.setattr(quality_module, "has_harmony", lambda: False)
     monkeypatch.setattr(quality_module, "has_leiden", lambda: False)
@@ -214,7 +218,7 @@ def test_what_is_not_installed_is_left_out_and_named(cells, monkeypatch):
     assert not has_harmony()
 
 
-def test_without_labels_and_batches_only_neighbors_are_judged(cells):
+def test_only_neighbors_are_rated_without_labels_and_batches(cells):
     adata, _ = cells
     found = embedding_quality(np.random.default_rng(0).normal(size=(500, 4)), counts_of(adata))
     assert [verdict.topic for verdict in embedding_verdicts(found)] == ["neighbors"]
@@ -234,7 +238,7 @@ def test_rare_labels_and_cells_without_labels_are_left_out(cells):
 
 
 @pytest.mark.parametrize(("ari", "level"), [(0.5, "good"), (0.45, "good"), (0.3, "watch")])
-def test_clusters_that_agree_less_with_the_labels_are_watched(cells, ari, level):
+def test_clusters_that_agree_less_with_the_labels_than_pca_are_rated_watch(cells, ari, level):
     adata, _ = cells
     label_n = np.asarray(adata.obs["cell_type"].astype(str), dtype=object)
     counts = counts_of(adata)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
-from handmade import theta_of, wild_vae
+from command_line import run_ok
+from handmade import random_vae, theta_of
 from scipy.stats import spearmanr
 from simulated import TINY, counts_of, learned, tiny_config, tree
 
@@ -40,7 +40,9 @@ def model():
     return learned()[1]
 
 
-def plain(vae, x_ng: np.ndarray, z_nk: torch.Tensor, batch_n: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def plain_formula(
+    vae, x_ng: np.ndarray, z_nk: torch.Tensor, batch_n: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the states y and residuals r by the formulas of `expression_space.py`, cell by cell."""
     theta_g, depth = theta_of(vae), float(vae.reference_library)
     theta_g = np.full(vae.n_genes, np.inf) if theta_g is None else theta_g.numpy()
@@ -70,8 +72,8 @@ def plain(vae, x_ng: np.ndarray, z_nk: torch.Tensor, batch_n: np.ndarray | None)
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
 @pytest.mark.parametrize("batches", [(), ("a", "b", "c")])
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_states_and_residuals_are_the_plain_formula(likelihood, batches, n_layers):
-    vae = wild_vae(likelihood, n_layers=n_layers, batches=batches, k=3, g=7, seed=n_layers)
+def test_states_and_residuals_equal_the_plain_formula(likelihood, batches, n_layers):
+    vae = random_vae(likelihood, n_layers=n_layers, batches=batches, k=3, g=7, seed=n_layers)
     if batches:
         torch.nn.init.zeros_(vae.decoder.batch.hidden_bh)
     random = np.random.default_rng(0)
@@ -82,12 +84,12 @@ def test_states_and_residuals_are_the_plain_formula(likelihood, batches, n_layer
     table = CellTable(counts_of(adata).matrix, batch_n, CPU)
     z_nk = torch.as_tensor(random.standard_normal((9, 3)))
     state_ng, residual_ng = states_and_residuals(vae, table.take(np.arange(9)), z_nk)
-    expected_state_ng, expected_residual_ng = plain(vae, x_ng.astype(float), z_nk, batch_n)
+    expected_state_ng, expected_residual_ng = plain_formula(vae, x_ng.astype(float), z_nk, batch_n)
     np.testing.assert_allclose(state_ng, expected_state_ng, rtol=1e-6)
     np.testing.assert_allclose(residual_ng, expected_residual_ng, rtol=1e-5, atol=1e-6)
 
 
-def test_real_numbers_are_compared_in_units_of_the_noise():
+def test_real_numbers_are_scaled_by_the_noise():
     random = np.random.default_rng(1)
     adata = ad.AnnData(random.normal(size=(80, 3)) @ random.normal(size=(3, 12)) + random.normal(size=(80, 12)))
     model = scvae.train(adata, **TINY | {"max_epochs": 5}, likelihood="normal")
@@ -112,7 +114,7 @@ def expression_of(cells: ad.AnnData, model) -> tuple[np.ndarray, np.ndarray]:
     return parts[0].double().numpy(), parts[1].double().numpy()
 
 
-def test_components_are_those_of_a_principal_component_analysis(cells, model):
+def test_components_equal_a_principal_component_analysis(cells, model):
     state_ng, residual_ng = expression_of(cells, model)
     training = ~model.held_out(cells.obs_names)
     weight = float(model.expression.residual_weight)
@@ -140,7 +142,7 @@ def test_components_are_those_of_a_principal_component_analysis(cells, model):
     assert (np.mean(position_nj[training] ** 3, axis=0) > -1e-2).all()
 
 
-def test_residuals_add_at_most_their_share_of_the_variance(cells, model):
+def test_residuals_have_at_most_their_share_of_the_variance(cells, model):
     state_ng, residual_ng = expression_of(cells, model)
     training = ~model.held_out(cells.obs_names)
     component_jg, weight = model.expression.component_jg.double().numpy(), float(model.expression.residual_weight)
@@ -167,7 +169,7 @@ def test_residuals_along_random_directions_have_their_share_of_the_variance(cell
     assert position_nm[~training].var(0).sum() == pytest.approx(NOISE_SHARE * total, rel=0.25)
 
 
-def test_distances_rank_like_fisher_rao_lengths(cells, model):
+def test_distances_correlate_with_fisher_rao_lengths(cells, model):
     session = Session.open(cells, model)
     random = np.random.default_rng(0)
     pair_p2 = random.integers(0, cells.n_obs, (300, 2))
@@ -183,16 +185,16 @@ def test_distances_rank_like_fisher_rao_lengths(cells, model):
     assert spearmanr(distance_p, length_p).statistic > 0.9
 
 
-def test_position_does_not_depend_on_company_or_order(cells, model):
-    whole = scvae.embed(cells, model, inplace=False).position_nj
+def test_position_does_not_depend_on_other_cells_or_their_order(cells, model):
+    expected = scvae.embed(cells, model, inplace=False).position_nj
     order = np.random.default_rng(0).permutation(cells.n_obs)
     shuffled = scvae.embed(cells[order].copy()[:, ::-1].copy(), model, inplace=False).position_nj
-    np.testing.assert_allclose(shuffled, whole[order], atol=1e-3)
+    np.testing.assert_allclose(shuffled, expected[order], atol=1e-3)
     single = scvae.embed(cells[3:4].copy(), model, inplace=False).position_nj
-    np.testing.assert_allclose(single, whole[3:4], atol=1e-3)
+    np.testing.assert_allclose(single, expected[3:4], atol=1e-3)
 
 
-def test_cells_of_unknown_batches_are_compared_with_an_average_batch(cells, model):
+def test_cells_of_unknown_batches_get_the_average_batch(cells, model):
     some = cells[:6].copy()
     unlabeled = some.copy()
     del unlabeled.obs["batch"]
@@ -212,7 +214,7 @@ def test_cells_of_unknown_batches_are_compared_with_an_average_batch(cells, mode
     assert np.abs(own[:2] - average[:2]).max() > 1e-2
 
 
-def test_genes_that_are_missing_have_no_residual(cells, model):
+def test_missing_genes_have_no_residual(cells, model):
     fewer = cells[:, 10:].copy()
     with pytest.warns(ScvaeWarning, match="missing"):
         session = Session.open(fewer, model)
@@ -229,7 +231,7 @@ def test_genes_that_are_missing_have_no_residual(cells, model):
     assert np.abs(session.embedding - zeros.embedding).max() > 0.01
 
 
-def test_a_saved_model_keeps_the_map(cells, model, tmp_path):
+def test_saved_model_gives_the_same_embedding(cells, model, tmp_path):
     model.save(tmp_path / "kept.scvae")
     np.testing.assert_array_equal(
         scvae.embed(cells, tmp_path / "kept.scvae", inplace=False).position_nj,
@@ -238,7 +240,7 @@ def test_a_saved_model_keeps_the_map(cells, model, tmp_path):
 
 
 @pytest.mark.parametrize("n_cells", [10, 11, 40])
-def test_few_cells_have_few_axes(n_cells):
+def test_few_cells_have_few_dimensions(n_cells):
     cells = tree(n_cells=60)[:n_cells].copy()
     model = scvae.train(cells, **TINY | {"max_epochs": 2}, genes="all")
     position_nj = scvae.embed(cells, model, inplace=False).position_nj
@@ -247,10 +249,10 @@ def test_few_cells_have_few_axes(n_cells):
     assert np.isfinite(position_nj).all()
 
 
-def test_command_writes_either_space(bench):
-    run_well(*bench.ask("embed"))
+def test_option_space_selects_the_embedding(bench):
+    run_ok(*bench.args("embed"))
     expression = ad.read_h5ad(bench.data)
-    run_well(*bench.ask("embed", "--space", "latent"))
+    run_ok(*bench.args("embed", "--space", "latent"))
     latent = ad.read_h5ad(bench.data)
     np.testing.assert_array_equal(latent.obsm["X_scvae"], latent.obsm["scvae_latent"])
     np.testing.assert_array_equal(latent.obsm["scvae_latent"], expression.obsm["scvae_latent"])
@@ -258,19 +260,19 @@ def test_command_writes_either_space(bench):
 
 
 @pytest.mark.parametrize("n_training", [10, VERY_FEW_CELLS - 1, VERY_FEW_CELLS, 10**6])
-def test_size_of_the_network_follows_the_cells(n_training):
-    def of(config):
+def test_size_of_the_network_depends_on_the_number_of_cells(n_training):
+    def size_of(config):
         settled = settle(config, n_training).model
         return settled.n_latent, settled.n_hidden
 
     small = n_training < VERY_FEW_CELLS
     unset = tiny_config(n_latent=None, n_hidden=None)
-    assert of(unset) == (SMALL_NETWORK if small else USUAL_NETWORK)
-    assert of(tiny_config()) == (4, 32)
-    assert of(tiny_config(n_hidden=None))[0] == 4
+    assert size_of(unset) == (SMALL_NETWORK if small else USUAL_NETWORK)
+    assert size_of(tiny_config()) == (4, 32)
+    assert size_of(tiny_config(n_hidden=None))[0] == 4
 
 
-def test_a_model_of_an_earlier_version_still_has_its_latent_space(cells, model, tmp_path):
+def test_model_of_an_earlier_version_has_only_the_latent_embedding(cells, model, tmp_path):
     folder = tmp_path / "earlier.scvae"
     replace(model, expression=None).save(folder)
     assert json.loads((folder / "config.json").read_text())["format"] == 3
@@ -291,7 +293,7 @@ def test_cells_without_a_finite_position_are_refused(options):
     assert not cells.obsm.keys()
 
 
-def test_cells_without_a_batch_are_counted(cells, model):
+def test_cells_without_a_batch_are_counted_in_a_warning(cells, model):
     some = cells[:6].copy()
     some.obs["batch"] = [None, np.nan, *some.obs["batch"].astype(str)[2:]]
     with pytest.warns(ScvaeWarning, match=r"2 cells have no batch in obs\['batch'\]"):

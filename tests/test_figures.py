@@ -55,28 +55,28 @@ def bundle(adata, model, groups_n):
 
 
 def interpolated(adata, model, groups_n, labels=("stem", "mature_1"), *, grouped=True, **options) -> Trajectory:
-    places = [Population(label=label, cells=np.flatnonzero(groups_n == label)) for label in labels]
-    asked = InterpolateOptions(cells=labels, **{"n_steps": 12, "path": "straight"} | options)
+    populations = [Population(label=label, cells=np.flatnonzero(groups_n == label)) for label in labels]
+    config = InterpolateOptions(cells=labels, **{"n_steps": 12, "path": "straight"} | options)
     session = Session.open(adata, model, device="cpu")
-    return interpolate(session, places, asked, name="trajectory", groups_n=groups_n if grouped else None)
+    return interpolate(session, populations, config, name="trajectory", groups_n=groups_n if grouped else None)
 
 
-def with_off(trajectory, off_t) -> Trajectory:
+def with_off_manifold(trajectory, off_t) -> Trajectory:
     steps = dataclasses.replace(trajectory.steps, off_manifold_t=np.where(off_t, 0.99, 0.2))
     return dataclasses.replace(trajectory, steps=steps)
 
 
-def drawn(trajectory, groups_n, n_chosen=1, **backdrop) -> Figure:
+def draw_figure(trajectory, groups_n, n_chosen=1, **backdrop) -> Figure:
     rng = np.random.default_rng(0)
     n_cells = len(trajectory.pseudotime_n)
     plane = {"xy_n2": rng.normal(size=(n_cells, 2)), "xy_t2": trajectory.z_tk[:, :2], "names": ("axis 1", "axis 2")}
     chosen = trajectory.top_genes(n_chosen)
     expression_nc = rng.poisson(2.0, size=(n_cells, len(chosen))).astype(float)
-    seen = Backdrop(**plane | {"groups_n": groups_n} | backdrop)
-    return path_figure(trajectory, backdrop=seen, expression_nc=expression_nc, chosen=chosen)
+    background = Backdrop(**plane | {"groups_n": groups_n} | backdrop)
+    return path_figure(trajectory, backdrop=background, expression_nc=expression_nc, chosen=chosen)
 
 
-def part(figure, label):
+def panel(figure, label):
     return next(axes for axes in figure.axes if axes.get_label() == label)
 
 
@@ -92,34 +92,34 @@ def legends(figure):
 
 
 def assert_nothing_is_cut_off(figure):
-    page, ink = figure.get_size_inches(), figure.get_tightbbox()
-    assert min(ink.x0, ink.y0) >= 0, ink
-    assert ink.x1 <= page[0], ink
-    assert ink.y1 <= page[1], ink
+    size, box = figure.get_size_inches(), figure.get_tightbbox()
+    assert min(box.x0, box.y0) >= 0, box
+    assert box.x1 <= size[0], box
+    assert box.y1 <= size[1], box
 
 
-def test_trajectory_is_drawn_where_it_is(trajectory, groups_n):
-    plane = part(drawn(trajectory, groups_n), "plane")
+def test_trajectory_is_drawn_at_its_coordinates(trajectory, groups_n):
+    plane = panel(draw_figure(trajectory, groups_n), "plane")
     (line,) = lines(plane, "trajectory")
     np.testing.assert_array_equal(line.get_xydata(), trajectory.z_tk[:, :2].astype(np.float64))
     assert [plane.get_xlabel(), plane.get_ylabel()] == ["axis 1", "axis 2"]
     assert {"stem", "mature_1"} <= {text.get_text() for text in plane.texts}
 
 
-def test_every_cell_is_drawn_in_its_color(trajectory, groups_n):
+def test_every_cell_has_the_color_of_its_group(trajectory, groups_n):
     some = groups_n.copy()
     some[:7] = None
-    cells = part(drawn(trajectory, some), "plane").collections[0]
+    cells = panel(draw_figure(trajectory, some), "plane").collections[0]
     assert len(cells.get_offsets()) == len(some)
     colors = {tuple(np.round(color[:3], 3)) for color in cells.get_facecolors()}
     assert len(colors) == len(set(groups_n)) + 1
 
 
 @pytest.mark.parametrize("off", [[], [0], [2, 7, 8, 11]])
-def test_off_manifold_steps_are_marked_where_they_are(trajectory, groups_n, off):
+def test_off_manifold_steps_are_marked(trajectory, groups_n, off):
     off_t = np.isin(np.arange(12), off)
-    figure = drawn(with_off(trajectory, off_t), groups_n)
-    marked = lines(part(figure, "plane"), "off")
+    figure = draw_figure(with_off_manifold(trajectory, off_t), groups_n)
+    marked = lines(panel(figure, "plane"), "off")
     n_runs = int((np.diff(np.concatenate([[0], off_t.astype(int)])) == 1).sum())
     assert len(marked) == n_runs
     points = {tuple(point) for line in marked for point in line.get_xydata()}
@@ -128,7 +128,7 @@ def test_off_manifold_steps_are_marked_where_they_are(trajectory, groups_n, off)
     marks = [text for texts in legends(figure) for text in texts if "no cells observed" in text]
     assert len(marks) == bool(off)
     for label in ("heat map", "groups", f"gene {trajectory.genes[trajectory.top_genes(1)[0]]}"):
-        hatched = [patch for patch in part(figure, label).patches if patch.get_gid() == "hatched"]
+        hatched = [patch for patch in panel(figure, label).patches if patch.get_gid() == "hatched"]
         assert bool(hatched) == bool(off)
 
 
@@ -140,7 +140,7 @@ def test_heat_map_rows_are_sorted_and_scaled(trajectory, groups_n):
     assert kinds == [kind for kind in ("down", "peak", "up", "dip") if kind in kinds]
     for kind in kinds:
         assert (np.diff(trajectory.changes.switch_g[rows][trajectory.changes.direction_g[rows] == kind]) >= 0).all()
-    axes = part(drawn(trajectory, groups_n), "heat map")
+    axes = panel(draw_figure(trajectory, groups_n), "heat map")
     values_rt = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(values_rt.min(1), 0)
     np.testing.assert_allclose(values_rt.max(1), 1)
@@ -150,13 +150,13 @@ def test_heat_map_rows_are_sorted_and_scaled(trajectory, groups_n):
 
 def test_strip_shows_the_nearest_groups(trajectory, groups_n):
     colors = group_colors(groups_n, trajectory.steps.groups_passed())
-    shown = part(drawn(trajectory, groups_n), "groups").images[0].get_array()[0]
+    shown = panel(draw_figure(trajectory, groups_n), "groups").images[0].get_array()[0]
     expected = [matplotlib.colors.to_rgb(colors[group]) for group in trajectory.steps.group_t]
     np.testing.assert_allclose(shown, expected)
 
 
-def test_curves_are_the_decoded_means(trajectory, groups_n):
-    figure = drawn(trajectory, groups_n, n_chosen=N_CURVES)
+def test_curves_equal_the_decoded_means(trajectory, groups_n):
+    figure = draw_figure(trajectory, groups_n, n_chosen=N_CURVES)
     panels = [axes for axes in figure.axes if axes.get_label().startswith("gene ")]
     for axes, gene in zip(panels, trajectory.top_genes(N_CURVES), strict=True):
         (line,) = lines(axes, "decoded")
@@ -165,7 +165,7 @@ def test_curves_are_the_decoded_means(trajectory, groups_n):
         assert axes.get_ylim()[1] >= trajectory.high_tg[:, gene].max()
 
 
-def test_smoothing_against_the_plain_formula():
+def test_smoothing_equals_the_plain_formula():
     rng = np.random.default_rng(1)
     position_n, at_q = rng.uniform(size=500), np.linspace(0, 1, 21)
     value_n = 3 + 2 * position_n + rng.normal(size=500)
@@ -182,8 +182,8 @@ def test_smoothing_against_the_plain_formula():
     np.testing.assert_allclose(from_one_side, [np.nan, 1, 1, np.nan])
 
 
-def test_legend_lists_each_group_once_and_those_passed_first(trajectory, groups_n):
-    names = [text for texts in legends(drawn(trajectory, groups_n)) for text in texts]
+def test_legend_lists_each_group_once_and_passed_groups_first(trajectory, groups_n):
+    names = [text for texts in legends(draw_figure(trajectory, groups_n)) for text in texts]
     assert len(set(names)) == len(names)
     assert set(groups_n) <= set(names)
     passed = list(dict.fromkeys(trajectory.steps.groups_passed()))
@@ -191,7 +191,7 @@ def test_legend_lists_each_group_once_and_those_passed_first(trajectory, groups_
     assert among_groups[: len(passed)] == passed
 
 
-def test_a_group_has_the_same_color_for_all_trajectories(groups_n):
+def test_group_has_the_same_color_for_all_trajectories(groups_n):
     assert group_colors(groups_n, ["stem"]) == group_colors(groups_n, ["mature_2", "mature_1"])
     many_n = np.asarray([f"g{i % 50}" for i in range(500)], dtype=object)
     colors = group_colors(many_n, ["g49"])
@@ -200,15 +200,15 @@ def test_a_group_has_the_same_color_for_all_trajectories(groups_n):
 
 
 @pytest.mark.parametrize("n_groups", [30, 41])
-def test_many_groups_with_long_and_strange_names(trajectory, n_groups):
-    strange = ["$x^2$ & _y", "_hidden", "%d {} \\n", "Ünïcode"]
+def test_many_groups_with_long_and_unusual_names_fit(trajectory, n_groups):
+    unusual = ["$x^2$ & _y", "_hidden", "%d {} \\n", "Ünïcode"]
     names = [f"a very long description of the cell type with number {i} in it" for i in range(n_groups)]
-    names = (strange + names)[:n_groups]
+    names = (unusual + names)[:n_groups]
     groups_n = np.asarray([names[i % n_groups] for i in range(len(trajectory.pseudotime_n))], dtype=object)
     long = tuple(f"ENSG00000000000{i:05d}.17 with a tail" for i in range(len(trajectory.genes)))
     steps = dataclasses.replace(trajectory.steps, group_t=groups_n[trajectory.steps.nearest_tj[:, 0]])
     named = dataclasses.replace(trajectory, genes=long, steps=steps, labels=("$from$ " * 20, "to " * 40))
-    figure = drawn(named, groups_n)
+    figure = draw_figure(named, groups_n)
     assert_nothing_is_cut_off(figure)
     names_shown = [text for texts in legends(figure) for text in texts]
     assert len(set(names_shown)) == len(names_shown)
@@ -217,65 +217,67 @@ def test_many_groups_with_long_and_strange_names(trajectory, n_groups):
 
 
 @pytest.mark.parametrize("n_chosen", [0, 1, 5, 12])
-def test_any_number_of_curves_fits(trajectory, groups_n, n_chosen):
-    assert_nothing_is_cut_off(drawn(trajectory, groups_n, n_chosen=n_chosen))
+def test_any_number_of_gene_curves_fits(trajectory, groups_n, n_chosen):
+    assert_nothing_is_cut_off(draw_figure(trajectory, groups_n, n_chosen=n_chosen))
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_two_steps(adata, model, groups_n, grouped):
+def test_figure_of_two_steps(adata, model, groups_n, grouped):
     short = interpolated(adata, model, groups_n, n_steps=2, grouped=grouped)
-    figure = drawn(with_off(short, [False, True]), groups_n if grouped else None)
-    assert len(lines(part(figure, "plane"), "trajectory")[0].get_xdata()) == 2
+    figure = draw_figure(with_off_manifold(short, [False, True]), groups_n if grouped else None)
+    assert len(lines(panel(figure, "plane"), "trajectory")[0].get_xdata()) == 2
     assert_nothing_is_cut_off(figure)
     assert steps_in_plane(short, np.random.default_rng(0).normal(size=(adata.n_obs, 2))).shape == (2, 2)
 
 
 @pytest.mark.parametrize("n_near", [0, 4, 40])
-def test_few_cells_near(trajectory, groups_n, n_near):
+def test_figure_with_few_cells_near_the_trajectory(trajectory, groups_n, n_near):
     position_n = np.full(len(groups_n), np.nan)
     position_n[:n_near] = np.linspace(0.3, 0.6, n_near)
-    figure = drawn(dataclasses.replace(trajectory, pseudotime_n=position_n), groups_n)
+    figure = draw_figure(dataclasses.replace(trajectory, pseudotime_n=position_n), groups_n)
     assert_nothing_is_cut_off(figure)
     names = [text for texts in legends(figure) for text in texts]
     assert ("cells' mean ± s.e." in names) == (n_near == 40)
     assert ("cells" in names) == (n_near > 0)
 
 
-def test_a_trajectory_without_changes(trajectory, groups_n):
-    still = dataclasses.replace(trajectory.changes, effect_g=np.zeros(len(trajectory.genes)))
-    flat = dataclasses.replace(trajectory, changes=still)
+def test_figure_of_a_trajectory_without_changes(trajectory, groups_n):
+    no_changes = dataclasses.replace(trajectory.changes, effect_g=np.zeros(len(trajectory.genes)))
+    flat = dataclasses.replace(trajectory, changes=no_changes)
     assert len(heat_map_genes(flat)) == 0
-    assert_nothing_is_cut_off(drawn(flat, groups_n))
+    assert_nothing_is_cut_off(draw_figure(flat, groups_n))
 
 
-def test_bundle(bundle, groups_n):
-    assert_nothing_is_cut_off(drawn(bundle, groups_n))
-    figure = drawn(bundle, groups_n, xy_bundle_pt2=bundle.bundle_ptk[:, :, :2])
+def test_figure_of_paired_trajectories(bundle, groups_n):
+    assert_nothing_is_cut_off(draw_figure(bundle, groups_n))
+    figure = draw_figure(bundle, groups_n, xy_bundle_pt2=bundle.bundle_ptk[:, :, :2])
     thin = [
-        found for found in part(figure, "plane").collections if isinstance(found, matplotlib.collections.LineCollection)
+        found
+        for found in panel(figure, "plane").collections
+        if isinstance(found, matplotlib.collections.LineCollection)
     ]
     np.testing.assert_allclose(thin[0].get_segments(), bundle.bundle_ptk[:, :, :2])
     assert "4 paired trajectories" in [text for texts in legends(figure) for text in texts]
 
 
-def test_waypoints_in_between_are_marked(adata, model, groups_n):
+def test_intermediate_waypoints_are_marked(adata, model, groups_n):
     through = interpolated(adata, model, groups_n, ("stem", "progenitor", "mature_1"))
     ((label, step),) = waypoint_steps(through, groups_n)
     assert label == "progenitor"
     assert 0 < step < 11
-    figure = drawn(through, groups_n)
+    figure = draw_figure(through, groups_n)
     assert "waypoint" in [text for texts in legends(figure) for text in texts]
-    assert "progenitor" in {text.get_text() for text in part(figure, "plane").texts}
+    assert "progenitor" in {text.get_text() for text in panel(figure, "plane").texts}
     assert waypoint_steps(through, None) == []
     thrice_pt2 = np.stack([through.z_tk[:, :2]] * 3)
-    everything = drawn(with_off(through, np.arange(12) > 8), groups_n, xy_bundle_pt2=thrice_pt2)
-    frame = part(everything, "plane").get_window_extent()
-    below = [legend for legend in everything.findobj(matplotlib.legend.Legend) if len(legend.get_texts()) != 1]
+    full_figure = draw_figure(with_off_manifold(through, np.arange(12) > 8), groups_n, xy_bundle_pt2=thrice_pt2)
+    frame = panel(full_figure, "plane").get_window_extent()
+    below = [legend for legend in full_figure.findobj(matplotlib.legend.Legend) if len(legend.get_texts()) != 1]
     for legend in below[:3]:
         assert legend.get_window_extent().x1 <= frame.x1
 
 
-def test_steps_lie_among_their_cells_and_ends_stay(trajectory, adata):
+def test_steps_in_the_plane_are_averages_of_near_cells(trajectory, adata):
     xy_n2 = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
     xy_t2 = steps_in_plane(trajectory, xy_n2)
     assert xy_t2.shape == (12, 2)
@@ -290,27 +292,27 @@ def test_steps_lie_among_their_cells_and_ends_stay(trajectory, adata):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_repeat_to_the_byte(tmp_path, trajectory, groups_n, kind):
+def test_figure_files_are_reproducible(tmp_path, trajectory, groups_n, kind):
     off_t = np.arange(12) > 8
     for name in ("first", "second"):
-        save_figure(drawn(with_off(trajectory, off_t), groups_n), tmp_path / f"{name}{kind}")
+        save_figure(draw_figure(with_off_manifold(trajectory, off_t), groups_n), tmp_path / f"{name}{kind}")
     first, second = ((tmp_path / f"{name}{kind}").read_bytes() for name in ("first", "second"))
     assert first == second
     assert first.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[kind])
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_callers_settings_neither_matter_nor_change(tmp_path, trajectory, groups_n):
-    save_figure(drawn(trajectory, groups_n), tmp_path / "plain.svg")
+def test_matplotlib_settings_of_the_caller_have_no_effect_and_are_kept(tmp_path, trajectory, groups_n):
+    save_figure(draw_figure(trajectory, groups_n), tmp_path / "plain.svg")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "svg.hashsalt": "mine"}):
         before = dict(matplotlib.rcParams)
-        save_figure(drawn(trajectory, groups_n), tmp_path / "styled.svg")
+        save_figure(draw_figure(trajectory, groups_n), tmp_path / "styled.svg")
         assert dict(matplotlib.rcParams) == before
     assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "styled.svg").read_bytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, kind):
+def test_failed_write_keeps_the_old_figure(tmp_path, monkeypatch, kind):
     target = tmp_path / f"plot{kind}"
     target.write_text("before")
 
@@ -325,7 +327,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, kind):
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
-def test_refused_files(tmp_path):
+def test_invalid_figure_files_are_refused(tmp_path):
     for name in ("plot.jpg", "plot", "plot.h5ad"):
         with pytest.raises(ConfigError, match=r"\.png, \.pdf, \.svg|no picture") as caught:
             check_figure_file(tmp_path / name, force=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import run_cli
 from simulated import counts_of, tiny_config, tree
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 from scvae_cli.config import ModelConfig, TrainConfig
 from scvae_cli.errors import ConfigError
@@ -62,7 +62,7 @@ def jacobian(vae: VAE, z_k: torch.Tensor) -> torch.Tensor:
     return torch.autograd.functional.jacobian(y, z_k)
 
 
-def positive(k: int, seed: int) -> torch.Tensor:
+def positive_definite(k: int, seed: int) -> torch.Tensor:
     root = torch.randn(k, k, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return root @ root.T + 0.1 * torch.eye(k, dtype=torch.float64)
 
@@ -88,7 +88,7 @@ def condition_numbers(model, counts) -> np.ndarray:
 # --- the penalty ------------------------------------------------------------------------------------------------------
 
 
-def test_metric_is_that_of_a_full_jacobian_without_dropout(vae):
+def test_metric_equals_a_full_jacobian_without_dropout(vae):
     vae.train()
     z_pk = torch.randn(4, K, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = pulled_back(vae, z_pk)
@@ -100,7 +100,7 @@ def test_metric_is_that_of_a_full_jacobian_without_dropout(vae):
 
 def test_unflatness_is_the_mean_over_pairs_of_tangents():
     """E[(uᵀMv/α − u·v)²] with u, v ~ N(0, C), divided by its scale in C, agrees within 4 standard errors."""
-    cov_kk, metric_pkk = positive(K, 0), torch.stack([positive(K, seed) for seed in (1, 2)])
+    cov_kk, metric_pkk = positive_definite(K, 0), torch.stack([positive_definite(K, seed) for seed in (1, 2)])
     n, noise = 400_000, torch.Generator().manual_seed(0)
     root_kk = torch.linalg.cholesky(cov_kk)
     u, v = (torch.randn(n, K, dtype=torch.float64, generator=noise) @ root_kk.T for _ in range(2))
@@ -110,8 +110,8 @@ def test_unflatness_is_the_mean_over_pairs_of_tangents():
     assert abs(unflatness(metric_pkk, cov_kk) - drawn.mean()) < 4 * drawn.std() / n**0.5
 
 
-def test_unflatness_is_the_plain_norm_where_directions_are_used_alike():
-    metric_pkk = torch.stack([positive(5, seed) for seed in (1, 2, 3)])
+def test_unflatness_is_the_plain_norm_if_all_directions_are_used_equally():
+    metric_pkk = torch.stack([positive_definite(5, seed) for seed in (1, 2, 3)])
     alpha = metric_pkk.diagonal(dim1=1, dim2=2).mean()
     expected = (metric_pkk / alpha - torch.eye(5, dtype=torch.float64)).square().sum((1, 2)).mean()
     for scale in (0.3, 40.0):
@@ -119,19 +119,19 @@ def test_unflatness_is_the_plain_norm_where_directions_are_used_alike():
         assert unflatness(metric_pkk, cov_kk) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_scaled_isometry_costs_nothing_and_scale_neither():
-    cov_kk = positive(4, 0)
+def test_penalty_of_a_scaled_isometry_is_zero_and_scale_has_no_effect():
+    cov_kk = positive_definite(4, 0)
     isometry_pkk = 7.0 * torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
     assert abs(unflatness(isometry_pkk, cov_kk)) < 1e-12
     assert abs(unevenness(isometry_pkk)) < 1e-4
-    metric_pkk = torch.stack([positive(4, seed) for seed in (1, 2)])
+    metric_pkk = torch.stack([positive_definite(4, seed) for seed in (1, 2)])
     assert unflatness(metric_pkk, cov_kk) > 0.01
     assert unevenness(metric_pkk) > 0.01
     assert unflatness(30 * metric_pkk, cov_kk) == pytest.approx(float(unflatness(metric_pkk, cov_kk)))
     assert unevenness(30 * metric_pkk) == pytest.approx(float(unevenness(metric_pkk)))
 
 
-def test_unevenness_of_a_blind_direction_is_finite_and_pulls_hardest_there():
+def test_unevenness_has_finite_gradients_in_an_unresponsive_direction():
     metric_pkk = torch.diag(torch.tensor([4.0, 2.0, 1e-3, 0.0])).repeat(2, 1, 1).requires_grad_(True)
     value = unevenness(metric_pkk)
     value.backward()
@@ -141,7 +141,7 @@ def test_unevenness_of_a_blind_direction_is_finite_and_pulls_hardest_there():
     assert slope_k[3] < 100 * slope_k[2] < 0
 
 
-def test_stress_is_what_the_best_common_scale_leaves():
+def test_stress_is_the_residual_after_the_best_common_scale():
     rng = np.random.default_rng(0)
     length, distance = rng.uniform(1, 9, (2, 30))
     best = np.linalg.lstsq(length[:, None], distance, rcond=None)
@@ -151,15 +151,15 @@ def test_stress_is_what_the_best_common_scale_leaves():
     assert abs(stress(torch.tensor(7 * distance), torch.tensor(distance))) < 1e-12
 
 
-def test_lengths_are_those_of_chords_along_straight_lines(vae):
+def test_lengths_are_sums_of_chords_along_straight_lines(vae):
     """There are as many lines as cells, and each cell is the end of two lines."""
     mean_nk = torch.randn(5, K, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(0)
     length_p, distance_p = lengths_between(vae, mean_nk)
     vae.eval()
     torch.manual_seed(0)
-    tour = torch.randperm(5).tolist()
-    pairs = list(zip(tour, tour[1:] + tour[:1], strict=True))
+    order = torch.randperm(5).tolist()
+    pairs = list(zip(order, order[1:] + order[:1], strict=True))
     expected = {}
     for a, b in pairs:
         line_tk = torch.stack([(1 - t / 3) * mean_nk[a] + t / 3 * mean_nk[b] for t in range(4)])
@@ -169,17 +169,17 @@ def test_lengths_are_those_of_chords_along_straight_lines(vae):
     assert distance_p.tolist() == pytest.approx([float((mean_nk[a] - mean_nk[b]).norm()) for a, b in pairs])
 
 
-def test_cells_move_for_the_distances_between_them_and_not_to_where_the_decoder_is_flat(vae, monkeypatch):
+def test_positions_of_cells_get_gradients_from_the_stress_alone(vae, monkeypatch):
     vae.float().train()
     mean_nk, z_nk = (torch.randn(10, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
     torch.manual_seed(0)
-    together = torch.autograd.grad(flatness_penalty(vae, mean_nk, z_nk), mean_nk)[0]
+    total = torch.autograd.grad(flatness_penalty(vae, mean_nk, z_nk), mean_nk)[0]
     # The penalty draws the points at which M is computed, and then the order in which lines join the cells.
     torch.manual_seed(0)
     torch.randint(10, (flatness._SAMPLES,))
     of_stress = torch.autograd.grad(stress(*lengths_between(vae, mean_nk)), mean_nk)[0]
-    assert together.any()
-    assert torch.equal(together, of_stress)
+    assert total.any()
+    assert torch.equal(total, of_stress)
     monkeypatch.setattr(flatness, "stress", lambda *_: torch.zeros(()))
     flatness_penalty(vae, mean_nk, z_nk).backward()
     assert mean_nk.grad is None
@@ -200,10 +200,10 @@ def test_penalty_of_a_collapsed_posterior_is_finite(vae):
     assert torch.isfinite(vae.decoder.first.weight.grad).all()
 
 
-# --- training with it -------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_off_means_off_to_the_bit(counts, monkeypatch):
+def test_flat_zero_does_not_change_the_weights(counts, monkeypatch):
     """Without --flat, no random number is drawn and no term is added, even if the penalty cannot be computed."""
     plain = run(counts, tiny_config(max_epochs=3))
     monkeypatch.setattr(flatness, "pulled_back", None)
@@ -218,30 +218,30 @@ def test_flat_lowers_the_condition_number(counts):
     assert after < before - np.log(2)
 
 
-def test_stress_alone_makes_lengths_grow_with_distances(counts, monkeypatch):
+def test_stress_alone_makes_lengths_proportional_to_distances(counts, monkeypatch):
     for other in ("_FLATNESS", "_EVENNESS"):
         monkeypatch.setattr(flatness, other, 0.0)
-    left = []
+    remaining = []
     for weight in (0.0, 3.0):
         model = run(counts, tiny_config(max_epochs=25, flat=weight))
         kept = np.flatnonzero(np.isin(counts.gene_names, model.genes))
         mean_nk = posteriors(model, counts.genes(kept)).mean_nk
         torch.manual_seed(0)
         drawn = [lengths_between(model.vae, mean_nk) for _ in range(25)]
-        left.append(float(stress(torch.cat([one[0] for one in drawn]), torch.cat([one[1] for one in drawn]))))
-    assert left[1] < 0.5 * left[0]
+        remaining.append(float(stress(torch.cat([one[0] for one in drawn]), torch.cat([one[1] for one in drawn]))))
+    assert remaining[1] < 0.5 * remaining[0]
 
 
-def test_flat_repeats_and_resumes_to_the_bit(counts, tmp_path):
+def test_training_with_flat_is_reproducible_and_resumes_exactly(counts, tmp_path):
     config = tiny_config(max_epochs=5, flat=1.0)
-    whole = run(counts, config)
+    uninterrupted = run(counts, config)
     torch.rand(3)  # the caller's random state does not matter
-    assert same_weights(whole, run(counts, config))
+    assert same_weights(uninterrupted, run(counts, config))
     folder = tmp_path / "m.scvae"
-    asked = iter(range(1, 100))
-    events = list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(asked) == 2))
+    calls = iter(range(1, 100))
+    events = list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(calls) == 2))
     assert events[-1] == Stopped(epoch=2)
-    assert same_weights(whole, run(counts, config, model_folder=folder, resume=True))
+    assert same_weights(uninterrupted, run(counts, config, model_folder=folder, resume=True))
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
@@ -253,11 +253,11 @@ def test_flat_works_with_batches_and_every_likelihood(likelihood):
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_weight_that_cannot_be_meant(value):
+def test_invalid_weights_are_refused(value):
     with pytest.raises(ConfigError, match="--flat"):
         dataclasses.replace(TrainConfig(), flat=value)
 
 
-def test_option_reaches_the_configuration(bench):
-    refused(bench.folder, bench.train("--flat", "-1"), USAGE, "--flat is -1")
+def test_train_has_the_option_flat(bench):
+    assert_refused(bench.folder, bench.train_args("--flat", "-1"), USAGE, "--flat is -1")
     assert "--flat" in run_cli("train", "--help").out

@@ -52,7 +52,19 @@ FLOORS = {
     "scvae_cli.api": 6.0,
     "scvae_cli.cli": 6.0,
 }
-HEAVY = {"torch", "numba", "numpy", "scipy", "pandas", "anndata", "scanpy", "h5py", "matplotlib", "safetensors", "rich"}
+LARGE_LIBRARIES = {
+    "torch",
+    "numba",
+    "numpy",
+    "scipy",
+    "pandas",
+    "anndata",
+    "scanpy",
+    "h5py",
+    "matplotlib",
+    "safetensors",
+    "rich",
+}
 # Modules of `data` that open HDF5 files although their names do not begin with h5ad.
 _OPENING = ("data.patient_file", "data.file_kinds", "data.modalities", "data.tenx_h5", "data.hdf5_filters")
 BANNED = {"utils", "util", "base", "common", "helpers", "misc"}
@@ -65,9 +77,9 @@ def name_of(path: Path) -> str:
 
 def floor_of(module: str) -> tuple[str, float] | None:
     """Return the package (or single module) to which a module belongs, and its floor; None for the package root."""
-    for room, floor in FLOORS.items():
-        if module == room or module.startswith(f"{room}."):
-            return room, floor
+    for package, floor in FLOORS.items():
+        if module == package or module.startswith(f"{package}."):
+            return package, floor
     return None
 
 
@@ -99,17 +111,17 @@ def test_imports_go_down(path):
     if module in ("scvae_cli", "scvae_cli.__main__"):
         return
     here = floor_of(module)
-    assert here is not None, f"{module} stands on no floor"
+    assert here is not None, f"{module} is on no floor"
     for imported in imports(parsed(path)):
         there = floor_of(imported)
         if there is None or there[0] == here[0]:
             continue
-        on_the_ground = here[1] == there[1] == 0
-        assert there[1] < here[1] or on_the_ground, f"{module} (floor {here[1]:g}) imports {imported} ({there[1]:g})"
+        both_on_floor_0 = here[1] == there[1] == 0
+        assert there[1] < here[1] or both_on_floor_0, f"{module} (floor {here[1]:g}) imports {imported} ({there[1]:g})"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_type_checking_imports_go_down_too(path):
+def test_type_checking_imports_go_down(path):
     """A module that imports a type from a higher floor would depend on its callers."""
     here = floor_of(name_of(path))
     if here is None:
@@ -120,7 +132,7 @@ def test_type_checking_imports_go_down_too(path):
             assert there is None or there[1] <= here[1], f"{name_of(path)} imports {node.module}"
 
 
-def test_nothing_imports_the_root():
+def test_no_module_imports_the_package_root():
     for path in MODULES:
         module = name_of(path)
         if module in ("scvae_cli", "scvae_cli.__main__"):
@@ -133,7 +145,7 @@ def test_nothing_imports_the_root():
                 assert all((PACKAGE / alias.name).is_dir() for alias in node.names), module
 
 
-def test_no_circles_between_files():
+def test_no_circular_imports_between_files():
     """Not even imports in functions or for type checking are allowed."""
     known = {name_of(path): path for path in MODULES}
     waiting = {}
@@ -163,7 +175,7 @@ BETWEEN_TOOLS = {
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "tools").rglob("*.py")), ids=name_of)
-def test_capabilities_do_not_lean_on_each_other(path):
+def test_tools_import_only_the_tools_that_they_may_use(path):
     module = name_of(path)
     here = module.split(".")[2] if module.count(".") > 1 else ""
     for imported in imports(parsed(path)):
@@ -173,7 +185,7 @@ def test_capabilities_do_not_lean_on_each_other(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_one_room_opens_hdf5(path):
+def test_only_the_data_package_opens_hdf5_files(path):
     opens = any(
         isinstance(node, ast.Call) and ast.unparse(node.func) in ("h5py.File", "File")
         for node in ast.walk(parsed(path))
@@ -182,23 +194,25 @@ def test_only_one_room_opens_hdf5(path):
     assert not opens or module.startswith("data.h5ad") or module in _OPENING
 
 
-LIGHT = [*(PACKAGE / "cli").glob("*.py"), *(PACKAGE / "tools").glob("*/options.py")]
-LIGHT += [PACKAGE / f"{name}.py" for name in ("options", "shared_options", "verb", "verbs", "config", "config_file")]
+HELP_MODULES = [*(PACKAGE / "cli").glob("*.py"), *(PACKAGE / "tools").glob("*/options.py")]
+HELP_MODULES += [
+    PACKAGE / f"{name}.py" for name in ("options", "shared_options", "verb", "verbs", "config", "config_file")
+]
 
 
-@pytest.mark.parametrize("path", sorted(LIGHT), ids=name_of)
-def test_what_help_reads_imports_nothing_heavy_at_the_top(path):
-    assert not {name.split(".")[0] for name in imports(parsed(path), top_level_only=True)} & HEAVY
+@pytest.mark.parametrize("path", sorted(HELP_MODULES), ids=name_of)
+def test_modules_read_by_help_import_no_large_libraries(path):
+    assert not {name.split(".")[0] for name in imports(parsed(path), top_level_only=True)} & LARGE_LIBRARIES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_files_are_one_idea(path):
+def test_files_have_a_docstring_and_no_catch_all_name(path):
     assert not {*path.relative_to(PACKAGE).with_suffix("").parts} & BANNED
-    assert ast.get_docstring(parsed(path)), "a file says what its idea is"
+    assert ast.get_docstring(parsed(path)), "the docstring of a file says what the file contains"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_questions_neither_read_nor_write_files(path):
+def test_computations_neither_read_nor_write_files(path):
     if not name_of(path).startswith(("scvae_cli.latent.", "scvae_cli.tools.")):
         return
     calls = {ast.unparse(node.func) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)}

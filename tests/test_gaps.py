@@ -42,18 +42,18 @@ def expected_gaps(model, x_ng: np.ndarray) -> tuple[float, float]:
     variational = 0.5 * (np.log(diagonal_k).sum() - np.linalg.slogdet(precision_kk)[1])
     # KL(q ‖ posterior) of the encoder's Gaussians is the sum of both gaps.
     off_nk, var_nk = q.mean_nk.double().numpy() - mean_nk, q.var_nk.double().numpy()
-    whole_n = 0.5 * (
+    total_n = 0.5 * (
         var_nk @ diagonal_k
         + np.einsum("nk,kj,nj->n", off_nk, precision_kk, off_nk)
         - len(diagonal_k)
         - np.log(var_nk).sum(1)
         - np.linalg.slogdet(precision_kk)[1]
     )
-    return float(whole_n.mean() - variational), float(variational)
+    return float(total_n.mean() - variational), float(variational)
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_gaps_are_those_of_the_closed_form(orthogonal):
+def test_gaps_equal_the_closed_form(orthogonal):
     model = linear_model()
     head = model.vae.decoder.head
     if orthogonal:
@@ -76,7 +76,7 @@ def test_gaps_are_those_of_the_closed_form(orthogonal):
     assert (found.encoder_n <= log_p_n + 0.5).all()
 
 
-def test_a_diagnosis_of_real_numbers_leaves_zeros_and_thinning_out():
+def test_diagnosis_of_real_numbers_omits_zeros_and_thinning():
     random = np.random.default_rng(0)
     z_nk, w_kg = random.standard_normal((300, 2)), random.standard_normal((2, 9))
     adata = ad_of(z_nk @ w_kg + 0.3 * random.standard_normal((300, 9)) - 1)

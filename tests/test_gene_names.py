@@ -30,7 +30,7 @@ def named_genes(draw) -> GeneNames:
 
 
 @given(named_genes())
-def test_what_is_shown_names_the_gene(genes):
+def test_shown_names_are_unique_and_identify_the_genes(genes):
     shown = genes.shown(genes.ids)
     assert len(set(shown)) == len(shown)
     assert genes.ids_of(shown) == genes.ids
@@ -43,16 +43,16 @@ def test_what_is_shown_names_the_gene(genes):
 
 
 @given(named_genes(), NAMES)
-def test_a_name_is_an_id_or_the_symbol_of_one_gene(genes, name):
-    carriers = [gene for gene, symbol in zip(genes.ids, genes.symbols, strict=True) if symbol == name]
+def test_name_must_be_an_id_or_the_symbol_of_one_gene(genes, name):
+    matching = [gene for gene, symbol in zip(genes.ids, genes.symbols, strict=True) if symbol == name]
     if name in genes.ids:
         assert genes.ids_of(name) == (name,)
-    elif len(carriers) == 1:
-        assert genes.ids_of([name]) == tuple(carriers)
+    elif len(matching) == 1:
+        assert genes.ids_of([name]) == tuple(matching)
     else:
         with pytest.raises(DataError) as caught:
             genes.ids_of([name])
-        assert all(gene in caught.value.message for gene in carriers[:5])
+        assert all(gene in caught.value.message for gene in matching[:5])
         assert "\n" not in str(caught.value)
         assert caught.value.hint
 
@@ -64,7 +64,7 @@ def test_without_symbols_names_are_ids(ids):
     assert genes.shown(ids) == list(genes.ids_of(ids)) == ids
 
 
-def test_messages_name_what_is_near():
+def test_messages_suggest_similar_names():
     genes = GeneNames(
         ids=("ENSG1", "ENSG2", "ENSG3", "ENSG4"),
         symbols=("GATA1", "TBCE", "TBCE", None),
@@ -91,7 +91,7 @@ def test_messages_name_what_is_near():
     assert genes.shown(["ENSG4", "ENSG2", "elsewhere"]) == ["ENSG4", "TBCE (ENSG2)", "elsewhere"]
 
 
-# --- of data ----------------------------------------------------------------------------------------------------------
+# --- names in data ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -113,7 +113,7 @@ def store(request, tmp_path):
     return open_store(path)
 
 
-def test_symbols_of_data(store):
+def test_symbols_are_read_from_var(store):
     genes = gene_names(store, "symbol")
     assert genes.symbols == ("GATA1", "TBCE", "TBCE", None, None)
     assert genes.shown(genes.ids) == ["GATA1", "TBCE (ENSG1)", "TBCE (ENSG2)", "ENSG3", "ENSG4"]
@@ -121,7 +121,7 @@ def test_symbols_of_data(store):
     assert gene_names(store).ids_of("ENSG4") == ("ENSG4",)
 
 
-def test_only_some_genes_can_be_asked_for(store):
+def test_only_genes_of_the_model_can_be_named(store):
     genes = gene_names(store, "symbol", ids=("ENSG1", "ENSG9"))
     # The model has only one of the two genes with the symbol TBCE.
     assert genes.ids_of(["TBCE", "ENSG9"]) == ("ENSG1", "ENSG9")
@@ -131,7 +131,7 @@ def test_only_some_genes_can_be_asked_for(store):
             genes.ids_of([name])
 
 
-def test_columns_that_hold_no_symbols_are_refused(store):
+def test_columns_without_symbols_are_refused(store):
     with pytest.raises(DataError, match="no column 'name' in var") as caught:
         gene_names(store, "name")
     assert caught.value.hint.startswith("--gene-symbols takes one of: ")
@@ -141,7 +141,7 @@ def test_columns_that_hold_no_symbols_are_refused(store):
         gene_names(store, "empty")
 
 
-def test_a_session_names_the_genes_of_its_model(trained):
+def test_session_has_the_gene_names_of_its_model(trained):
     adata = ad.read_h5ad(trained.data)
     adata.var["symbol"] = [f"s{i}" for i in range(adata.n_vars)]
     session = Session.open(adata, trained.model, device="cpu", gene_symbols="symbol")
@@ -155,7 +155,7 @@ def test_a_session_names_the_genes_of_its_model(trained):
         Session.open(adata, trained.model, device="cpu", gene_symbols="name")
 
 
-def test_a_gene_list_of_symbols_chooses_what_is_trained_on(store, tmp_path):
+def test_gene_list_of_symbols_selects_the_training_genes(store, tmp_path):
     counts, path = read_counts(store), tmp_path / "genes.txt"
     chosen = DataConfig(genes=f"@{path}")
     path.write_text("ENSG4\nGATA1\n")
@@ -175,11 +175,11 @@ def test_a_gene_list_of_symbols_chooses_what_is_trained_on(store, tmp_path):
 
 
 @given(st.lists(st.text("abc-.", min_size=1, max_size=4), min_size=1, max_size=6))
-def test_a_list_of_genes_names_each_once(names):
+def test_list_of_genes_is_parsed_without_duplicates(names):
     assert parse_genes("--genes", " ,".join(names)) == tuple(dict.fromkeys(names))
 
 
-def test_a_file_may_name_genes_with_commas(tmp_path):
+def test_names_in_a_gene_file_may_contain_commas(tmp_path):
     path = tmp_path / "genes.txt"
     path.write_text("\ufeffA,B\r\nC\n\n C \n", encoding="utf-8")
     assert parse_genes("--genes", f"@{path}") == ("A,B", "C")

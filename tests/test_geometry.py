@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from handmade import plain_coordinates, plain_mean, theta_of, wild_vae
+from handmade import plain_coordinates, plain_mean, random_vae, theta_of
 from scipy import stats
 
 from scvae_cli.model.geometry import Geometry
@@ -27,7 +27,7 @@ CASES = [
 every_decoder = pytest.mark.parametrize(("likelihood", "n_layers", "batches"), CASES)
 
 
-def some(*shape: int, seed: int = 0) -> torch.Tensor:
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -50,19 +50,21 @@ def divergence(mean_g: np.ndarray, other_g: np.ndarray, theta_g: np.ndarray | No
 @every_decoder
 def test_metric_is_the_curvature_of_the_divergence(likelihood, n_layers, batches):
     """KL(p(z) ‖ p(z + εv)) → ½ε² vᵀMv; both signs of v cancel the third order."""
-    vae = wild_vae(likelihood, n_layers=n_layers, batches=batches)
+    vae = random_vae(likelihood, n_layers=n_layers, batches=batches)
     theta = None if theta_of(vae) is None else theta_of(vae).numpy()
-    z_k, step = some(3, seed=1), 1e-3
+    z_k, step = normal(3, seed=1), 1e-3
     metric_kk = Geometry(vae).metric(z_k[None])[0]
     mean_g = plain_mean(vae, z_k, LIBRARY).numpy()
-    for v_k in some(4, 3, seed=2):
-        both = [divergence(mean_g, plain_mean(vae, z_k + s * step * v_k, LIBRARY).numpy(), theta) for s in (1, -1)]
-        assert sum(both) / step**2 == pytest.approx(float(v_k @ metric_kk @ v_k), rel=1e-4)
+    for v_k in normal(4, 3, seed=2):
+        divergences = [
+            divergence(mean_g, plain_mean(vae, z_k + s * step * v_k, LIBRARY).numpy(), theta) for s in (1, -1)
+        ]
+        assert sum(divergences) / step**2 == pytest.approx(float(v_k @ metric_kk @ v_k), rel=1e-4)
 
 
-def test_metric_of_many_points_is_that_of_each():
-    geometry = Geometry(wild_vae(batches=("a", "b")))
-    z_nk = some(130, 3)
+def test_metric_of_many_points_equals_that_of_single_points():
+    geometry = Geometry(random_vae(batches=("a", "b")))
+    z_nk = normal(130, 3)
     together = geometry.metric(z_nk)
     torch.testing.assert_close(together, torch.cat([geometry.metric(z_k[None]) for z_k in z_nk]))
     torch.testing.assert_close(together, together.transpose(1, 2))
@@ -74,8 +76,8 @@ def test_metric_of_many_points_is_that_of_each():
 
 @every_decoder
 def test_push_is_the_derivative_of_the_coordinates(likelihood, n_layers, batches):
-    vae = wild_vae(likelihood, n_layers=n_layers, batches=batches)
-    z_nk, v_mnk = some(5, 3), some(2, 5, 3, seed=1)
+    vae = random_vae(likelihood, n_layers=n_layers, batches=batches)
+    z_nk, v_mnk = normal(5, 3), normal(2, 5, 3, seed=1)
     y_ng, pushed_mng = Geometry(vae).push(z_nk, v_mnk)
     for v_nk, pushed_ng in zip(v_mnk, pushed_mng, strict=True):
         expected, derivative = torch.func.jvp(lambda z: plain_coordinates(vae, z, LIBRARY), (z_nk,), (v_nk,))
@@ -86,30 +88,30 @@ def test_push_is_the_derivative_of_the_coordinates(likelihood, n_layers, batches
 
 @every_decoder
 def test_coordinates_have_the_gradient_of_the_formula(likelihood, n_layers, batches):
-    vae = wild_vae(likelihood, n_layers=n_layers, batches=batches)
-    z_nk, weight_ng = some(5, 3).requires_grad_(True), some(5, 6, seed=1)
+    vae = random_vae(likelihood, n_layers=n_layers, batches=batches)
+    z_nk, weight_ng = normal(5, 3).requires_grad_(True), normal(5, 6, seed=1)
     (found,) = torch.autograd.grad((Geometry(vae).coordinates(z_nk) * weight_ng).sum(), z_nk)
     (expected,) = torch.autograd.grad((plain_coordinates(vae, z_nk, LIBRARY) * weight_ng).sum(), z_nk)
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("batches", [(), ("a", "b")])
-def test_pushed_tangents_are_differentiable_themselves(batches):
-    geometry = Geometry(wild_vae(n_layers=2, batches=batches))
-    inputs = some(2, 3).requires_grad_(True), some(1, 2, 3, seed=1).requires_grad_(True)
+def test_pushed_tangents_are_differentiable(batches):
+    geometry = Geometry(random_vae(n_layers=2, batches=batches))
+    inputs = normal(2, 3).requires_grad_(True), normal(1, 2, 3, seed=1).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda z, v: geometry.push(z, v), inputs)
 
 
-def test_dropout_and_mode_do_not_matter():
-    vae = wild_vae(n_layers=2)
-    z_nk = some(4, 3)
-    quiet = Geometry(vae).metric(z_nk)
-    assert torch.equal(Geometry(vae.train()).metric(z_nk), quiet)
+def test_metric_does_not_depend_on_dropout_and_mode():
+    vae = random_vae(n_layers=2)
+    z_nk = normal(4, 3)
+    expected = Geometry(vae).metric(z_nk)
+    assert torch.equal(Geometry(vae.train()).metric(z_nk), expected)
 
 
-def test_depth_is_the_median_unless_told():
-    vae = wild_vae("poisson")
-    z_nk = some(4, 3)
+def test_default_library_size_is_the_median():
+    vae = random_vae("poisson")
+    z_nk = normal(4, 3)
     torch.testing.assert_close(Geometry(vae).coordinates(z_nk), Geometry(vae, library=LIBRARY).coordinates(z_nk))
     # For a Poisson, y = 2√(ℓρ).
     torch.testing.assert_close(
@@ -121,8 +123,8 @@ def test_depth_is_the_median_unless_told():
 
 
 @pytest.mark.parametrize("theta_g", [None, torch.tensor([1e-3, 0.2, 1.0, 50.0, 1e4], dtype=torch.float64)])
-def test_isometric_has_the_derivative_it_was_given(theta_g):
-    mean_ng = torch.exp(3 * some(7, 5)).requires_grad_(True)
+def test_isometric_has_the_correct_gradient(theta_g):
+    mean_ng = torch.exp(3 * normal(7, 5)).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda mean: isometric(mean, theta_g), mean_ng, eps=1e-7)
 
 
@@ -147,11 +149,11 @@ def test_extreme_means_are_finite_and_exact(theta):
     np.testing.assert_allclose(y_ng[0].detach(), expected, rtol=1e-5)
 
 
-def test_a_decoder_that_silences_genes_has_a_finite_metric():
-    vae = wild_vae().float()
+def test_decoder_with_silent_genes_has_a_finite_metric():
+    vae = random_vae().float()
     with torch.no_grad():
         vae.decoder.head.outputs.bias[:] = torch.tensor([-200.0, -60.0, -20.0, 0.0, 5.0, 20.0])
-    z_nk = some(4, 3).float().requires_grad_(True)
+    z_nk = normal(4, 3).float().requires_grad_(True)
     geometry = Geometry(vae, library=1e6)
     assert torch.isfinite(geometry.metric(z_nk)).all()
     (gradient,) = torch.autograd.grad(geometry.coordinates(z_nk).sum(), z_nk)
@@ -161,31 +163,31 @@ def test_a_decoder_that_silences_genes_has_a_finite_metric():
 # --- lengths ----------------------------------------------------------------------------------------------------------
 
 
-def test_length_does_not_depend_on_how_fast_a_way_is_walked():
-    vae = wild_vae(k=2, g=20)
+def test_length_does_not_depend_on_the_speed():
+    vae = random_vae(k=2, g=20)
     geometry = Geometry(vae)
 
-    def way(s: np.ndarray) -> np.ndarray:
+    def path(s: np.ndarray) -> np.ndarray:
         return np.stack([2 * np.cos(3 * s), s - 1], axis=1)
 
     s, vae32 = np.linspace(0, 1, 801), Geometry(vae.float())
-    lengths = [step_lengths(vae32, way(warped)).sum() for warped in (s, s**2, np.sin(np.pi / 2 * s))]
+    lengths = [step_lengths(vae32, path(warped)).sum() for warped in (s, s**2, np.sin(np.pi / 2 * s))]
     assert max(lengths) - min(lengths) < 1e-3 * min(lengths)
     # The length is also the integral of the speed in the metric.
     middle = (s[1:] + s[:-1]) / 2
     velocity_tk = torch.as_tensor(np.stack([-6 * np.sin(3 * middle), np.ones_like(middle)], axis=1))
-    metric_tkk = geometry.metric(torch.as_tensor(way(middle)).float()).double()
+    metric_tkk = geometry.metric(torch.as_tensor(path(middle)).float()).double()
     speed_t = torch.einsum("tk,tkj,tj->t", velocity_tk, metric_tkk, velocity_tk).sqrt()
     assert lengths[0] == pytest.approx(float(speed_t.mean()), rel=1e-3)
 
 
 def test_length_does_not_depend_on_latent_coordinates():
-    vae, turned = wild_vae(k=2, g=20).float(), wild_vae(k=2, g=20).float()
+    vae, transformed = random_vae(k=2, g=20).float(), random_vae(k=2, g=20).float()
     stretch_kk = torch.tensor([[0.5, 2.0], [-1.0, 3.0]])
     with torch.no_grad():
         # The tangents enter at both places at which the decoder uses the position: the first layer and the last layer.
-        for weight in (turned.decoder.first.weight, turned.decoder.head.outputs.weight[:, -2:]):
+        for weight in (transformed.decoder.first.weight, transformed.decoder.head.outputs.weight[:, -2:]):
             weight.copy_(weight @ torch.linalg.inv(stretch_kk))
-    way_tk = np.linspace([-1.0, 2.0], [1.0, -0.5], 50)
-    found = step_lengths(Geometry(turned), way_tk @ stretch_kk.T.numpy())
-    np.testing.assert_allclose(found, step_lengths(Geometry(vae), way_tk), rtol=1e-3, atol=1e-5)
+    path_tk = np.linspace([-1.0, 2.0], [1.0, -0.5], 50)
+    found = step_lengths(Geometry(transformed), path_tk @ stretch_kk.T.numpy())
+    np.testing.assert_allclose(found, step_lengths(Geometry(vae), path_tk), rtol=1e-3, atol=1e-5)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from simulated import TINY, tree
 
 import scvae_cli as scvae
@@ -53,19 +53,19 @@ def on_cpu(cells):
     ("precision", "compile"),
     [("fp32", False), ("auto", False), ("bf16", False), pytest.param("auto", True, marks=needs_triton)],
 )
-def test_a_training_is_as_good_as_on_the_cpu(cells, on_cpu, precision, compile):
+def test_training_is_as_good_as_on_the_cpu(cells, on_cpu, precision, compile):
     model = trained(cells, compile=compile, precision=precision)
     assert DEVICE in model.facts["compute"]
     assert model.facts["heldout_elbo"] == pytest.approx(on_cpu.facts["heldout_elbo"], rel=5e-3)
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_triton)], ids=["recorded", "compiled"])
-def test_deterministic_trainings_repeat_to_the_bit(cells, compile):
+def test_deterministic_trainings_are_identical(cells, compile):
     options = {"deterministic": True, "compile": compile, "max_epochs": 5}
     assert same_weights(trained(cells, **options), trained(cells, **options))
 
 
-def test_counts_that_do_not_fit_on_the_card_train_the_same_model(cells, monkeypatch):
+def test_counts_that_do_not_fit_in_gpu_memory_give_the_same_model(cells, monkeypatch):
     options = {"deterministic": True, "max_epochs": 5}
     resident = trained(cells, **options)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 0))
@@ -75,27 +75,27 @@ def test_counts_that_do_not_fit_on_the_card_train_the_same_model(cells, monkeypa
 @pytest.mark.parametrize(
     "options", [{"likelihood": "nb", "decoder": "linear"}, {"likelihood": "poisson"}, {"flat": 1.0}]
 )
-def test_other_models_train(cells, options):
+def test_other_models_train_as_well_as_on_the_cpu(cells, options):
     on_cpu = trained(cells, **options, device="cpu", precision="fp32", max_epochs=10)
     model = trained(cells, **options, max_epochs=10)
     assert model.facts["heldout_elbo"] == pytest.approx(on_cpu.facts["heldout_elbo"], rel=1e-2)
 
 
-def test_real_numbers_train(cells):
+def test_real_numbers_train_as_well_as_on_the_cpu(cells):
     values = ad.AnnData(np.log1p(cells.X.toarray() if sp.issparse(cells.X) else cells.X), obs=cells.obs, var=cells.var)
     options = {"likelihood": "normal", "max_epochs": 10}
     on_cpu, model = trained(values, **options, device="cpu", precision="fp32"), trained(values, **options)
     assert model.facts["heldout_elbo"] == pytest.approx(on_cpu.facts["heldout_elbo"], rel=1e-2)
 
 
-def test_the_callers_random_numbers_stay_as_they_were(cells):
+def test_random_state_of_the_caller_does_not_change(cells):
     states = [torch.random.get_rng_state] + [torch.cuda.get_rng_state] * ON_GPU
     before = [state() for state in states]
     trained(cells, max_epochs=2)
     assert all(torch.equal(state(), value) for state, value in zip(states, before, strict=True))
 
 
-def test_commands_answer_as_on_the_cpu(cells, on_cpu, tmp_path):
+def test_commands_give_the_same_results_as_on_the_cpu(cells, on_cpu, tmp_path):
     """The tolerance is a hundredth of the spread, because a GPU multiplies in TF32."""
     model = tmp_path / "cells.scvae"
     on_cpu.save(model)
@@ -103,12 +103,21 @@ def test_commands_answer_as_on_the_cpu(cells, on_cpu, tmp_path):
     for device in ("cpu", DEVICE):
         data = tmp_path / f"{device.replace(':', '')}_cells.h5ad"
         cells.write_h5ad(data)
-        asked = [data, "-m", model, "--device", device]
-        run_well("embed", *asked)
-        run_well("denoise", *asked)
-        run_well("score", *asked, "--samples", "10", "--simulated", "100")
-        run_well(
-            "interpolate", *asked, "--groupby", "cell_type", "--from", "stem", "--to", "mature_1", "--path", "straight"
+        arguments = [data, "-m", model, "--device", device]
+        run_ok("embed", *arguments)
+        run_ok("denoise", *arguments)
+        run_ok("score", *arguments, "--samples", "10", "--simulated", "100")
+        run_ok(
+            "interpolate",
+            *arguments,
+            "--groupby",
+            "cell_type",
+            "--from",
+            "stem",
+            "--to",
+            "mature_1",
+            "--path",
+            "straight",
         )
         found[device] = ad.read_h5ad(data)
     theirs, ours = found["cpu"], found[DEVICE]

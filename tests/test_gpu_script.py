@@ -37,17 +37,17 @@ def planned(*arguments: str, **variables: str) -> dict[str, str]:
 
 
 def test_all_parts_together_take_at_most_nine_minutes():
-    told = script("--dry-run").stdout
-    limits = re.findall(r"^(\w+), at most (\d+) s", told, re.MULTILINE)
+    output = script("--dry-run").stdout
+    limits = re.findall(r"^(\w+), at most (\d+) s", output, re.MULTILINE)
     assert [part for part, _ in limits] == PARTS
-    in_all = re.search(r"^in all at most (\d+) s", told, re.MULTILINE)
-    assert in_all is not None
+    total = re.search(r"^in all at most (\d+) s", output, re.MULTILINE)
+    assert total is not None
     # Besides the limits of the parts, the sum contains the time in which a stopped part may end.
-    assert sum(int(limit) for _, limit in limits) < int(in_all[1]) <= NINE_MINUTES
+    assert sum(int(limit) for _, limit in limits) < int(total[1]) <= NINE_MINUTES
 
 
 @pytest.mark.parametrize("where", [(), ("--cpu",)], ids=["gpu", "cpu"])
-def test_every_command_has_the_options_that_it_is_given(where):
+def test_every_command_uses_existing_options(where):
     for part, command in planned(*where, SCVI_PYTHON="python").items():
         words = command.split()
         options = {word for word in words if word.startswith("--")}
@@ -71,13 +71,13 @@ def test_parts_can_be_chosen():
     assert list(planned("quality", "tests")) == ["install", "check", "simulate", "quality", "tests"]
 
 
-def test_a_part_that_is_not_there_is_a_mistake_of_usage():
+def test_unknown_part_is_a_usage_error():
     done = script("speed")
     assert done.returncode == 2
     assert "no part or option 'speed'" in done.stderr
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
+def test_script_without_a_gpu_fails_and_writes_nothing(tmp_path):
     out = tmp_path / "out"
     done = script(OUT=str(out), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 5, done.stderr

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from command_line import run_well
+from command_line import run_ok
 from simulated import TINY, learned
-from workbench import DATA, refused
+from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.tools.denoise.group_means import GroupSums
 
 
-def compared(raw_ng, denoised_ng, label_n, scale_n=None, *, of_counts=True, block=37):
+def means_of_groups(raw_ng, denoised_ng, label_n, scale_n=None, *, of_counts=True, block=37):
     """Compute the means of groups, with the cells added in blocks."""
     sums = GroupSums("type", label_n, [f"g{g}" for g in range(raw_ng.shape[1])], of_counts=of_counts)
     scale_n = np.ones(len(raw_ng)) if scale_n is None else scale_n
@@ -30,38 +30,38 @@ def compared(raw_ng, denoised_ng, label_n, scale_n=None, *, of_counts=True, bloc
     return sums.means()
 
 
-def test_means_and_errors_are_those_of_the_residuals():
+def test_means_and_errors_equal_those_of_the_residuals():
     random = np.random.default_rng(0)
     mean_ng, scale_n = random.gamma(2, 1.0, (200, 5)), random.gamma(5, 0.2, 200)
     raw_ng = random.poisson(mean_ng * random.gamma(0.5, 2.0, mean_ng.shape)).astype(float)
     label_n = np.asarray(["b", "a", None, "b", "a"] * 39 + ["rare"] * 5, dtype=object)
-    means = compared(raw_ng, scale_n[:, None] * mean_ng, label_n, scale_n)
+    means = means_of_groups(raw_ng, scale_n[:, None] * mean_ng, label_n, scale_n)
     assert means.groups == ("a", "b"), "a group of five cells is too small"
     by_group = pd.Series(label_n)
     for p, group in enumerate(means.groups):
-        mine = (by_group == group).to_numpy()
-        residual = scale_n[mine, None] * (raw_ng - mean_ng)[mine]
-        np.testing.assert_allclose(means.error_pg[p], residual.std(0, ddof=1) / np.sqrt(mine.sum()))
+        in_group = (by_group == group).to_numpy()
+        residual = scale_n[in_group, None] * (raw_ng - mean_ng)[in_group]
+        np.testing.assert_allclose(means.error_pg[p], residual.std(0, ddof=1) / np.sqrt(in_group.sum()))
         np.testing.assert_allclose((means.denoised_pg - means.raw_pg)[p], -residual.mean(0))
 
 
-def test_true_means_agree_and_leaked_ones_do_not():
+def test_true_means_agree_and_wrong_means_are_found():
     """Skewed counts of a thousand genes: correct means are rarely called different, and wrong means are found."""
     random = np.random.default_rng(1)
     mean_g = np.exp(random.normal(-1, 1.5, 1000))
     mean_ng = np.tile(mean_g, (600, 1)) * random.gamma(8, 1 / 8, (600, 1))
     raw_ng = random.poisson(mean_ng * random.gamma(1.0, 1.0, mean_ng.shape)).astype(float)
     label_n = np.asarray(["large"] * 400 + ["small"] * 200, dtype=object)
-    assert compared(raw_ng, mean_ng, label_n).differs_pg.sum() <= 1
+    assert means_of_groups(raw_ng, mean_ng, label_n).differs_pg.sum() <= 1
     # Gene 7 has no counts in the small group, where 0.7 counts per cell are expected.
     raw_ng[400:, 7], mean_ng[400:, 7] = 0, 0.7
-    leaked = compared(raw_ng, mean_ng, label_n)
-    assert leaked.worst[0] == (1, 7)
-    assert leaked.differs_pg.sum() <= 3
+    wrong = means_of_groups(raw_ng, mean_ng, label_n)
+    assert wrong.worst[0] == (1, 7)
+    assert wrong.differs_pg.sum() <= 3
 
 
 @functools.cache
-def sorted_types():
+def three_types():
     """Cells of three types, each with markers that the other types lack entirely, and a model of the cells."""
     random = np.random.default_rng(0)
     rate_pg = np.tile(random.gamma(2, 1.0, 90), (3, 1))
@@ -77,17 +77,17 @@ def sorted_types():
     return adata, scvae.train(adata, **options, genes="all")
 
 
-def test_absent_markers_stay_absent():
-    adata, model = sorted_types()
+def test_markers_do_not_appear_in_types_that_lack_them():
+    adata, model = three_types()
     denoised = scvae.denoise(adata, model, inplace=False).rows.whole()
-    without = scvae.denoise(adata, model, with_zero_inflation=False, inplace=False).rows.whole()
+    without_inflation = scvae.denoise(adata, model, with_zero_inflation=False, inplace=False).rows.whole()
     small = (adata.obs["type"] == "t2").to_numpy()
-    leaked, leaked_without = denoised[small, :40].mean(), without[small, :40].mean()
+    leaked, leaked_without = denoised[small, :40].mean(), without_inflation[small, :40].mean()
     assert leaked < 0.03 * 3
     assert leaked < 0.5 * leaked_without
 
 
-def test_expected_counts_are_those_of_a_zero_inflated_count():
+def test_expected_counts_include_zero_inflation():
     import torch
 
     adata, model = learned()
@@ -101,10 +101,10 @@ def test_expected_counts_are_those_of_a_zero_inflated_count():
     np.testing.assert_allclose(found, 500 * expected / expected.sum(1, keepdims=True), rtol=1e-3)
 
 
-def test_comparison_is_made_in_the_cells_own_batches():
+def test_means_are_compared_in_the_observed_batches():
     adata, model = learned()
-    asked = {"groupby": "batch", "inplace": False}
-    average, observed = (scvae.denoise(adata, model, batch_as=b, **asked) for b in ("average", "observed"))
+    options = {"groupby": "batch", "inplace": False}
+    average, observed = (scvae.denoise(adata, model, batch_as=b, **options) for b in ("average", "observed"))
     with pytest.raises(ConfigError, match="after all rows were read"):
         average.group_means()
     for result in (average, observed):
@@ -113,26 +113,28 @@ def test_comparison_is_made_in_the_cells_own_batches():
     assert scvae.denoise(adata, model, inplace=False).group_means() is None
 
 
-def test_disagreements_are_told(copied):
+def test_command_reports_differences_of_group_means(copied):
     adata = ad.read_h5ad(copied.data)
     adata.obs["kind"] = pd.Categorical(["even", "odd"] * (adata.n_obs // 2))
     adata.obs["single"] = [f"s{n}" for n in range(adata.n_obs)]
     adata.write_h5ad(copied.data)
-    asked = ("denoise", copied.data, "-m", copied.model)
-    told = json.loads(run_well(*asked, "--groupby", "kind", "--json").out)["group_means"]
-    assert (told["groupby"], told["n_groups"]) == ("kind", 2)
-    assert told["n_different"] <= told["n_compared"] == 2 * adata.var_names.isin(copied_genes(copied)).sum()
-    assert all(set(row) == {"gene", "group", "n_cells", "raw", "denoised", "error"} for row in told["worst"])
-    assert json.loads(run_well(*asked, "--json").out)["group_means"] is None
-    refused(copied.data.parent, [*asked, "--groupby", "single"], DATA, "no group of obs['single'] has 10 cells or more")
+    command = ("denoise", copied.data, "-m", copied.model)
+    report = json.loads(run_ok(*command, "--groupby", "kind", "--json").out)["group_means"]
+    assert (report["groupby"], report["n_groups"]) == ("kind", 2)
+    assert report["n_different"] <= report["n_compared"] == 2 * adata.var_names.isin(copied_genes(copied)).sum()
+    assert all(set(row) == {"gene", "group", "n_cells", "raw", "denoised", "error"} for row in report["worst"])
+    assert json.loads(run_ok(*command, "--json").out)["group_means"] is None
+    assert_refused(
+        copied.data.parent, [*command, "--groupby", "single"], DATA, "no group of obs['single'] has 10 cells or more"
+    )
 
 
 def copied_genes(copied) -> list[str]:
     return list(scvae.load(copied.model).genes)
 
 
-def test_clusters_are_the_groups_if_none_are_named():
-    adata, model = sorted_types()
+def test_leiden_clusters_are_the_default_groups():
+    adata, model = three_types()
     adata = adata.copy()
     adata.obs["scvae_leiden"] = adata.obs["type"]
     result = scvae.denoise(adata, model, inplace=False)
@@ -141,14 +143,14 @@ def test_clusters_are_the_groups_if_none_are_named():
 
 
 def test_genes_outside_the_model_are_not_written(tmp_path):
-    adata, model = sorted_types()
+    adata, model = three_types()
     wide = ad.concat([adata, ad.AnnData(sp.csr_matrix((700, 1000)), obs=adata.obs[[]])], axis=1)
     wide.obs = adata.obs
     wide.var_names = [*adata.var_names[:90], *(f"other{g}" for g in range(1000))]
     file, out = tmp_path / "wide.h5ad", tmp_path / "out.h5ad"
     wide.write_h5ad(file)
     model.save(tmp_path / "wide.scvae")
-    run_well("denoise", file, "-o", out)
+    run_ok("denoise", file, "-o", out)
     assert out.stat().st_size < file.stat().st_size + 1.2 * 700 * 90 * 4 + 50_000
     found = ad.read_h5ad(out)
     assert "scvae_denoised" not in found.layers
@@ -158,13 +160,13 @@ def test_genes_outside_the_model_are_not_written(tmp_path):
     plot = sc.pl.dotplot(d, ["gene3", "gene50"], groupby="type", layer="scvae_denoised", return_fig=True)
     means = pd.DataFrame(d.layers["scvae_denoised"], columns=d.var_names).groupby(d.obs["type"].to_numpy()).mean()
     np.testing.assert_allclose(plot.dot_color_df, means[["gene3", "gene50"]], rtol=1e-5)
-    run_well("denoise", out, "-m", tmp_path / "wide.scvae", "--all-genes")
+    run_ok("denoise", out, "-m", tmp_path / "wide.scvae", "--all-genes")
     layer = ad.read_h5ad(out).layers["scvae_denoised"]
     np.testing.assert_array_equal(layer[:, :90], found.obsm["scvae_denoised"])
     assert np.isnan(layer[:, 90:]).all()
 
 
-def test_unknown_columns_are_refused():
-    adata, model = sorted_types()
+def test_unknown_groupby_is_refused():
+    adata, model = three_types()
     with pytest.raises(DataError, match="no column 'tribe'"):
         scvae.denoise(adata.copy(), model, groupby="tribe")

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from conftest import Trained
-from workbench import WALK, elements_of
+from workbench import BETWEEN_BATCHES, elements_of
 
 from scvae_cli.data import h5ad_rows
 from scvae_cli.data.counts import read_counts
@@ -23,10 +23,10 @@ from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.errors import DataError
 
 ORDER = ("--groupby", "batch", "--root", "batch_1", "--to", "batch_2")
-VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": WALK, "pseudotime": ORDER}
+VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": BETWEEN_BATCHES, "pseudotime": ORDER}
 
 
-def rich(adata: ad.AnnData) -> ad.AnnData:
+def with_all_parts(adata: ad.AnnData) -> ad.AnnData:
     """Add an element to every part of an AnnData."""
     n, g = adata.shape
     rng = np.random.default_rng(0)
@@ -63,9 +63,9 @@ def rich(adata: ad.AnnData) -> ad.AnnData:
 
 
 @pytest.fixture
-def rich_file(copied) -> Trained:
+def full_file(copied) -> Trained:
     """Some elements are compressed, as in files that several programs have written."""
-    adata = rich(ad.read_h5ad(copied.data))
+    adata = with_all_parts(ad.read_h5ad(copied.data))
     adata.write_h5ad(copied.data, compression="gzip")
     with h5py.File(copied.data, "r+") as file:
         file.attrs["lab"] = "ours"
@@ -81,38 +81,38 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[set[str]
     return set(after) - set(before), changed
 
 
-def orders(path: Path) -> dict[str, list[str]]:
+def column_orders(path: Path) -> dict[str, list[str]]:
     with h5py.File(path) as file:
         return {group: list(file[group].attrs["column-order"]) for group in ("obs", "var")}
 
 
-# --- what else is in the file -----------------------------------------------------------------------------------------
+# --- other elements of the file ---------------------------------------------------------------------------------------
 
 
-def test_every_command_leaves_the_users_elements_alone(rich_file):
-    before, order = elements_of(rich_file.data), orders(rich_file.data)
+def test_commands_do_not_change_other_elements(full_file):
+    before, order = elements_of(full_file.data), column_orders(full_file.data)
     for verb, options in VERBS.items():
-        run_well(verb, rich_file.data, "-m", rich_file.model, *options)
-        new, changed = differences(before, elements_of(rich_file.data))
+        run_ok(verb, full_file.data, "-m", full_file.model, *options)
+        new, changed = differences(before, elements_of(full_file.data))
         assert all("scvae" in name for name in new), new
         assert changed <= {"obs", "var"}
-    for group, names in orders(rich_file.data).items():
+    for group, names in column_orders(full_file.data).items():
         assert names[: len(order[group])] == order[group]
         assert all(name.startswith("scvae_") for name in names[len(order[group]) :])
-    after = elements_of(rich_file.data)
+    after = elements_of(full_file.data)
     for group in ("obs", "var"):
         kept = [{k: v for k, v in seen[group][1].items() if k != "column-order"} for seen in (before, after)]
         assert kept[0] == kept[1]
 
 
-def test_anndata_and_scanpy_go_on_from_there(rich_file):
+def test_anndata_and_scanpy_read_the_results(full_file):
     import scanpy as sc
 
-    mine = ad.read_h5ad(rich_file.data)
+    before = ad.read_h5ad(full_file.data)
     for verb, options in VERBS.items():
-        run_well(verb, rich_file.data, "-m", rich_file.model, *options)
-    adata = ad.read_h5ad(rich_file.data)
-    pd.testing.assert_frame_equal(adata.obs[mine.obs.columns], mine.obs)
+        run_ok(verb, full_file.data, "-m", full_file.model, *options)
+    adata = ad.read_h5ad(full_file.data)
+    pd.testing.assert_frame_equal(adata.obs[before.obs.columns], before.obs)
     assert adata.obsm["scvae_latent"].shape == (120, 4)
     assert adata.obsm["scvae_latent_var"].min() > 0
     assert adata.var["scvae_modelled"].dtype == bool
@@ -122,14 +122,14 @@ def test_anndata_and_scanpy_go_on_from_there(rich_file):
     sc.pp.neighbors(adata, use_rep="X_scvae", n_neighbors=5)
     assert adata.obsp["distances"].nnz > 0
     # scvae recognizes its results in a file that scanpy has written again.
-    adata.write_h5ad(rich_file.data)
-    run_well("embed", rich_file.data, "-m", rich_file.model)
+    adata.write_h5ad(full_file.data)
+    run_ok("embed", full_file.data, "-m", full_file.model)
 
 
-def test_commands_write_what_they_said_they_would(copied):
+def test_commands_write_exactly_the_recorded_slots(copied):
     for verb, options in VERBS.items():
         before = set(elements_of(copied.data))
-        run_well(verb, copied.data, "-m", copied.model, *options, "--key-added", "wide")
+        run_ok(verb, copied.data, "-m", copied.model, *options, "--key-added", "wide")
         new = {name for name in set(elements_of(copied.data)) - before if not name.startswith("uns/wide/runs")}
         runs = ad.read_h5ad(copied.data).uns["wide"]["runs"]
         planned = next(r["slots"] for r in map(json.loads, runs.values()) if r["command"].split("_")[0] == verb)
@@ -146,71 +146,71 @@ def test_results_of_version_0_1_0_are_recognized(copied):
     record |= {"device": "cpu", "missing_genes": 0, "options": {"axes": "canonical", "refine": 0}}
     adata.uns["scvae"] = {"runs": {"embed": json.dumps(record | {"slots": ["obsm/X_scvae"]})}}
     adata.write_h5ad(copied.data)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     assert ad.read_h5ad(copied.data).obsm["X_scvae"].any()
 
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
-def test_reruns_take_the_place_of_the_results_before(copied):
+def test_repeated_runs_reuse_the_space_of_old_results(copied):
     adata = ad.read_h5ad(copied.data)
     many = ad.concat([adata] * 20)
     many.obs_names_make_unique()
     many.write_h5ad(copied.data)
     sizes = []
     for _ in range(4):
-        run_well("denoise", copied.data, "-m", copied.model, "--samples", "1")
-        run_well("embed", copied.data, "-m", copied.model)
+        run_ok("denoise", copied.data, "-m", copied.model, "--samples", "1")
+        run_ok("embed", copied.data, "-m", copied.model)
         sizes.append(copied.data.stat().st_size)
     # Every opening of the file adds a few KiB. The new results (about 400 KiB) reuse the space of the old results.
     assert sizes[3] - sizes[0] < 100_000, sizes
 
 
-def test_a_rerun_gives_the_same(copied):
+def test_repeated_run_gives_an_identical_file(copied):
     for verb, options in VERBS.items():
-        run_well(verb, copied.data, "-m", copied.model, *options)
-        once = elements_of(copied.data)
-        run_well(verb, copied.data, "-m", copied.model, *options)
-        assert elements_of(copied.data) == once
+        run_ok(verb, copied.data, "-m", copied.model, *options)
+        first = elements_of(copied.data)
+        run_ok(verb, copied.data, "-m", copied.model, *options)
+        assert elements_of(copied.data) == first
 
 
-def test_two_models_live_in_one_file(copied):
-    run_well("embed", copied.data, "-m", copied.model)
+def test_results_of_two_models_are_stored_in_one_file(copied):
+    run_ok("embed", copied.data, "-m", copied.model)
     first = elements_of(copied.data)
     other = copied.model.with_name("other.scvae")
-    run_well("train", copied.data, "-m", other, "--max-epochs", "2", "--n-latent", "3", "--n-hidden", "8")
-    run_well("embed", copied.data, "-m", other, "--key-added", "other")
+    run_ok("train", copied.data, "-m", other, "--max-epochs", "2", "--n-latent", "3", "--n-hidden", "8")
+    run_ok("embed", copied.data, "-m", other, "--key-added", "other")
     new, changed = differences(first, elements_of(copied.data))
     assert not changed
     assert {"obsm/X_other", "obsm/other_latent", "obsm/other_latent_var"} < new
     adata = ad.read_h5ad(copied.data)
     assert (adata.obsm["scvae_latent"].shape[1], adata.obsm["other_latent"].shape[1]) == (4, 3)
-    assert "obsm/X_other" in run_well("info", copied.data, "--key-added", "other").out
+    assert "obsm/X_other" in run_ok("info", copied.data, "--key-added", "other").out
 
 
-def test_output_leaves_the_input_alone_and_equals_writing_in_place(rich_file):
-    out = rich_file.data.with_name("out.h5ad")
+def test_output_option_does_not_change_the_input(full_file):
+    out = full_file.data.with_name("out.h5ad")
     for verb, options in VERBS.items():
-        before = hashlib.sha256(rich_file.data.read_bytes()).digest()
-        run_well(verb, rich_file.data, "-m", rich_file.model, "-o", out, "--force", *options)
-        assert hashlib.sha256(rich_file.data.read_bytes()).digest() == before
-        run_well(verb, rich_file.data, "-m", rich_file.model, *options)
-        assert elements_of(out) == elements_of(rich_file.data)
+        before = hashlib.sha256(full_file.data.read_bytes()).digest()
+        run_ok(verb, full_file.data, "-m", full_file.model, "-o", out, "--force", *options)
+        assert hashlib.sha256(full_file.data.read_bytes()).digest() == before
+        run_ok(verb, full_file.data, "-m", full_file.model, *options)
+        assert elements_of(out) == elements_of(full_file.data)
 
 
 def test_links_and_permissions_are_kept(copied):
     link = copied.data.with_name("link.h5ad")
     link.symlink_to(copied.data.name)
     copied.data.chmod(0o640)
-    run_well("embed", link, "-m", copied.model)
+    run_ok("embed", link, "-m", copied.model)
     assert link.is_symlink()
     assert copied.data.stat().st_mode & 0o777 == 0o640
     assert "X_scvae" in ad.read_h5ad(copied.data).obsm
 
 
-# --- every way to keep a matrix ---------------------------------------------------------------------------------------
+# --- storage formats of matrices --------------------------------------------------------------------------------------
 
 
-def stored(adata: ad.AnnData, kind: str) -> ad.AnnData:
+def with_storage(adata: ad.AnnData, kind: str) -> ad.AnnData:
     """Store the counts of the cells in another way, without changing the counts."""
     counts = adata.X
     if kind == "raw":
@@ -259,28 +259,28 @@ KINDS += ["raw", "counts", "no X", "null raw", "unsorted", "stored twice"]
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, trained) -> np.ndarray:
     copied = trained.copy_to(tmp_path_factory.mktemp("reference"))
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     return ad.read_h5ad(copied.data).obsm["X_scvae"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_way_counts_are_kept_does_not_matter(copied, reference, monkeypatch, kind):
+def test_storage_format_of_counts_does_not_matter(copied, reference, monkeypatch, kind):
     if kind == "null raw":
         with h5py.File(copied.data, "r+") as file:
             file["raw"] = h5py.Empty("f")
     else:
-        stored(ad.read_h5ad(copied.data), kind).write_h5ad(copied.data)
+        with_storage(ad.read_h5ad(copied.data), kind).write_h5ad(copied.data)
     whole = read_counts(H5adFile(copied.data))
     monkeypatch.setattr(h5ad_rows, "BLOCK_VALUES", 100)
     blocks = read_counts(H5adFile(copied.data))
     assert (whole.matrix != blocks.matrix).nnz == 0
     assert set(whole.gene_names) == set(ad.read_h5ad(copied.data).var_names)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     np.testing.assert_array_equal(ad.read_h5ad(copied.data).obsm["X_scvae"], reference)
 
 
 @pytest.mark.parametrize("kind", ["str", "string", "category"])
-def test_names_are_those_anndata_reads(tmp_path, kind):
+def test_names_equal_those_read_by_anndata(tmp_path, kind):
     names = pd.Index(["Fcγr1", "", "a b", "☃"], dtype=kind)
     frame = pd.DataFrame(index=names)
     with ad.settings.override(allow_write_nullable_strings=True):
@@ -292,8 +292,8 @@ def test_names_are_those_anndata_reads(tmp_path, kind):
 
 @pytest.mark.parametrize("values", [1, 40, 77, 10**9])
 @pytest.mark.parametrize("kind", ["CSR float32", "CSC float32", "dense float32"])
-def test_blocks_of_rows_together_are_the_matrix(copied, monkeypatch, kind, values):
-    adata = stored(ad.read_h5ad(copied.data)[:40].copy(), kind)
+def test_row_blocks_concatenate_to_the_matrix(copied, monkeypatch, kind, values):
+    adata = with_storage(ad.read_h5ad(copied.data)[:40].copy(), kind)
     adata.write_h5ad(copied.data)
     monkeypatch.setattr(h5ad_rows, "BLOCK_VALUES", values)
     blocks = list(H5adFile(copied.data).row_blocks("X"))
@@ -304,7 +304,7 @@ def test_blocks_of_rows_together_are_the_matrix(copied, monkeypatch, kind, value
 # --- old formats ------------------------------------------------------------------------------------------------------
 
 
-def test_frames_of_before_anndata_0_7_are_read_but_not_added_to(copied):
+def test_files_from_anndata_before_0_7_are_read_but_not_written(copied):
     adata = ad.read_h5ad(copied.data)
     with h5py.File(copied.data, "r+") as file:
         for group, names in (("obs", adata.obs_names), ("var", adata.var_names)):
@@ -323,11 +323,11 @@ def test_frames_of_before_anndata_0_7_are_read_but_not_added_to(copied):
     assert [*H5adFile(copied.data).obs_column("depth")[:2], *H5adFile(copied.data).obs_column("kind")[:2]] == [
         *(0.0, 0.0, "T", "T")
     ]
-    run_well("check", copied.data)
+    run_ok("check", copied.data)
 
 
 @pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")
-def test_categories_of_before_anndata_0_8_are_read(copied):
+def test_categories_from_anndata_before_0_8_are_read(copied):
     labels = ad.read_h5ad(copied.data).obs["batch"].astype(str).to_numpy()
     with h5py.File(copied.data, "r+") as file:
         obs = file["obs"]
@@ -338,11 +338,11 @@ def test_categories_of_before_anndata_0_8_are_read(copied):
         obs["batch"].attrs["categories"] = obs["__categories/batch"].ref
         obs.attrs["encoding-version"] = "0.1.0"
     assert list(H5adFile(copied.data).obs_column("batch")) == list(labels)
-    run_well("interpolate", copied.data, "-m", copied.model, *WALK)
+    run_ok("interpolate", copied.data, "-m", copied.model, *BETWEEN_BATCHES)
 
 
 @pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")
-def test_columns_of_before_anndata_0_8_are_read_one_by_one_as_anndata_reads_them_all(copied):
+def test_columns_from_anndata_before_0_8_equal_those_read_by_anndata(copied):
     n = 120
     with h5py.File(copied.data, "r+") as file:
         obs = file["obs"]
@@ -366,12 +366,12 @@ def test_columns_of_before_anndata_0_8_are_read_one_by_one_as_anndata_reads_them
         store.obs_column("stage")
 
 
-def test_groups_without_an_encoding_get_none(copied):
+def test_groups_without_an_encoding_stay_without_one(copied):
     with h5py.File(copied.data, "r+") as file:
         for name in ("obsm", "layers"):
             for attribute in list(file[name].attrs):
                 del file[name].attrs[attribute]
     before = elements_of(copied.data)
-    run_well("embed", copied.data, "-m", copied.model)
+    run_ok("embed", copied.data, "-m", copied.model)
     assert not differences(before, elements_of(copied.data))[1]
     assert ad.read_h5ad(copied.data).obsm["scvae_latent"].shape == (120, 4)

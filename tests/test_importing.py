@@ -17,28 +17,28 @@ def _collector():
     gc.enable() if was_enabled else gc.disable()
 
 
-def test_nothing_is_collected_meanwhile_and_afterwards_it_is_again():
+def test_garbage_collection_is_off_during_imports_and_on_afterwards():
     gc.enable()
     with importing():
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
-def test_who_collects_nothing_goes_on_so():
+def test_disabled_garbage_collection_stays_disabled():
     gc.disable()
     with importing():
         pass
     assert not gc.isenabled()
 
 
-def test_a_failed_import_leaves_the_collector_on():
+def test_failed_import_enables_garbage_collection_again():
     gc.enable()
     with pytest.raises(ModuleNotFoundError), importing():
-        import scvae_cli.no_such_module  # type: ignore[import-not-found]  # noqa: F401  # that is the failure
+        import scvae_cli.no_such_module  # type: ignore[import-not-found]  # noqa: F401  # this import must fail
     assert gc.isenabled()
 
 
-def test_what_was_made_meanwhile_counts_as_old_and_can_still_be_collected():
+def test_objects_made_during_imports_are_old_and_can_be_collected():
     gc.enable()
     with importing():
         cycle = [object() for _ in range(3)] + [[]]
@@ -48,7 +48,7 @@ def test_what_was_made_meanwhile_counts_as_old_and_can_still_be_collected():
     assert gc.get_freeze_count() == 0
 
 
-def test_what_the_user_froze_stays_frozen():
+def test_frozen_objects_stay_frozen():
     gc.enable()
     gc.freeze()
     try:
@@ -61,7 +61,7 @@ def test_what_the_user_froze_stays_frozen():
         gc.unfreeze()
 
 
-def test_the_first_use_of_the_package_collects_nothing_while_it_imports():
+def test_import_of_the_package_runs_no_full_garbage_collection():
     program = """
 import gc
 import scvae_cli
@@ -75,7 +75,7 @@ print(len(searches))
     assert int(done.stdout) == 0, "searches for garbage"
 
 
-def test_a_training_from_python_does_without_what_takes_long_to_import():
+def test_train_in_python_does_not_import_slow_packages():
     program = """
 import sys
 import scvae_cli

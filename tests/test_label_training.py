@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import TINY as TINY_ARGUMENTS
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from simulated import TINY, counts_of, tiny_config, tree
 from sklearn.metrics import silhouette_score
 
@@ -47,19 +47,19 @@ def counts():
     return counts_of(tree(n_cells=200, n_genes=60))
 
 
-def test_labels_lie_further_apart_also_of_cells_whose_labels_are_not_known():
+def test_labels_also_separate_cells_with_unknown_labels():
     adata, model, known_n = trained()
-    without = scvae.train(adata, **TINY)
-    apart = []
-    for one in (without, model):
+    without_labels = scvae.train(adata, **TINY)
+    silhouettes = []
+    for one in (without_labels, model):
         mean_nk = np.asarray(
             posteriors(one, counts_of(adata).genes(np.flatnonzero(np.isin(adata.var_names, one.genes)))).mean_nk
         )
-        apart.append(silhouette_score(mean_nk[~known_n], adata.obs["cell_type"][~known_n]))
-    assert apart[1] > apart[0] + 0.02
+        silhouettes.append(silhouette_score(mean_nk[~known_n], adata.obs["cell_type"][~known_n]))
+    assert silhouettes[1] > silhouettes[0] + 0.02
 
 
-def test_hidden_labels_change_nothing(counts):
+def test_hidden_labels_do_not_change_the_weights(counts):
     """Labels by which predictions are tested have no influence on the weights."""
     code_n = np.arange(counts.n_cells) % 3
     other_n = np.where(hidden_from_training(counts.cell_names, 0), (code_n + 1) % 3, code_n)
@@ -71,51 +71,51 @@ def test_hidden_labels_change_nothing(counts):
     assert not torch.equal(same, third)
 
 
-def test_a_weight_of_zero_is_a_training_without_labels(counts):
+def test_label_weight_of_zero_equals_training_without_labels(counts):
     labeled = with_labels(counts, np.arange(counts.n_cells) % 3)
     config = tiny_config(max_epochs=2)
     ignored = fit_to_end(labeled, tiny_config(max_epochs=2, labels_key="label", label_weight=0))
     assert torch.equal(weights_of(fit_to_end(counts, config)), weights_of(ignored))
 
 
-def test_a_training_with_labels_is_resumed_to_the_bit(counts, tmp_path):
+def test_resumed_training_with_labels_gives_the_same_weights(counts, tmp_path):
     labeled, config = (
         with_labels(counts, np.arange(counts.n_cells) % 4 - 1),
         tiny_config(labels_key="label", label_weight=10),
     )
-    whole = fit_to_end(labeled, config)
+    uninterrupted = fit_to_end(labeled, config)
     folder = tmp_path / "cells.scvae"
-    asked = iter([False, False, True])
-    list(fit(labeled, config, model_folder=folder, stop_requested=lambda: next(asked)))
+    stops = iter([False, False, True])
+    list(fit(labeled, config, model_folder=folder, stop_requested=lambda: next(stops)))
     *_, last = fit(labeled, config, model_folder=folder, resume=True)
-    assert torch.equal(weights_of(whole), weights_of(last.model))
+    assert torch.equal(weights_of(uninterrupted), weights_of(last.model))
     list(fit(labeled, config, model_folder=folder, stop_requested=lambda: True))
     changed = with_labels(counts, np.arange(counts.n_cells) % 3)
     with pytest.raises(ModelError, match="other data"):
         list(fit(changed, config, model_folder=folder, resume=True))
 
 
-def test_saved_classifiers_predict_like_those_of_the_labeled_cells(tmp_path):
+def test_saved_classifiers_predict_like_classifiers_of_the_labeled_cells(tmp_path):
     adata, model, known_n = trained()
     model.save(tmp_path / "cells.scvae")
     adata[known_n].write_h5ad(tmp_path / "reference.h5ad")
     query = adata[~known_n].copy()
     del query.obs["known"]
     with pytest.warns(ScvaeWarning, match="contain training cells"):
-        alone = scvae.annotate(query, tmp_path / "cells.scvae", inplace=False)
-    given = {"labels_key": "known", "reference": tmp_path / "reference.h5ad"}
+        from_model = scvae.annotate(query, tmp_path / "cells.scvae", inplace=False)
+    arguments = {"labels_key": "known", "reference": tmp_path / "reference.h5ad"}
     with pytest.warns(ScvaeWarning, match="come from another file"):
-        from_cells = scvae.annotate(query, tmp_path / "cells.scvae", **given, inplace=False)
-    assert alone.labels == from_cells.labels
-    np.testing.assert_array_equal(alone.labeled_c, from_cells.labeled_c)
-    np.testing.assert_allclose(alone.probability_nc, from_cells.probability_nc, atol=2e-3)
-    assert alone.difference.auc == pytest.approx(from_cells.difference.auc, abs=0.02)
+        from_cells = scvae.annotate(query, tmp_path / "cells.scvae", **arguments, inplace=False)
+    assert from_model.labels == from_cells.labels
+    np.testing.assert_array_equal(from_model.labeled_c, from_cells.labeled_c)
+    np.testing.assert_allclose(from_model.probability_nc, from_cells.probability_nc, atol=2e-3)
+    assert from_model.difference.auc == pytest.approx(from_cells.difference.auc, abs=0.02)
     # For stored classifiers, the held-out cells represent all labeled cells, so p-values of "unknown" differ a little.
-    assert np.corrcoef(alone.p_n, from_cells.p_n)[0, 1] > 0.7
-    assert alone.quality.labels.accuracy == pytest.approx(from_cells.quality.labels.accuracy, abs=1e-6)
+    assert np.corrcoef(from_model.p_n, from_cells.p_n)[0, 1] > 0.7
+    assert from_model.quality.labels.accuracy == pytest.approx(from_cells.quality.labels.accuracy, abs=1e-6)
 
 
-def test_genes_that_the_cells_lack_count_as_average():
+def test_missing_genes_count_as_average():
     _, model, _ = trained()
     learned = learned_of(model)
     n_genes, random = len(model.genes), np.random.default_rng(0)
@@ -128,7 +128,7 @@ def test_genes_that_the_cells_lack_count_as_average():
     np.testing.assert_allclose(got, learned.regressions_kv[0][GENES].log_probabilities(at_mean_ng), atol=1e-5)
 
 
-def test_quality_is_that_of_cells_without_a_known_label():
+def test_quality_is_measured_on_cells_that_were_not_trained_with_labels():
     """Accuracy is not measured on cells whose labels were used in the training, because it would be too high."""
     adata, model, known_n = trained()
     quality = scvae.annotate(adata, model, labels_key="known", inplace=False).quality
@@ -153,7 +153,7 @@ def test_labels_keep_their_type(values, kind, tmp_path):
     assert load(tmp_path / "cells.scvae").labels.kind == kind
 
 
-def test_hundreds_of_labels_and_rare_ones_work():
+def test_training_accepts_many_labels_and_rare_labels():
     adata = tree(n_cells=500, n_genes=40)
     adata.obs["known"] = ["alone"] + [f"type {i % 200}" for i in range(499)]
     model = scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 2})
@@ -172,14 +172,14 @@ def test_hundreds_of_labels_and_rare_ones_work():
         (list(np.linspace(0, 1, 60)), "measurements"),
     ],
 )
-def test_labels_that_cannot_be_learned_are_refused_before_the_training(column, fragment):
+def test_unsuitable_labels_are_refused_before_the_training(column, fragment):
     adata = tree(n_cells=60, n_genes=40)
     adata.obs["known"] = column
     with pytest.raises(DataError, match=fragment):
         scvae.train(adata, labels_key="known", **TINY)
 
 
-def test_few_labels_leave_the_latent_space_as_it_is():
+def test_few_labels_do_not_change_the_latent_space():
     """With few labels, only the classifiers are trained with labels, and are then tested on all labeled cells."""
     adata = tree(n_cells=200, n_genes=60)
     adata.obs["known"] = adata.obs["cell_type"].astype(object).where(np.arange(200) % 10 == 0)
@@ -194,7 +194,7 @@ def test_few_labels_leave_the_latent_space_as_it_is():
         scvae.train(adata, labels_key="known", label_weight=10, **TINY)
 
 
-def test_options_that_need_labels_say_so(tmp_path):
+def test_options_that_need_labels_are_refused_without_labels(tmp_path):
     adata, model, _ = trained()
     with pytest.raises(ConfigError, match="without labels_key"):
         scvae.train(adata, unlabeled="x", **TINY)
@@ -204,12 +204,12 @@ def test_options_that_need_labels_say_so(tmp_path):
         scvae.train(adata, label_weight=3, **TINY)
     with pytest.raises(ConfigError, match="both batch_key and labels_key"):
         scvae.train(adata, labels_key="known", batch_key="known", **TINY)
-    bare = dataclasses.replace(model, labels=None)
+    without_labels = dataclasses.replace(model, labels=None)
     with pytest.raises(ConfigError, match="trained without labels"):
-        scvae.annotate(adata, bare)
+        scvae.annotate(adata, without_labels)
 
 
-def test_labels_of_empty_cells_do_not_count():
+def test_labels_of_empty_cells_are_ignored():
     """If labels of empty cells counted, a training of many hours could end without classifiers."""
     adata = tree(n_cells=60, n_genes=40)
     adata.obs["known"] = np.where(np.arange(60) < 3, "rare", "usual")
@@ -224,9 +224,9 @@ def test_cells_of_unknown_batches_are_reported():
     query = adata.copy()
     query.obs_names = "new_" + query.obs_names
     # The seed changes only the comparison with the labeled cells.
-    found, again = (scvae.annotate(query, model, seed=seed, inplace=False) for seed in (0, 1))
-    assert found.difference.auc != again.difference.auc
-    np.testing.assert_array_equal(found.probability_nc, again.probability_nc)
+    found, with_other_seed = (scvae.annotate(query, model, seed=seed, inplace=False) for seed in (0, 1))
+    assert found.difference.auc != with_other_seed.difference.auc
+    np.testing.assert_array_equal(found.probability_nc, with_other_seed.probability_nc)
     query.obs["batch"] = "another"
     query.X = query.X.multiply(np.arange(40) >= 10).tocsr()
     with pytest.warns(ScvaeWarning) as warned:
@@ -246,7 +246,7 @@ def test_cells_of_unknown_batches_are_reported():
         (("a", "a"), "text"), (("a",), "text"), (("a", "b"), "letters"),
     ],
 )  # fmt: skip
-def test_labels_that_no_training_accepts_are_refused(names, kind, tmp_path):
+def test_models_with_invalid_labels_are_refused(names, kind, tmp_path):
     _, model, _ = trained()
     tensors = model.labels.tensors
     dataclasses.replace(model, labels=StoredLabels(names, kind, tensors)).save(tmp_path / "cells.scvae")
@@ -258,7 +258,7 @@ def test_labels_that_no_training_accepts_are_refused(names, kind, tmp_path):
     ("names", "kind"),
     [(["1", "1.5"], "integer"), (["a", "2"], "number"), (["True", "no"], "boolean"), (["1", "01"], "integer")],
 )
-def test_names_that_are_not_values_of_their_type_are_refused(names, kind):
+def test_names_of_labels_of_the_wrong_type_are_refused(names, kind):
     _, model, _ = trained()
     n_labels = len(model.labels.names)
     all_names = (*names, *(str(10 + c) for c in range(n_labels - 2)))
@@ -297,7 +297,7 @@ def _certain(log_p_vhc):
     return certain_vhc
 
 
-def test_positions_that_are_not_finite_are_one_error():
+def test_positions_that_are_not_finite_give_one_error():
     adata, model, _ = trained()
     tensors = model.labels.tensors
     far = {"state_scale": torch.tensor(1e-38), "state_center_j": torch.full_like(tensors["state_center_j"], 1e38)}
@@ -317,28 +317,28 @@ def test_damaged_classifiers_are_refused():
             learned_of(damaged)
 
 
-def test_the_command_line_trains_with_labels_and_annotates_without(tmp_path):
+def test_commands_train_with_labels_and_annotate_without_labels(tmp_path):
     adata = tree(n_cells=150, n_genes=40)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     adata.obs["cell_type"] = "?"
     adata.write_h5ad(tmp_path / "query.h5ad")
     query, model = tmp_path / "query.h5ad", tmp_path / "cells.scvae"
-    done = run_well("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
+    done = run_ok("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
     assert "known for 150 of 150 cells" in done.err
     assert f"next: scvae annotate QUERY.h5ad -m {model}" in done.err
-    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_well("info", model).out
-    done = run_well("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
+    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_ok("info", model).out
+    done = run_ok("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
     assert "labeled training cells" in done.out
     assert (tmp_path / "labels.png").exists()
-    refused = run_cli("annotate", query, "-m", model, "--unlabeled", "?", "--force")
-    assert refused.code == 2
-    assert "--unlabeled was given without --labels-key" in refused.err
+    outcome = run_cli("annotate", query, "-m", model, "--unlabeled", "?", "--force")
+    assert outcome.code == 2
+    assert "--unlabeled was given without --labels-key" in outcome.err
     adata.obs["cell_type"] = tree(n_cells=150, n_genes=40).obs["cell_type"].astype(str).where(np.arange(150) > 50, "?")
     adata.write_h5ad(tmp_path / "some.h5ad")
     known = ("--labels-key", "cell_type", "--unlabeled", "?")
-    done = run_well("train", tmp_path / "some.h5ad", *known, *TINY_ARGUMENTS)
+    done = run_ok("train", tmp_path / "some.h5ad", *known, *TINY_ARGUMENTS)
     assert f"next: scvae annotate {tmp_path / 'some.h5ad'} --labels-key cell_type --unlabeled '?'" in done.err
-    wild = ("--label-weight", "1000000", "--learning-rate", "10", "-m", tmp_path / "other.scvae")
-    diverged = run_cli("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *wild, *TINY_ARGUMENTS)
+    extreme = ("--label-weight", "1000000", "--learning-rate", "10", "-m", tmp_path / "other.scvae")
+    diverged = run_cli("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *extreme, *TINY_ARGUMENTS)
     assert diverged.code == 4
     assert "hint: lower --label-weight or --learning-rate" in diverged.err

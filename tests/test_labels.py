@@ -28,7 +28,7 @@ from scvae_cli.tools.perturb.design import design
 from scvae_cli.training.fit import fit_to_end
 from scvae_cli.training.prepare import batch_codes
 
-# --- the rule ---------------------------------------------------------------------------------------------------------
+# --- conversion to labels ---------------------------------------------------------------------------------------------
 
 # Ways to store a column of whole numbers; those in the first row cannot have missing values.
 WHOLE = ("int8", "int64", "uint16", "object of ints")
@@ -82,7 +82,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size
 
 @given(st.lists(st.none() | TEXT | st.sampled_from(["1.0", "1", "True", "nan", "NA", ""]), max_size=8))
 @settings(deadline=None)
-def test_strings_stay_what_they_are(texts):
+def test_strings_are_not_changed(texts):
     columns = [pd.Series(texts, dtype=object), pd.Series(pd.Categorical(texts)), pd.Series(texts, dtype="string")]
     if None not in texts:
         columns.append(pd.Series([text.encode() for text in texts], dtype=object))
@@ -91,7 +91,7 @@ def test_strings_stay_what_they_are(texts):
 
 
 @given(st.integers() | st.booleans() | st.text() | st.none() | st.floats() | st.binary() | st.datetimes())
-def test_a_label_is_its_own_label_and_numpy_changes_nothing(value):
+def test_label_of_a_label_is_the_label_itself(value):
     label = as_label(value)
     assert label is None or as_label(label) == label
     if not isinstance(value, int) or abs(value) < 2**63:
@@ -103,18 +103,18 @@ def test_a_label_is_its_own_label_and_numpy_changes_nothing(value):
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
-def test_a_float_is_found_by_its_label(number):
+def test_float_is_matched_by_its_label(number):
     label = as_label(number)
     assert float(label) == number
     assert matching(number, [label, "7.125"]) == label
 
 
-def test_types_mix_in_one_column():
+def test_labels_of_a_column_of_mixed_types():
     column = np.array([1, 1.0, True, "1.0", np.int8(1), None, np.nan, pd.NA, pd.NaT, b"B", [1]], dtype=object)
     assert list(labels_of(column)) == ["1", "1", "True", "1.0", "1", None, None, None, None, "B", "[1]"]
 
 
-def test_dates_and_large_integers():
+def test_labels_of_dates_and_large_integers():
     days = pd.Series(pd.to_datetime(["2024-05-31", None]))
     for column in (days, days.astype("category"), days.astype(object)):
         assert list(labels_of(column)) == ["2024-05-31", None]
@@ -126,19 +126,19 @@ def test_dates_and_large_integers():
     assert matching(large, [str(large - 1), str(large)]) == str(large)
 
 
-# --- what a caller names ----------------------------------------------------------------------------------------------
+# --- values given by the caller ---------------------------------------------------------------------------------------
 
 
 @given(n=SMALL, others=st.sets(SMALL))
-def test_a_number_is_found_in_a_column_of_numbers_whichever_way_it_is_given(n, others):
-    ways = [n, float(n), np.int64(n), np.float32(n), np.array(n), str(n), f"{n}.0", f" {n}", str(n).encode()]
-    for given_as in ways:
+def test_number_in_any_form_matches_a_column_of_numbers(n, others):
+    forms = [n, float(n), np.int64(n), np.float32(n), np.array(n), str(n), f"{n}.0", f" {n}", str(n).encode()]
+    for given_as in forms:
         assert matching(given_as, {str(other) for other in others | {n}}) == str(n)
         assert matching(given_as, {f"{other}.0" for other in others | {n}}) == f"{n}.0"
         assert matching(given_as, {str(other) for other in others - {n}}) is None
 
 
-def test_true_and_false_are_found():
+def test_true_and_false_are_matched():
     for yes in (True, np.True_, 1, 1.0, "True", "true", "TRUE", "1", np.array(True)):
         assert matching(yes, ["False", "True"]) == "True"
         assert matching(yes, ["0", "1"]) == "1"
@@ -146,7 +146,7 @@ def test_true_and_false_are_found():
     assert matching(2, ["False", "True"]) is None
 
 
-def test_strings_are_not_read_as_numbers():
+def test_strings_are_not_matched_as_numbers():
     assert matching("100", ["1E2", "B1"]) is None
     assert matching("1", ["01", "02"]) is None
     assert matching("1.0", ["1", "1.0"]) == "1.0"
@@ -179,7 +179,7 @@ def columns() -> dict[str, pd.Series]:
     return {kind: pd.Series(column.array, index=index) for kind, column in made.items()}
 
 
-def test_a_file_and_memory_say_the_same(tmp_path, columns):
+def test_labels_in_a_file_and_in_memory_are_equal(tmp_path, columns):
     adata = some_cells()
     for kind, column in columns.items():
         if kind != "Float64":  # anndata does not write this type
@@ -203,7 +203,7 @@ def test_a_file_and_memory_say_the_same(tmp_path, columns):
     assert values_of(columns["Float64"]).dtype == np.float64
 
 
-def test_whole_floats_name_groups_and_measurements_do_not():
+def test_whole_floats_are_groups_and_measurements_are_not():
     adata = some_cells()
     adata.obs["lane"] = np.array([1, 2, np.nan, 1, 2, 1], dtype=np.float32)
     adata.obs["score"] = [0.5, 1, 1, 0.5, 1, 1]
@@ -220,14 +220,14 @@ def test_types_of_complete_columns_are_kept():
         assert values_of(pd.Series([1, 0], dtype=dtype)).dtype == plain
 
 
-def test_columns_of_one_name_are_refused():
+def test_duplicate_columns_are_refused():
     adata = some_cells()
     adata.obs = pd.DataFrame([["a", "b", "c"]] * 6, index=adata.obs_names, columns=["kind", "kind", "lane"])
     adata.var = pd.DataFrame([["a", "b"]] * 4, index=adata.var_names, columns=["symbol", "symbol"])
     store = AnnDataStore(adata)
-    for ask in (store.obs_column, store.obs_order, lambda key: read_batch(store, key)):
+    for read in (store.obs_column, store.obs_order, lambda key: read_batch(store, key)):
         with pytest.raises(DataError, match="2 columns of obs are called 'kind'") as caught:
-            ask("kind")
+            read("kind")
         assert "duplicated" in caught.value.hint
     with pytest.raises(DataError, match="2 columns of var are called 'symbol'"):
         store.var_column("symbol")
@@ -235,12 +235,12 @@ def test_columns_of_one_name_are_refused():
         obs_values(store, "other", purpose="--groupby")
     assert caught.value.hint == "--groupby takes one of: lane"
     assert inspect(store, batch_key="lane").obs == {"lane": 1}
-    for ask in (store.obs_column, store.var_column):
+    for read in (store.obs_column, store.var_column):
         with pytest.raises(DataError, match="no column 'other'"):
-            ask("other")
+            read("other")
 
 
-def test_a_column_may_have_a_number_for_a_name():
+def test_name_of_a_column_may_be_a_number():
     adata = some_cells()
     adata.obs[7] = "a"
     assert list(AnnDataStore(adata).obs_column("7")) == ["a"] * 6
@@ -249,7 +249,7 @@ def test_a_column_may_have_a_number_for_a_name():
 @pytest.mark.parametrize("place", ["X", "layer"])
 @pytest.mark.parametrize("make", [np.asarray, sp.csr_matrix, sp.csc_matrix], ids=["dense", "csr", "csc"])
 @pytest.mark.parametrize("dtype", ["float16", "bool", ">f4", ">i2"])
-def test_storage_types_read_alike_in_memory_and_from_a_file(tmp_path, place, make, dtype):
+def test_storage_types_are_read_equally_from_memory_and_file(tmp_path, place, make, dtype):
     adata = some_cells()
     values = np.minimum(adata.X, 1) if dtype == "bool" else adata.X
     if make is np.asarray:
@@ -272,11 +272,11 @@ def test_storage_types_read_alike_in_memory_and_from_a_file(tmp_path, place, mak
         np.testing.assert_array_equal(counts.matrix.toarray(), values)
 
 
-# --- questions to a model ---------------------------------------------------------------------------------------------
+# --- groups and time points of a session ------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def labelled(trained):
+def labeled_cells(trained):
     """The cells with further columns of several types, which contain the number of the batch."""
     adata = ad.read_h5ad(trained.data)
     lane = adata.obs["batch"].astype(str).str[-1].astype(int)
@@ -292,22 +292,24 @@ def labelled(trained):
 
 
 @pytest.mark.parametrize("key", ["lane", "float", "nullable", "category", "text", "boolean", "flag"])
-def test_groups_are_found_whichever_way_they_are_given(trained, labelled, key):
-    session = Session.open(labelled, trained.model, device="cpu")
-    in_first = np.flatnonzero((labelled.obs["lane"] == 1) & labelled.obs[key].notna())
+def test_groups_are_found_in_any_form(trained, labeled_cells, key):
+    session = Session.open(labeled_cells, trained.model, device="cpu")
+    in_first = np.flatnonzero((labeled_cells.obs["lane"] == 1) & labeled_cells.obs[key].notna())
     for given_as in (1, 1.0, np.int64(1), np.float32(1), True, "1", "1.0"):
-        place = session.populations([given_as], groupby=key)[0]
-        np.testing.assert_array_equal(place.cells, in_first)
-        assert place.label == {"text": "1.0", "boolean": "True", "flag": "True"}.get(key, "1")
+        population = session.populations([given_as], groupby=key)[0]
+        np.testing.assert_array_equal(population.cells, in_first)
+        assert population.label == {"text": "1.0", "boolean": "True", "flag": "True"}.get(key, "1")
     with pytest.raises(DataError, match=f"no cells with obs\\['{key}'\\] == '7'"):
         session.populations([7.0], groupby=key)
     with pytest.raises(DataError, match="== None"):
         session.populations([None], groupby=key)
 
 
-def test_time_points_are_in_order(trained, labelled):
-    labelled.obs["ordered"] = pd.Categorical(labelled.obs["lane"].astype(float), categories=[2.0, 1.0], ordered=True)
-    session = Session.open(labelled, trained.model, device="cpu")
+def test_time_points_are_in_order(trained, labeled_cells):
+    labeled_cells.obs["ordered"] = pd.Categorical(
+        labeled_cells.obs["lane"].astype(float), categories=[2.0, 1.0], ordered=True
+    )
+    session = Session.open(labeled_cells, trained.model, device="cpu")
     for key in ("lane", "float", "nullable", "category"):
         assert session.time_points(key) == ["1", "2"]
     assert session.time_points("text") == ["1.0", "2.0"]
@@ -334,7 +336,7 @@ def lanes(trained_on_batches):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float32", "Int64", "category", "category of floats", "str"])
-def test_batches_are_known_whatever_their_type(lanes, dtype):
+def test_batches_are_recognized_in_columns_of_any_type(lanes, dtype):
     adata, model = lanes
     assert model.batches == ("1", "2")
     adata = adata.copy()
@@ -351,7 +353,7 @@ def test_batches_are_known_whatever_their_type(lanes, dtype):
         decoding_mixture(model, "7")
 
 
-def test_new_batches_are_said_and_refused(lanes):
+def test_new_batches_give_a_warning_and_are_refused(lanes):
     adata, model = lanes
     adata = adata.copy()
     adata.obs["lane"] = adata.obs["lane"].astype(float) + 1
@@ -364,7 +366,7 @@ def test_new_batches_are_said_and_refused(lanes):
 # --- combinations -----------------------------------------------------------------------------------------------------
 
 
-def perturbed(*labels: str) -> dict[str, np.ndarray]:
+def perturbed_cells(*labels: str) -> dict[str, np.ndarray]:
     """Five cells of each label in groups a and b."""
     group_n = np.repeat(np.array(["a", "b"], dtype=object), 5 * len(labels))
     return {"group_n": group_n, "label_n": np.tile(np.repeat(np.array(labels, dtype=object), 5), 2)}
@@ -376,42 +378,42 @@ def perturbed(*labels: str) -> dict[str, np.ndarray]:
     single=st.sampled_from(["{}", "{}+ctrl", "ctrl+{}", "ctrl + {}"]),
     n_controls=st.integers(0, 1),
 )
-def test_an_unseen_combination_is_understood_in_any_order(parts, spaced, single, n_controls):
+def test_unseen_combination_is_recognized_in_any_order(parts, spaced, single, n_controls):
     named = [part for part in parts if part != "ctrl" or n_controls]
     treated = (" + " if spaced else "+").join(named)
     singles = [single.format(part) for part in "AB"]
-    asked = design("a", "ctrl", treated, **perturbed("ctrl", *singles), perturbation_key="what")
-    assert set(asked.parts) == set(singles)
-    assert asked.treated == "+".join(part for part in named if part != "ctrl")
+    found = design("a", "ctrl", treated, **perturbed_cells("ctrl", *singles), perturbation_key="what")
+    assert set(found.parts) == set(singles)
+    assert found.treated == "+".join(part for part in named if part != "ctrl")
 
 
 @pytest.mark.parametrize("label", ["A+ctrl", "ctrl+A", "A", "ctrl + A"])
-@pytest.mark.parametrize("asked_as", ["A+ctrl", "ctrl+A", "A", " A + ctrl"])
-def test_the_control_as_a_part_means_nothing(label, asked_as):
-    asked = design("a", "ctrl", asked_as, **perturbed("ctrl", label), perturbation_key="what")
-    assert (asked.treated, asked.parts) == (label, ())
+@pytest.mark.parametrize("given_as", ["A+ctrl", "ctrl+A", "A", " A + ctrl"])
+def test_control_as_a_part_of_a_combination_is_ignored(label, given_as):
+    found = design("a", "ctrl", given_as, **perturbed_cells("ctrl", label), perturbation_key="what")
+    assert (found.treated, found.parts) == (label, ())
 
 
-def test_cells_of_one_combination_go_together():
-    asked = design("a", "ctrl", "B+A", **perturbed("ctrl", "A", "B", "A+B", "B+A"), perturbation_key="what")
-    assert len(asked.rows("a", "B+A")) == 10
-    assert (asked.treated, asked.parts) == ("B+A", ("B", "A"))
+def test_cells_of_one_combination_are_pooled():
+    found = design("a", "ctrl", "B+A", **perturbed_cells("ctrl", "A", "B", "A+B", "B+A"), perturbation_key="what")
+    assert len(found.rows("a", "B+A")) == 10
+    assert (found.treated, found.parts) == ("B+A", ("B", "A"))
     # A label that some cells have is found as it is, although its part A is a label, too.
-    asked = design("a", "ctrl", "A+ctrl", **perturbed("ctrl", "A", "A+ctrl"), perturbation_key="what")
-    assert (asked.treated, len(asked.rows("b", "A+ctrl"))) == ("A+ctrl", 5)
+    found = design("a", "ctrl", "A+ctrl", **perturbed_cells("ctrl", "A", "A+ctrl"), perturbation_key="what")
+    assert (found.treated, len(found.rows("b", "A+ctrl"))) == ("A+ctrl", 5)
 
 
-def test_perturbations_may_be_numbers_and_names_may_end_in_a_plus_sign():
-    asked = design("a", 0, 1.0, **perturbed("0", "1"), perturbation_key="what")
-    assert (asked.control, asked.treated) == ("0", "1")
-    asked = design("a", "False", True, **perturbed("False", "True"), perturbation_key="what")
-    assert (asked.control, asked.treated) == ("False", "True")
-    asked = design("a", "CD4-", "CD4+", **perturbed("CD4-", "CD4+"), perturbation_key="what")
-    assert (asked.treated, asked.parts) == ("CD4+", ())
+def test_perturbations_may_be_numbers_or_end_in_a_plus_sign():
+    found = design("a", 0, 1.0, **perturbed_cells("0", "1"), perturbation_key="what")
+    assert (found.control, found.treated) == ("0", "1")
+    found = design("a", "False", True, **perturbed_cells("False", "True"), perturbation_key="what")
+    assert (found.control, found.treated) == ("False", "True")
+    found = design("a", "CD4-", "CD4+", **perturbed_cells("CD4-", "CD4+"), perturbation_key="what")
+    assert (found.treated, found.parts) == ("CD4+", ())
 
 
-def test_messages_say_how_parts_are_named():
-    cells = perturbed("ctrl", "A", "B")
+def test_message_explains_how_combinations_are_named():
+    cells = perturbed_cells("ctrl", "A", "B")
     with pytest.raises(DataError, match=r"== 'A\+D', nor with its part 'D' alone") as caught:
         design("a", "ctrl", "A+D", **cells, perturbation_key="what")
     assert caught.value.hint.startswith(

@@ -41,7 +41,7 @@ def plain_log_likelihood(model, x_ng, z_nk):
 
 
 @torch.no_grad()
-def test_importance_bound_tends_to_the_marginal_likelihood(adata, one_dimensional):
+def test_importance_bound_approaches_the_marginal_likelihood(adata, one_dimensional):
     """With one latent dimension, log p(x) is an integral, which is computed on a fine grid."""
     some = adata[:12]
     x_ng = torch.as_tensor(some.X.toarray(), dtype=torch.float64)
@@ -78,20 +78,20 @@ def test_more_samples_tighten_the_bound(adata, model):
     assert few.elbo.mean() < few.iwae.mean() < many.iwae.mean()
 
 
-def test_embedding_does_not_depend_on_company_order_or_batch(adata, model):
-    whole = scvae.embed(adata, model, inplace=False).mean_nk
+def test_embedding_does_not_depend_on_other_cells_order_or_batch(adata, model):
+    expected = scvae.embed(adata, model, inplace=False).mean_nk
     order = np.random.default_rng(0).permutation(adata.n_obs)
     shuffled = scvae.embed(adata[order].copy()[:, ::-1].copy(), model, inplace=False).mean_nk
-    np.testing.assert_allclose(shuffled, whole[order], atol=1e-5)
+    np.testing.assert_allclose(shuffled, expected[order], atol=1e-5)
     single = scvae.embed(adata[3:4].copy(), model, inplace=False).mean_nk
-    np.testing.assert_allclose(single, whole[3:4], atol=1e-5)
-    elsewhere = adata[:5].copy()
-    elsewhere.obs["batch"] = "new"
+    np.testing.assert_allclose(single, expected[3:4], atol=1e-5)
+    other_batch = adata[:5].copy()
+    other_batch.obs["batch"] = "new"
     with pytest.warns(ScvaeWarning, match="not in the training data"):
-        np.testing.assert_allclose(scvae.embed(elsewhere, model, inplace=False).mean_nk, whole[:5], atol=1e-5)
+        np.testing.assert_allclose(scvae.embed(other_batch, model, inplace=False).mean_nk, expected[:5], atol=1e-5)
 
 
-def test_slots_in_memory(adata, model):
+def test_functions_write_slots_in_memory(adata, model):
     cells = adata.copy()
     assert scvae.embed(cells, model) is None
     scvae.denoise(cells, model)
@@ -113,22 +113,22 @@ def test_slots_in_memory(adata, model):
         scvae.embed(cells, model, key_added="other")
 
 
-def test_denoised_counts_keep_the_library_and_repeat(adata, model):
+def test_denoised_counts_keep_the_library_size_and_are_reproducible(adata, model):
     first = scvae.denoise(adata, model, inplace=False).rows.whole()
-    again = scvae.denoise(adata, model, inplace=False).rows.whole()
-    assert np.array_equal(first, again)
+    second = scvae.denoise(adata, model, inplace=False).rows.whole()
+    assert np.array_equal(first, second)
     np.testing.assert_allclose(first.sum(1), np.asarray(adata.X.sum(1)).ravel(), rtol=1e-4)
     fixed = scvae.denoise(adata, model, library=1234.0, inplace=False).rows.whole()
     np.testing.assert_allclose(fixed.sum(1), 1234.0, rtol=1e-4)
     median = scvae.denoise(adata, model, library="median", inplace=False).rows.whole()
     np.testing.assert_allclose(median.sum(1), float(model.vae.reference_library), rtol=1e-4)
     # Expected counts without zero inflation also sum to the library size.
-    raised = scvae.denoise(adata, model, with_zero_inflation=False, inplace=False).rows.whole()
-    np.testing.assert_allclose(raised.sum(1), np.asarray(adata.X.sum(1)).ravel(), rtol=1e-4)
-    assert np.abs(raised / first - 1).max() > 0.01
+    without_inflation = scvae.denoise(adata, model, with_zero_inflation=False, inplace=False).rows.whole()
+    np.testing.assert_allclose(without_inflation.sum(1), np.asarray(adata.X.sum(1)).ravel(), rtol=1e-4)
+    assert np.abs(without_inflation / first - 1).max() > 0.01
 
 
-def test_denoising_average_is_the_average_over_batches(adata, model):
+def test_denoised_average_equals_the_average_over_batches(adata, model):
     def mean_as(batch_as):
         return scvae.denoise(adata, model, batch_as=batch_as, with_zero_inflation=False, inplace=False).rows.whole()
 
@@ -142,19 +142,19 @@ def test_denoising_average_is_the_average_over_batches(adata, model):
         mean_as("batch_9")
 
 
-def test_denoising_chosen_genes(adata, model):
+def test_selected_genes_are_denoised(adata, model):
     genes = list(adata.var_names[[17, 4]])
-    everything = scvae.denoise(adata, model, inplace=False).rows.whole()
+    all_values = scvae.denoise(adata, model, inplace=False).rows.whole()
     result = scvae.denoise(adata, model, genes=genes, inplace=False)
     assert list(np.flatnonzero(result.modelled)) == [4, 17]
     assert list(result.columns.genes) == list(adata.var_names[[4, 17]])
-    np.testing.assert_array_equal(result.rows.whole(), everything[:, [4, 17]])
+    np.testing.assert_array_equal(result.rows.whole(), all_values[:, [4, 17]])
     wide = scvae.denoise(adata, model, genes=genes, all_genes=True, inplace=False).rows.whole()
-    np.testing.assert_array_equal(wide[:, [4, 17]], everything[:, [4, 17]])
+    np.testing.assert_array_equal(wide[:, [4, 17]], all_values[:, [4, 17]])
     assert np.isnan(np.delete(wide, [4, 17], axis=1)).all()
 
 
-def test_denoising_comes_nearer_to_the_truth_than_the_counts():
+def test_denoised_counts_are_nearer_to_the_truth_than_the_counts():
     from scvae_cli.data.simulation import true_mean
 
     adata = tree(n_cells=1500, n_genes=200, zero_inflation=0.0)
@@ -170,7 +170,7 @@ def test_denoising_comes_nearer_to_the_truth_than_the_counts():
     assert error(denoised) < 0.2 * error(adata.X.toarray())
 
 
-def test_missing_genes_count_as_zero_and_are_refused_in_number(adata, model):
+def test_missing_genes_count_as_zero_and_too_many_are_refused(adata, model):
     most = adata[:, 10:].copy()
     with pytest.warns(ScvaeWarning, match="10 of the model's 120 genes"):
         got = scvae.embed(most, model, inplace=False).mean_nk
@@ -184,7 +184,7 @@ def test_missing_genes_count_as_zero_and_are_refused_in_number(adata, model):
         assert scvae.embed(few, model, inplace=False, allow_missing_genes=True) is not None
 
 
-def test_saved_and_loaded_model_gives_the_same_answers(adata, model, tmp_path):
+def test_loaded_model_gives_the_same_results(adata, model, tmp_path):
     model.save(tmp_path / "m.scvae")
     loaded = scvae.load(tmp_path / "m.scvae")
     assert loaded.config == model.config
@@ -194,7 +194,7 @@ def test_saved_and_loaded_model_gives_the_same_answers(adata, model, tmp_path):
     assert np.array_equal(ours, theirs)
 
 
-def test_cells_without_modelled_counts_have_no_place(adata, model):
+def test_cells_without_counts_in_modeled_genes_are_refused(adata, model):
     session = Session.open(adata, model)
     emptied = session.counts.genes(np.arange(3))
     with pytest.raises(DataError, match="no counts in the modeled genes"):

@@ -111,7 +111,7 @@ def minibatch(x):
     return CellTable(counts, None, torch.device("cpu")).take(np.arange(len(x)))
 
 
-def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
+def implementation(kind, form, x, library_n, outputs, *, with_gradient=True):
     """Compute the NLL of each cell, and the gradients of the mean NLL, by the compiled or the dense version."""
     raw, bias, log_theta = outputs
     log_theta = None if kind == "poisson" else log_theta
@@ -158,7 +158,7 @@ def test_dense_form_equals_autograd_of_the_plain_formula(kind, seed, spread):
     x, outputs = block_and_outputs(seed, torch.float64, spread)
     library_n = x.sum(1) + 3  # with row sums, the gradients would sum to 0
     expected, expected_gradients = reference(kind, x, library_n, outputs)
-    got, gradients = ours(kind, "dense", x, library_n, outputs)
+    got, gradients = implementation(kind, "dense", x, library_n, outputs)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-9)
     compare_gradients(kind, gradients, expected_gradients, rtol=1e-8, atol=1e-8)
 
@@ -174,16 +174,16 @@ def test_compiled_form_equals_autograd_of_the_plain_formula(kind, n_threads, see
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
-        got, gradients = ours(kind, "compiled", x, library_n, outputs)
-        without, nothing = ours(kind, "compiled", x, library_n, outputs, with_gradient=False)
+        got, gradients = implementation(kind, "compiled", x, library_n, outputs)
+        value_only, no_gradients = implementation(kind, "compiled", x, library_n, outputs, with_gradient=False)
     finally:
         torch.set_num_threads(before)
-    assert nothing is None
-    assert torch.equal(without, got)
+    assert no_gradients is None
+    assert torch.equal(value_only, got)
     # Logits have single precision. The logarithm of a mean, which every count uses, therefore has an error of up to
     # half a unit in the last place of the logit.
-    a_count = 2e-6 + torch.finfo(torch.float32).eps / 2 * float(outputs[0].abs().max())
-    assert ((got - expected).abs() <= 2e-6 * expected.abs() + a_count * x.sum(1) + 1e-4).all()
+    error_per_count = 2e-6 + torch.finfo(torch.float32).eps / 2 * float(outputs[0].abs().max())
+    assert ((got - expected).abs() <= 2e-6 * expected.abs() + error_per_count * x.sum(1) + 1e-4).all()
     compare_gradients(kind, gradients, expected_gradients, rtol=2e-5, atol=5e-4)
 
 
@@ -195,34 +195,34 @@ def test_extreme_outputs_stay_finite(kind, form):
     raw = torch.tensor([[80.0, 0.0, 0.0, -120.0, 120.0, -300.0], [-90.0, 0.0, 90.0, 300.0, -300.0, 0.0]])
     for log_theta in (LOG_THETA_MIN, 5.0, LOG_THETA_MAX):
         outputs = (raw, torch.zeros(6), torch.full((3,), log_theta))
-        values, gradients = ours(kind, form, x, torch.tensor([400.0, 50_017.0]), outputs)
+        values, gradients = implementation(kind, form, x, torch.tensor([400.0, 50_017.0]), outputs)
         assert torch.isfinite(values).all()
         assert all(gradient is None or torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_count_beyond_all_integers_of_32_bits_is_a_number_like_any_other(kind):
+def test_counts_beyond_32_bits_are_accurate(kind):
     x = torch.tensor([[3e9, 2.0], [1.0, 1e12]])
     outputs = (torch.zeros(2, 4), torch.zeros(4), torch.zeros(2))
     expected, _ = reference(kind, x, x.sum(1), outputs)
-    got, gradients = ours(kind, "compiled", x, x.sum(1), outputs)
+    got, gradients = implementation(kind, "compiled", x, x.sum(1), outputs)
     assert ((got - expected).abs() <= 2e-6 * (expected.abs() + x.sum(1))).all()
     assert all(gradient is None or torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("log_theta", [-9.0, -1.0, 0.0, 4.0, 9.0])
-def test_compiled_counts_run_from_table_to_series(log_theta):
+def test_table_and_series_of_lgamma_agree_with_the_plain_formula(log_theta):
     """One gene whose counts use both methods, at dispersions from tiny to large."""
     x = torch.arange(0, 400, dtype=torch.float32).unsqueeze(1)
     x = torch.cat([x, torch.ones_like(x)], dim=1)
     outputs = (torch.zeros(len(x), 4), torch.zeros(4), torch.full((2,), log_theta))
     expected, (_, _, expected_slope) = reference("nb", x, x.sum(1), outputs)
-    got, (_, _, slope) = ours("nb", "compiled", x, x.sum(1), outputs)
+    got, (_, _, slope) = implementation("nb", "compiled", x, x.sum(1), outputs)
     torch.testing.assert_close(got, expected, rtol=5e-6, atol=1e-3)
     torch.testing.assert_close(slope.double(), expected_slope, rtol=1e-4, atol=1e-3)
 
 
-def test_a_scaled_loss_scales_its_gradients():
+def test_gradients_scale_with_the_loss():
     x, outputs = block_and_outputs(3, torch.float32)
     gradients = []
     for factor in (1.0, 2.5):
@@ -252,7 +252,7 @@ def test_sample_and_kl_equals_autograd_of_the_posterior():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_elbo_equals_that_of_scvi_tools(kind):
+def test_elbo_equals_scvi_tools(kind):
     """Reference values: tests/data/make_scvi_elbo.py, run with scvi-tools 1.4.2."""
     saved = json.loads(Path(__file__).with_name("data").joinpath("scvi_elbo.json").read_text())
     x = torch.tensor(saved["counts"], dtype=torch.float32)
@@ -260,7 +260,7 @@ def test_elbo_equals_that_of_scvi_tools(kind):
     outputs = (torch.cat([logits, zero_logit], dim=1), torch.zeros(2 * logits.shape[1]), log_theta)
     posterior = Posterior(torch.tensor(saved["mean"]), torch.tensor(saved["var"]))
     for form in ("compiled", "dense"):
-        nll_n, _ = ours(kind, form, x, x.sum(1), outputs)
+        nll_n, _ = implementation(kind, form, x, x.sum(1), outputs)
         elbo = -(nll_n + posterior.kl_nk().sum(1))
         # scvi-tools adds 1e-8 inside its logarithms and sums in float32. The tolerance is relative to values of several
         # thousand nats.

@@ -21,7 +21,7 @@ GENES, LATENT, KL_WEIGHT, LABELING = 70, 4, 0.6, 7.0
 FORMS = ["compiled", "torch"]
 
 
-def scene(dropout=0.0, n_batches=0, n_cells=24, n_labels=0, **config):
+def random_network(dropout=0.0, n_batches=0, n_cells=24, n_labels=0, **config):
     """A VAE in training mode whose parameters differ from their initial values, cells, and noise."""
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.4, 3.0, size=(n_cells, GENES))).astype(np.float32)
@@ -56,14 +56,14 @@ def by_autograd(vae, cells, noise_nk):
 
 
 @torch.no_grad()
-def by_hand(vae, cells, noise_nk, form="compiled", *, narrow=False, n_filling=0):
+def without_autograd(vae, cells, noise_nk, form="compiled", *, narrow=False, n_padding=0):
     """Compute the terms of the loss and the gradients without autograd; the last cells may be padding."""
     if form == "compiled":
         operations = CompiledOperations(cells)
     else:
         seed_l = torch.stack([torch.randint(2**31, ()) for _ in range(2 * vae.config.n_layers)])
-        share_n = torch.full_like(cells.library_n, 1 / (cells.n_cells - n_filling))
-        share_n[cells.n_cells - n_filling :] = 0
+        share_n = torch.full_like(cells.library_n, 1 / (cells.n_cells - n_padding))
+        share_n[cells.n_cells - n_padding :] = 0
         operations = TorchOperations(cells.x_ng, cells.library_n, share_n, seed_l)
     labels = {} if cells.label_n is None else {"label_n": cells.label_n, "labeling": LABELING}
     found = ElboGradients(vae, cells.batch_n, noise_nk, KL_WEIGHT, operations, narrow=narrow, **labels)
@@ -90,15 +90,15 @@ def distance(got, expected):
     ],
     ids=str,
 )
-def test_equals_float64_autograd(config, form):
-    vae, cells, noise_nk = scene(**config)
+def test_gradients_equal_float64_autograd(config, form):
+    vae, cells, noise_nk = random_network(**config)
     assert can_train(vae)
     exact = copy.deepcopy(vae).double()
     library_n1 = cells.x_ng.double().sum(1, keepdim=True)
     exact.encoder.seen = lambda cells, depth: torch.log1p(cells.x_ng.double() * depth / library_n1)
     assert not can_train(exact)
     nll, kl, expected = by_autograd(exact, cells, noise_nk)
-    got = by_hand(vae, cells, noise_nk, form)
+    got = without_autograd(vae, cells, noise_nk, form)
     assert got[:2] == pytest.approx((nll, kl), rel=1e-5)
     for name, gradient in got[2].items():
         assert distance(gradient, expected[name]) < 2e-4, name
@@ -106,25 +106,25 @@ def test_equals_float64_autograd(config, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_dropout_draws_what_autograd_draws(n_layers, form):
-    vae, cells, noise_nk = scene(likelihood="zinb", dropout=0.4, n_layers=n_layers)
+def test_dropout_equals_that_of_autograd(n_layers, form):
+    vae, cells, noise_nk = random_network(likelihood="zinb", dropout=0.4, n_layers=n_layers)
     torch.manual_seed(5)
     nll, kl, expected = by_autograd(vae, cells, noise_nk)
     torch.manual_seed(5)
-    got = by_hand(vae, cells, noise_nk, form)
+    got = without_autograd(vae, cells, noise_nk, form)
     assert got[:2] == pytest.approx((nll, kl), rel=1e-6)
     for name, gradient in got[2].items():
         assert distance(gradient, expected[name]) < 1e-5, name
 
 
-def test_cells_that_fill_up_a_minibatch_weigh_nothing():
-    vae, cells, noise_nk = scene(likelihood="zinb", n_batches=2, n_labels=3)
+def test_padding_cells_have_no_effect():
+    vae, cells, noise_nk = random_network(likelihood="zinb", n_batches=2, n_labels=3)
     rows = np.arange(20)
     label_n = cells.label_n.numpy()
     table = CellTable(sp.csr_matrix(cells.x_ng.numpy()), cells.batch_n.numpy(), CPU, label_n=label_n)
-    expected = by_hand(vae, table.take(rows), noise_nk[:20], "torch")
-    filled = table.take(np.concatenate([rows, [0, 0, 0]]))
-    got = by_hand(vae, filled, noise_nk[:23], "torch", n_filling=3)
+    expected = without_autograd(vae, table.take(rows), noise_nk[:20], "torch")
+    padded = table.take(np.concatenate([rows, [0, 0, 0]]))
+    got = without_autograd(vae, padded, noise_nk[:23], "torch", n_padding=3)
     assert got[:2] == pytest.approx(expected[:2], rel=1e-6)
     for name, gradient in got[2].items():
         assert distance(gradient, expected[2][name]) < 1e-5, name
@@ -132,10 +132,10 @@ def test_cells_that_fill_up_a_minibatch_weigh_nothing():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_bfloat16_products_cost_their_rounding_only(likelihood, form):
-    vae, cells, noise_nk = scene(likelihood=likelihood, n_batches=2, n_cells=96)
-    nll, kl, expected = by_hand(vae, cells, noise_nk)
-    got = by_hand(vae, cells, noise_nk, form, narrow=True)
+def test_bfloat16_changes_gradients_only_by_rounding(likelihood, form):
+    vae, cells, noise_nk = random_network(likelihood=likelihood, n_batches=2, n_cells=96)
+    nll, kl, expected = without_autograd(vae, cells, noise_nk)
+    got = without_autograd(vae, cells, noise_nk, form, narrow=True)
     assert got[:2] == pytest.approx((nll, kl), rel=5e-3)
     assert got[2]["decoder.head.outputs.weight"].dtype == torch.bfloat16
     for name, gradient in got[2].items():
@@ -143,5 +143,5 @@ def test_bfloat16_products_cost_their_rounding_only(likelihood, form):
         assert distance(gradient, expected[name]) < 0.06, name
 
 
-def test_a_model_of_real_numbers_is_left_to_autograd():
+def test_normal_likelihood_is_trained_with_autograd():
     assert not can_train(VAE(ModelConfig(likelihood="normal", n_latent=2, n_hidden=8), GENES))

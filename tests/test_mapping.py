@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from simulated import TINY, counts_of, tree
 from sklearn.metrics import roc_auc_score
-from workbench import DATA, USAGE, contents, refused
+from workbench import DATA, USAGE, assert_refused, contents
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError, ModelError, ScvaeWarning
@@ -44,7 +44,7 @@ def joint(n_batches: int = 3) -> scvae.Model:
 
 @pytest.mark.parametrize("n_batches", [2, 3])
 @QUIET
-def test_reference_cells_stay_the_same_to_the_bit(n_batches):
+def test_results_of_reference_cells_do_not_change(n_batches):
     reference, _, model = sides(n_batches)
     adata = reference.copy()
     del adata.obs["batch"]
@@ -56,21 +56,21 @@ def test_reference_cells_stay_the_same_to_the_bit(n_batches):
     assert np.array_equal(before, after)
 
 
-def test_denoised_cells_of_a_mapped_batch_lose_what_distinguishes_it():
+def test_denoising_of_a_mapped_batch_warns_that_its_differences_are_removed():
     _, query, _ = sides()
     with pytest.warns(ScvaeWarning, match="batch_as observed keeps these differences"):
         scvae.denoise(query, joint(), inplace=False)
     scvae.denoise(query, joint(), batch_as="observed", inplace=False)
 
 
-def test_all_weights_of_the_reference_stay_the_same():
+def test_weights_of_the_reference_model_do_not_change():
     _, _, model = sides()
     old, new = model.vae.state_dict(), joint().vae.state_dict()
     for name, tensor in old.items():
         assert np.array_equal(tensor, new[name][: len(tensor)] if tensor.ndim else new[name]), name
 
 
-def test_effects_of_genes_are_the_true_ones():
+def test_gene_effects_of_a_new_batch_are_recovered():
     _, query, _ = sides(2)
     true_bg = np.asarray(query.varm["true_batch_log_effect"]).T
     effect_bg = joint(2).vae.decoder.batch.gene_bg.detach().numpy()
@@ -93,7 +93,7 @@ def test_responses_are_linear_and_belong_to_mapped_batches():
     torch.testing.assert_close(responses.push(v_mnk, batch_n, 4), moved_mng - shift_ng)
 
 
-def test_decoding_and_its_derivative_agree_in_a_mapped_batch():
+def test_pushed_logits_equal_the_derivative_in_a_mapped_batch():
     decoder = joint().vae.decoder
     z_nk, v_nk = torch.randn(4, joint().vae.n_latent), torch.randn(4, joint().vae.n_latent)
     batch_n = torch.full((4,), len(joint().batches) - 1)
@@ -108,7 +108,7 @@ def test_decoding_and_its_derivative_agree_in_a_mapped_batch():
 
 
 @QUIET
-def test_an_effect_on_one_population_is_learned():
+def test_effect_on_one_population_is_learned():
     _, query, model = sides(2)
     treated, rng = query.copy(), np.random.default_rng(0)
     mature_n = treated.obs["cell_type"].str.endswith("_1").to_numpy()
@@ -126,7 +126,7 @@ def test_an_effect_on_one_population_is_learned():
     assert np.abs(change_ng[:, rest]).mean() < 0.15
 
 
-def test_simulated_cells_stand_for_the_cells_of_the_training():
+def test_simulated_positions_resemble_training_cells():
     reference, _, model = sides()
     simulated_sk = simulated_positions(model, seed=0)
     mean_nk = scvae.embed(reference, model, space="latent", inplace=False).mean_nk
@@ -134,25 +134,25 @@ def test_simulated_cells_stand_for_the_cells_of_the_training():
     assert simulated_sk.norm(dim=1).mean() == pytest.approx(np.linalg.norm(mean_nk, axis=1).mean(), rel=0.15)
 
 
-def test_a_new_batch_explains_its_cells():
+def test_new_batch_increases_the_elbo_of_its_cells():
     _, query, model = sides()
     mapped = joint()
-    asked = {"inplace": False, "n_samples": 5, "n_simulated": 100}
-    own = scvae.score(query, mapped, **asked).elbo.mean()
+    options = {"inplace": False, "n_samples": 5, "n_simulated": 100}
+    own = scvae.score(query, mapped, **options).elbo.mean()
     as_known = query.copy()
     as_known.obs["batch"] = "batch_1"
-    assert own > scvae.score(as_known, model, **asked).elbo.mean() + 5
+    assert own > scvae.score(as_known, model, **options).elbo.mean() + 5
 
 
 @QUIET
-def test_cells_of_the_reference_under_a_new_name_do_not_move():
+def test_reference_cells_under_a_new_batch_name_do_not_move():
     reference, _, model = sides(2)
-    again = reference.copy()
-    again.obs["batch"] = "again"
-    mapped = scvae.map(again, model, batch_key="batch", inplace=False)
-    moved, stayed = (scvae.embed(again, one, inplace=False).position_nj for one in (mapped, model))
-    spread = np.linalg.norm(stayed - stayed.mean(0), axis=1).mean()
-    assert np.linalg.norm(moved - stayed, axis=1).mean() < 0.05 * spread
+    renamed = reference.copy()
+    renamed.obs["batch"] = "again"
+    mapped = scvae.map(renamed, model, batch_key="batch", inplace=False)
+    moved, unmapped = (scvae.embed(renamed, one, inplace=False).position_nj for one in (mapped, model))
+    spread = np.linalg.norm(unmapped - unmapped.mean(0), axis=1).mean()
+    assert np.linalg.norm(moved - unmapped, axis=1).mean() < 0.05 * spread
 
 
 def test_cells_without_a_new_batch_are_refused():
@@ -162,7 +162,7 @@ def test_cells_without_a_new_batch_are_refused():
     assert "embed" in caught.value.hint
 
 
-def test_known_batches_keep_their_effects():
+def test_effects_of_known_batches_do_not_change():
     reference, query, model = sides()
     both = ad.concat([reference, query])
     with pytest.warns(ScvaeWarning, match="not trained again"):
@@ -172,7 +172,7 @@ def test_known_batches_keep_their_effects():
 
 
 @QUIET
-def test_twenty_cells_are_enough_to_map():
+def test_twenty_cells_can_be_mapped():
     _, query, model = sides()
     few = query[:20].copy()
     with pytest.warns(ScvaeWarning, match="fewer than 50 cells"):
@@ -181,10 +181,10 @@ def test_twenty_cells_are_enough_to_map():
 
 
 @QUIET
-def test_order_of_genes_does_not_matter_and_missing_genes_are_told():
+def test_order_of_genes_does_not_matter_and_missing_genes_give_a_warning():
     _, query, model = sides()
-    turned = query[:, ::-1].copy()
-    mapped = scvae.map(turned, model, inplace=False)
+    reordered = query[:, ::-1].copy()
+    mapped = scvae.map(reordered, model, inplace=False)
     assert np.allclose(mapped.vae.encoder.shifts.hidden_bh.detach(), joint().vae.encoder.shifts.hidden_bh.detach())
     with pytest.warns(ScvaeWarning, match="genes are missing"):
         scvae.map(query[:, 10:].copy(), model, inplace=False)
@@ -193,7 +193,7 @@ def test_order_of_genes_does_not_matter_and_missing_genes_are_told():
 
 
 @QUIET
-def test_held_out_cells_lack_a_counterpart_at_the_stated_rate():
+def test_heldout_cells_lack_a_counterpart_at_the_requested_rate():
     reference, query, model = sides()
     adata = ad.concat([reference, query])
     scvae.map(adata, model, false_alarms=0.2)
@@ -203,7 +203,7 @@ def test_held_out_cells_lack_a_counterpart_at_the_stated_rate():
 
 @pytest.mark.parametrize("n_cells", [20, 300])
 @QUIET
-def test_few_cells_of_a_new_batch_with_the_same_types_are_reported(n_cells):
+def test_few_cells_of_known_types_lack_a_counterpart(n_cells):
     _, query, model = sides()
     few = query[:n_cells].copy()
     scvae.map(few, model)
@@ -211,7 +211,7 @@ def test_few_cells_of_a_new_batch_with_the_same_types_are_reported(n_cells):
 
 
 @QUIET
-def test_a_type_that_the_reference_lacks_is_found():
+def test_cells_of_a_type_that_the_reference_lacks_are_found():
     reference, query, _ = sides()
     lacking = reference[~reference.obs["cell_type"].str.endswith("_1")].copy()
     model = scvae.train(lacking, **LEARNING, batch_key="batch")
@@ -224,7 +224,7 @@ def test_a_type_that_the_reference_lacks_is_found():
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_signs_of_real_cells_may_be_stronger_by_a_common_factor(factor):
+def test_common_factor_of_the_signs_causes_no_false_alarms(factor):
     random = np.random.default_rng(0)
     real_3n, simulated_3s = (random.chisquare(8, (3, n)) for n in (2000, 2000))
     score_n, score_s = combined(factor * real_3n, simulated_3s)
@@ -232,7 +232,7 @@ def test_signs_of_real_cells_may_be_stronger_by_a_common_factor(factor):
     assert reported == pytest.approx(0.05, abs=0.02) if factor >= 1 else reported < 0.05
 
 
-def test_moments_of_counts_are_those_of_draws():
+def test_moments_of_counts_equal_those_of_draws():
     model = joint()
     with torch.no_grad():
         output = model.vae.decode(torch.zeros(4000, model.vae.n_latent), torch.zeros(4000, dtype=torch.long))
@@ -253,7 +253,7 @@ def test_cells_of_another_tissue_lack_a_counterpart():
         scvae.map(foreign, model)
 
 
-def test_differences_by_chance_are_none():
+def test_differences_by_chance_are_estimated_as_zero():
     random = np.random.default_rng(0)
     expected_g = random.gamma(1.0, 200.0, 3000)
     found = []
@@ -269,7 +269,7 @@ def test_differences_by_chance_are_none():
 
 
 @QUIET
-def test_mapping_repeats_to_the_bit_and_goes_on_from_a_mapped_model():
+def test_mapping_is_reproducible_and_accepts_a_mapped_model():
     _, query, model = sides()
     counts = counts_of(query, "batch")
     one, two = (map_batches(model, counts, ["batch_3"], reference="reference", seed=3) for _ in range(2))
@@ -285,11 +285,11 @@ def test_mapping_repeats_to_the_bit_and_goes_on_from_a_mapped_model():
 
 
 @QUIET
-def test_both_shells_map_alike(copied):
+def test_command_and_function_map_equally(copied):
     folder = copied.data.parent
-    new, again = folder / "new.scvae", folder / "again.scvae"
-    line = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o"]
-    facts = json.loads(run_well(*line, new, "--json").out)
+    new, second = folder / "new.scvae", folder / "again.scvae"
+    command = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o"]
+    facts = json.loads(run_ok(*command, new, "--json").out)
     reference = scvae.load(copied.model)
     mapped = scvae.map(ad.read_h5ad(copied.data), copied.model, batch_key="batch", inplace=False)
     saved = scvae.load(new)
@@ -305,9 +305,9 @@ def test_both_shells_map_alike(copied):
     # Other commands work with the mapped model.
     for verb in ("embed", "denoise", "score", "info"):
         options = ("--samples", "2", "--simulated", "100") if verb == "score" else ()
-        run_well(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)
-    run_well(*line, again, "--quiet")
-    assert contents(again)["weights.safetensors"] == contents(new)["weights.safetensors"]
+        run_ok(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)
+    run_ok(*command, second, "--quiet")
+    assert contents(second)["weights.safetensors"] == contents(new)["weights.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -327,24 +327,24 @@ def test_both_shells_map_alike(copied):
         (["--batch-key", "batch", "--cells", "new.h5ad", "-o", "new.h5ad"], USAGE, "in the model folder"),
     ],
 )
-def test_what_cannot_be_mapped_is_refused(bench, monkeypatch, options, code, fragment):
+def test_invalid_mappings_are_refused(bench, monkeypatch, options, code, fragment):
     monkeypatch.chdir(bench.folder)
-    refused(bench.folder, bench.ask("map", *options), code, fragment)
+    assert_refused(bench.folder, bench.args("map", *options), code, fragment)
 
 
-def test_texts_of_the_report_are_plain(copied):
+def test_control_characters_in_names_of_batches_are_escaped(copied):
     adata = ad.read_h5ad(copied.data)
     adata.obs["batch"] = np.where(adata.obs["batch"] == "batch_1", "one\nmapped 9 new batches", "two\x1b[2K")
     adata.write_h5ad(copied.data)
     new = copied.data.with_name("new.scvae")
-    line = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o", new]
-    out = run_well(*line).out
+    command = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o", new]
+    out = run_ok(*command).out
     assert [row[:20] for row in out.splitlines() if row.startswith("mapped")] == ["mapped 2 new batches"]
     assert "  two\\x1b[2K: " in out
     assert "are expected even if all types are known" in out
     assert "gene proportions" in out
-    again = run_cli(*line)
-    assert "choose another name with -o" in again.err
+    second = run_cli(*command)
+    assert "choose another name with -o" in second.err
     adata.obs = adata.obs.drop(columns="batch")
     adata.write_h5ad(copied.data)
     assert f"warning: {copied.data.name}: obs has no column 'batch'" in run_cli("embed", copied.data, "-m", new).err
@@ -360,7 +360,7 @@ def test_models_of_real_numbers_are_refused():
 
 
 @QUIET
-def test_the_query_may_have_another_column_of_batches():
+def test_batches_of_the_query_may_be_in_another_column():
     _, query, model = sides()
     adata = query.copy()
     adata.obs["lane"] = adata.obs.pop("batch")
@@ -394,11 +394,11 @@ def test_labels_of_cells_without_a_counterpart_give_a_warning():
 
 
 @QUIET
-def test_one_new_batch_can_be_named(copied):
+def test_name_of_a_single_new_batch_can_be_given(copied):
     adata = ad.read_h5ad(copied.data)
     del adata.obs["batch"]
     adata.write_h5ad(copied.data)
     new = copied.data.with_name("new.scvae")
-    run_well("map", copied.data, "-m", copied.model, "--batch", "monday", "-o", new)
+    run_ok("map", copied.data, "-m", copied.model, "--batch", "monday", "-o", new)
     assert set(ad.read_h5ad(copied.data).obs["batch"]) == {"monday"}
     assert run_cli("embed", copied.data, "-m", new).code == 0

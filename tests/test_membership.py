@@ -49,7 +49,7 @@ def ordered():
 
 @pytest.fixture(scope="module")
 def converged():
-    """Cells of two branches whose mature cells are alike; few cells are on the way to the end of the first branch."""
+    """Cells of two branches whose mature cells are similar; few cells are on the way to the end of the first branch."""
     adata = converging_tree()
     options = {"n_hidden": 64, "max_epochs": 50, "precision": "fp32"}
     return adata, scvae.train(adata, **TINY | options, genes="all")
@@ -61,7 +61,7 @@ def trajectory(mixed):
     return scvae.interpolate(cells, model, groupby="cell_type", groups=ENDS, inplace=False)
 
 
-def test_the_lineage_belongs_and_unrelated_cells_do_not(mixed, trajectory):
+def test_cells_of_the_lineage_belong_and_unrelated_cells_do_not(mixed, trajectory):
     obs = mixed[0].obs
     belongs = np.isfinite(trajectory.pseudotime_n)
     lineage = np.isin(obs["true_branch"], ["trunk", "branch_1"])
@@ -77,7 +77,7 @@ def test_group_sizes_count_the_cells_that_belong(mixed, trajectory):
     assert list(trajectory.group_sizes.values()) == sorted(trajectory.group_sizes.values(), reverse=True)
 
 
-def test_groups_that_are_not_passed_are_named_in_a_warning(trajectory):
+def test_groups_that_are_not_passed_give_a_warning(trajectory):
     assert trajectory.warning_of_groups() is None
     n_cells = int(np.isfinite(trajectory.pseudotime_n).sum())
     many = replace(trajectory, group_sizes={"B": n_cells // 2, "stem": n_cells // 4})
@@ -87,7 +87,7 @@ def test_groups_that_are_not_passed_are_named_in_a_warning(trajectory):
     assert few.warning_of_groups() is None
 
 
-def test_a_trajectory_that_turns_back_is_told(mixed, trajectory):
+def test_trajectory_that_turns_back_gives_a_warning(mixed, trajectory):
     cells, model = mixed
     assert trajectory.returning is None
     there_and_back = ["stem", "mature_1", "progenitor"]
@@ -98,18 +98,18 @@ def test_a_trajectory_that_turns_back_is_told(mixed, trajectory):
     assert back.steps.group_t[farthest] == "mature_1"
 
 
-def test_steps_without_cells_are_told(mixed, trajectory):
+def test_steps_without_cells_give_a_warning(mixed, trajectory):
     cells, model = mixed
     assert trajectory.warning_of_gap() is None
-    with pytest.warns(ScvaeWarning) as told:
-        apart = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "foreign"], inplace=False)
-    assert any("no cell belongs to steps" in str(warning.message) for warning in told)
-    first, last = apart.empty
-    position_n = apart.pseudotime_n[np.isfinite(apart.pseudotime_n)] * (len(apart.z_tk) - 1)
+    with pytest.warns(ScvaeWarning) as warned:
+        with_gap = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "foreign"], inplace=False)
+    assert any("no cell belongs to steps" in str(warning.message) for warning in warned)
+    first, last = with_gap.empty
+    position_n = with_gap.pseudotime_n[np.isfinite(with_gap.pseudotime_n)] * (len(with_gap.z_tk) - 1)
     assert not ((position_n > first) & (position_n < last)).any()
 
 
-def test_a_cell_as_end_needs_no_groups():
+def test_trajectory_between_cells_needs_no_groups():
     adata, model = learned()
     stage = adata.obs["cell_type"].to_numpy()
     names = [adata.obs_names[int(np.flatnonzero(stage == group)[0])] for group in ENDS]
@@ -119,7 +119,7 @@ def test_a_cell_as_end_needs_no_groups():
     assert found.group_sizes == {}
 
 
-def test_a_cloud_holds_its_own_cluster_only():
+def test_cloud_contains_only_its_own_cluster():
     noise = torch.Generator().manual_seed(0)
     first = torch.randn(300, 3, generator=noise) * torch.tensor([2.0, 1.0, 0.1])
     second = torch.randn(100, 3, generator=noise) + torch.tensor([0.0, 15.0, 0.0])
@@ -132,7 +132,7 @@ def test_a_cloud_holds_its_own_cluster_only():
     assert len(cloud(cells, np.arange(300, 400), seeds_n)) == 0
 
 
-def test_covariance_is_that_of_the_component():
+def test_covariance_equals_that_of_the_component():
     covariance_ckk = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[0.3, 0.0], [0.0, 0.2]]])
     mean_ck = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
     whiten_ckk = torch.linalg.inv(torch.linalg.cholesky(covariance_ckk)).transpose(1, 2)
@@ -141,7 +141,7 @@ def test_covariance_is_that_of_the_component():
 
 
 @pytest.mark.parametrize("n_steps", [50, 100, 101, 5000])
-def test_a_return_is_found_at_any_number_of_steps(n_steps):
+def test_return_of_a_path_is_found_for_any_number_of_steps(n_steps):
     at = np.linspace(0, 1, n_steps)
     there_and_back = np.column_stack([1 - np.abs(2 * at - 1), 0.1 * at])
     begin, farthest, end = returning_steps(there_and_back)
@@ -164,7 +164,7 @@ def test_groups_on_the_border_of_others_are_not_passed(trajectory):
 
 
 @pytest.mark.parametrize("groups", [["stem", "mature_1"], ["stem", "mature_2"], ["progenitor", "mature_2"]])
-def test_true_lineages_raise_no_alarm(ordered, groups):
+def test_true_lineages_give_no_warning(ordered, groups):
     cells, model = ordered
     found = scvae.interpolate(cells, model, groupby="cell_type", groups=groups, inplace=False)
     other = {"mature_1": "2", "mature_2": "1"}[groups[-1]]
@@ -175,7 +175,7 @@ def test_true_lineages_raise_no_alarm(ordered, groups):
     assert found.empty is None
 
 
-def test_a_trajectory_between_two_ends_goes_back_to_their_progenitor(ordered):
+def test_trajectory_between_two_fates_returns_to_their_progenitor(ordered):
     cells, model = ordered
     with pytest.warns(ScvaeWarning, match="goes back toward 'stem'"):
         found = scvae.interpolate(cells, model, groupby="cell_type", groups=["mature_1", "mature_2"], inplace=False)
@@ -192,14 +192,14 @@ def test_a_trajectory_between_two_ends_goes_back_to_their_progenitor(ordered):
     )
 
 
-def test_the_end_of_another_branch_is_no_way_station(trajectory):
+def test_end_of_another_branch_on_the_way_gives_a_warning(trajectory):
     assert trajectory.warning_of_groups_beyond() is None
-    told = replace(trajectory, beyond=("sister",)).warning_of_groups_beyond()
-    assert "passes 'sister' before 'mature_1'" in told
-    assert "--via" in told
+    warning = replace(trajectory, beyond=("sister",)).warning_of_groups_beyond()
+    assert "passes 'sister' before 'mature_1'" in warning
+    assert "--via" in warning
 
 
-def test_fates_that_are_passed_all_the_same_are_warned_of(trajectory):
+def test_passed_fates_give_a_warning(trajectory):
     assert trajectory.warning_of_sisters() is None
     passed = replace(trajectory, sisters=("a", "b"))
     assert "that develop into 'a' or 'b' rather than 'mature_1'" in passed.warning_of_sisters()
@@ -207,7 +207,7 @@ def test_fates_that_are_passed_all_the_same_are_warned_of(trajectory):
     assert replace(passed, beyond=("a", "b")).warning_of_sisters() is None
 
 
-def test_branches_that_become_alike(converged):
+def test_trajectory_avoids_another_branch_that_becomes_alike(converged):
     """The path of least change to the smaller end leads through the other branch, and the trajectory avoids it."""
     cells, model = converged
     found = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], inplace=False)
@@ -224,7 +224,7 @@ def test_branches_that_become_alike(converged):
     assert true.beyond == true.avoided == ()
 
 
-def test_fates_that_were_named_as_ends_are_known(ordered):
+def test_ends_of_a_pseudotime_are_recorded(ordered):
     cells, model = ordered
     session, names = Session.open(cells, model), SlotNames()
     assert recorded_ends(session, names, "cell_type") == frozenset()
@@ -234,12 +234,12 @@ def test_fates_that_were_named_as_ends_are_known(ordered):
     assert recorded_ends(replace(session, model=replace(model, hash="other")), names, "cell_type") == frozenset()
 
 
-def test_a_replaced_order_is_skipped(ordered):
+def test_overwritten_pseudotime_is_ignored(ordered):
     cells, model = ordered[0].copy(), ordered[1]
     scvae.pseudotime(cells, model, groupby="cell_type", root="stem", name="mine")
     session, names, n = Session.open(cells, model), SlotNames(), cells.n_obs
     before = [root for root, _ in recorded_orders(session, names)]
     for values in (["x"] * n, [7.0] * n, [-1e308] * n, [True, False] * (n // 2) + [True] * (n % 2)):
         cells.obs[names.pseudotime("mine")] = values
-        left = [root for root, _ in recorded_orders(Session.open(cells, model), names)]
-        assert len(left) == len(before) - 1, values[0]
+        remaining = [root for root, _ in recorded_orders(Session.open(cells, model), names)]
+        assert len(remaining) == len(before) - 1, values[0]

@@ -63,7 +63,7 @@ def with_zeros(matrix: sp.csr_matrix) -> sp.csr_matrix:
     return stored
 
 
-def backwards(matrix: sp.csr_matrix) -> sp.csr_matrix:
+def with_reversed_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """Return a matrix in which the stored values of every row are ordered from the last to the first column."""
     order = np.concatenate(
         [np.arange(b - 1, a - 1, -1) for a, b in zip(matrix.indptr, matrix.indptr[1:], strict=False)]
@@ -76,11 +76,11 @@ FORMS: dict[str, Callable[[sp.csr_matrix], object]] = {
     "CSR": lambda m: m,
     "CSR of int64": lambda m: m.astype(np.int64),
     "CSR with zeros": with_zeros,
-    "CSR unsorted": backwards,
+    "CSR unsorted": with_reversed_rows,
     "CSC": sp.csc_matrix,
     "CSC of float64": lambda m: sp.csc_matrix(m.astype(np.float64)),
     "CSC with zeros": lambda m: sp.csc_matrix(with_zeros(m)),
-    "CSC unsorted": lambda m: backwards(m.T.tocsr()).T,
+    "CSC unsorted": lambda m: with_reversed_rows(m.T.tocsr()).T,
     "dense": lambda m: m.toarray(),
     "dense of uint16": lambda m: m.toarray().astype(np.uint16),
 }
@@ -88,7 +88,7 @@ FORMS: dict[str, Callable[[sp.csr_matrix], object]] = {
 
 @pytest.mark.parametrize("place", ["file", "memory", "raw in a file", "raw in memory"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_same_matrix_is_read_from_every_form(tmp_path, small_blocks, form, place):
+def test_counts_are_equal_in_every_storage_format(tmp_path, small_blocks, form, place):
     truth = counts_of(tree(150, 60)).matrix
     names = [f"gene {j}" for j in range(60)]
     adata = ad.AnnData(FORMS[form](truth), var=pd.DataFrame(index=names))
@@ -112,7 +112,7 @@ def test_the_same_matrix_is_read_from_every_form(tmp_path, small_blocks, form, p
 
 
 @pytest.mark.parametrize("form", ["CSR", "CSR with zeros", "CSC", "CSC of float64", "dense"])
-def test_reading_takes_little_beyond_the_matrix(tmp_path, small_blocks, form):
+def test_reading_needs_little_memory_beyond_the_matrix(tmp_path, small_blocks, form):
     truth = counts_of(tree(1000, 200)).matrix
     ad.AnnData(FORMS[form](truth)).write_h5ad(tmp_path / "cells.h5ad")
     store = open_store(tmp_path / "cells.h5ad")
@@ -128,7 +128,7 @@ def test_counts_in_memory_are_not_copied(small_blocks):
     assert np.shares_memory(read_counts(open_store(adata)).matrix.data, adata.X.data)
 
 
-def test_a_broken_matrix_of_columns_is_refused(tmp_path, small_blocks):
+def test_damaged_csc_matrix_is_refused(tmp_path, small_blocks):
     ad.AnnData(sp.csc_matrix(counts_of(tree(150, 60)).matrix)).write_h5ad(tmp_path / "good.h5ad")
     for part, index, value in (
         ("indices", 5, 150), ("indices", 5, -1), ("indptr", 0, 1), ("indptr", 7, 10**6), ("indptr", -1, 10**6),
@@ -143,7 +143,7 @@ def test_a_broken_matrix_of_columns_is_refused(tmp_path, small_blocks):
             read_counts(open_store(path))
 
 
-def test_a_fault_is_found_wherever_it_is(small_blocks):
+def test_position_of_an_invalid_value_is_found(small_blocks):
     values = np.arange(1000, dtype=np.float64)
     assert what_is_wrong(values) is None
     values[512] = -2
@@ -167,7 +167,7 @@ def counts() -> Counts:
     return counts_of(adata, "batch")
 
 
-def test_leaving_out_empty_cells_copies_no_counts(counts):
+def test_filled_cells_do_not_copy_counts(counts):
     filled = counts.filled_cells()
     expected = counts.cells(np.flatnonzero(np.diff(counts.matrix.indptr)))
     assert 0 < filled.n_cells < counts.n_cells
@@ -178,14 +178,14 @@ def test_leaving_out_empty_cells_copies_no_counts(counts):
     np.testing.assert_array_equal(filled.batch, expected.batch)
 
 
-def test_genes_are_seen_in_so_many_cells(counts, small_blocks):
+def test_number_of_cells_in_which_a_gene_was_observed(counts, small_blocks):
     dense = counts.matrix.toarray()
     np.testing.assert_array_equal(counts.seen_in_g(), (dense > 0).sum(0))
     some = np.asarray([3, 4, 50, 149])
     np.testing.assert_array_equal(counts.seen_in_g(some), (dense[some] > 0).sum(0))
 
 
-def test_missing_genes_are_empty_columns_in_their_place(counts):
+def test_missing_genes_are_empty_columns_at_their_positions(counts):
     genes = ["new 1", *counts.gene_names[20:40][::-1], "new 2", *counts.gene_names[:5]]
     aligned, missing = match_genes(counts, genes, max_missing=0.5)
     assert missing == ["new 1", "new 2"]
@@ -197,7 +197,7 @@ def test_missing_genes_are_empty_columns_in_their_place(counts):
 
 
 @pytest.mark.parametrize("batch_key", [None, "batch"])
-def test_variable_genes_are_those_of_scanpy(small_blocks, batch_key):
+def test_variable_genes_equal_those_of_scanpy(small_blocks, batch_key):
     adata = tree(400, 300, n_batches=3, depth=1000)
     counts = counts_of(adata, batch_key)
     training = np.flatnonzero(np.arange(400) % 10)
@@ -208,7 +208,7 @@ def test_variable_genes_are_those_of_scanpy(small_blocks, batch_key):
     assert list(counts.gene_names[columns]) == list(theirs.var_names[theirs.var["highly_variable"]])
 
 
-def test_a_batch_of_a_few_cells_has_no_say_in_which_genes_vary():
+def test_batch_of_one_cell_does_not_change_the_variable_genes():
     adata = tree(300, 300, depth=1000)
     config = tiny_config(n_top_genes=60, batch_key="batch").data
     chosen = []
@@ -220,7 +220,7 @@ def test_a_batch_of_a_few_cells_has_no_say_in_which_genes_vary():
     assert len(chosen[0] & chosen[1]) > 50
 
 
-def test_genes_are_not_ranked_by_next_to_nothing():
+def test_variable_genes_of_too_few_counts_are_refused():
     adata = tree(20, 300, depth=30)
     with pytest.raises(DataError, match="could not be computed") as caught:
         select_genes(counts_of(adata), np.arange(20), tiny_config(n_top_genes=10).data)
@@ -231,7 +231,7 @@ def test_genes_are_not_ranked_by_next_to_nothing():
 
 
 @pytest.mark.parametrize("options", [{"genes": "all"}, {}], ids=["all genes", "all genes by default"])
-def test_training_and_heldout_cells_lie_in_the_counts_themselves(monkeypatch, options):
+def test_training_cells_share_the_memory_of_the_counts(monkeypatch, options):
     counts = counts_of(tree(300, 80))
     matrices = []
 
@@ -247,7 +247,7 @@ def test_training_and_heldout_cells_lie_in_the_counts_themselves(monkeypatch, op
     assert all(np.shares_memory(matrix.indices, counts.matrix.indices) for matrix in matrices)
 
 
-def test_setting_up_a_training_copies_no_counts(tmp_path):
+def test_setup_of_a_training_copies_no_counts(tmp_path):
     counts = counts_of(tree(4000, 200))
     config = tiny_config(genes="all")
     next(fit(counts, config))  # imports during the call are not part of the measurement

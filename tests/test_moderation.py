@@ -11,7 +11,7 @@ from scvae_cli.tools.de.moderation import moderated, normal_errors
 
 
 @pytest.mark.parametrize("df0", [3.0, 10.0])
-def test_moderated_variances_give_students_t(df0):
+def test_moderated_statistics_follow_students_t(df0):
     """If variances follow a scaled inverse χ² distribution, moderated t statistics follow Student's t distribution."""
     rng, g, df = np.random.default_rng(0), 20_000, 3
     true_g = 0.4 * df0 / rng.chisquare(df0, g)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 import typer
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from conftest import cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ def parsed(line: str) -> dict[str, str]:
 
 @settings(max_examples=40, deadline=None)
 @given(data=DASHED, model=DASHED, output=DASHED, group=DASHED, layer=DASHED)
-def test_a_suggested_line_means_what_it_says(data, model, output, group, layer):
+def test_suggested_command_line_is_parsed_to_the_same_values(data, model, output, group, layer):
     found = parsed(shell_line("embed", data, m=model, o=output, group=group, layer=layer))
     assert found["group"] == group
     assert found["layer"] == layer
@@ -55,27 +55,27 @@ def test_a_suggested_line_means_what_it_says(data, model, output, group, layer):
 
 
 @pytest.mark.parametrize("name", ["-cells.h5ad", "--help.h5ad", "-m"])
-def test_data_whose_name_begins_with_a_dash(tmp_path, monkeypatch, name):
+def test_name_of_data_may_begin_with_a_dash(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     cells().write_h5ad(Path(name).absolute())
-    outcome = run_well("train", f"./{name}", "-m", "./-model.scvae", *TINY)
+    outcome = run_ok("train", f"./{name}", "-m", "./-model.scvae", *TINY)
     line = next(line for line in outcome.err.splitlines() if line.startswith("next: "))
     words = shlex.split(line.removeprefix("next: scvae "))
-    run_well(*words)
+    run_ok(*words)
 
 
 @pytest.mark.parametrize("excess", [1, 5, 60])
 @pytest.mark.parametrize("option", ["output", "plot", "model", "new"])
-def test_a_name_that_is_too_long_is_refused_before_the_work(copied, monkeypatch, option, excess):
+def test_name_that_is_too_long_is_refused_before_the_computation(copied, monkeypatch, option, excess):
     most = os.pathconf(copied.data.parent, "PC_NAME_MAX")
     ending = {"output": ".h5ad", "plot": ".png", "model": ".scvae", "new": ".h5ad"}[option]
     long = copied.data.with_name("x" * (most + excess - len(ending)) + ending)
 
-    def too_late(*_args, **_kwargs):
+    def fail(*_args, **_kwargs):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("scvae_cli.tools.train.training.fit", too_late)
-    monkeypatch.setattr("scvae_cli.session.posteriors", too_late)
+    monkeypatch.setattr("scvae_cli.tools.train.training.fit", fail)
+    monkeypatch.setattr("scvae_cli.session.posteriors", fail)
     commands = {
         "output": ("embed", copied.data, "-o", long),
         "plot": ("embed", copied.data, "--plot", long),
@@ -88,7 +88,7 @@ def test_a_name_that_is_too_long_is_refused_before_the_work(copied, monkeypatch,
     assert len(outcome.err.splitlines()) == 2
 
 
-def test_a_model_whose_temporary_names_would_be_too_long_is_refused_before_the_training(copied):
+def test_model_whose_temporary_names_are_too_long_is_refused(copied):
     most = os.pathconf(copied.data.parent, "PC_NAME_MAX")
     data = copied.data.with_name("x" * (most - 20 - len(".h5ad")) + ".h5ad")
     shutil.copyfile(copied.data, data)
@@ -98,7 +98,7 @@ def test_a_model_whose_temporary_names_would_be_too_long_is_refused_before_the_t
 
 
 @pytest.mark.parametrize("verb", ["check", "train", "embed", "info"])
-def test_data_with_a_name_that_no_file_has(tmp_path, verb):
+def test_name_of_data_that_is_too_long_is_refused(tmp_path, verb):
     outcome = run_cli(verb, tmp_path / ("x" * 400 + ".h5ad"))
     assert outcome.code in (2, 3)
     assert len(outcome.err.splitlines()) == 2

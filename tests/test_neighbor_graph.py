@@ -12,11 +12,11 @@ import torch
 from handmade import FlatGeometry, clusters, flat, graph_of, points
 from scipy.spatial.distance import cdist
 
-from scvae_cli.latent import neighbor_graph as room
+from scvae_cli.latent import neighbor_graph as graph_module
 from scvae_cli.latent.neighbor_graph import cell_graph, euclidean_graph, nearest
 
 
-def cloud(n: int = 60, k: int = 3, seed: int = 0) -> np.ndarray:
+def random_points(n: int = 60, k: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, k))
 
 
@@ -24,16 +24,16 @@ def cloud(n: int = 60, k: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def test_neighbors_are_the_nearest_in_latent_space():
-    x_nk = cloud()
+    x_nk = random_points()
     graph = graph_of(x_nk)
     expected = np.argsort(cdist(x_nk, x_nk) + np.diag(np.full(60, np.inf)), axis=1)[:, :15]
     np.testing.assert_array_equal(graph.neighbors_mj, expected)
     assert graph.bridges == 0
 
 
-def test_edges_are_as_long_as_the_decoder_says():
+def test_edge_lengths_are_distances_of_the_decoder():
     """The second latent dimension does not change the decoded counts, so only the first dimension counts."""
-    x_nk = cloud(k=2)
+    x_nk = random_points(k=2)
     graph = graph_of(x_nk, FlatGeometry(torch.tensor([[3.0, 0.0]])))
     lengths = graph.lengths.tocoo()
     assert (abs(graph.lengths - graph.lengths.T) > 0).nnz == 0
@@ -44,8 +44,8 @@ def test_edges_are_as_long_as_the_decoder_says():
     assert joined == pairs | {(j, i) for i, j in pairs}
 
 
-def test_a_euclidean_graph_measures_its_own_coordinates():
-    x_nk, cells = cloud(80, 5), np.arange(80) * 3
+def test_euclidean_graph_uses_the_given_coordinates():
+    x_nk, cells = random_points(80, 5), np.arange(80) * 3
     graph = euclidean_graph(cells, points(x_nk), 7)
     far_nn = cdist(x_nk, x_nk)
     np.testing.assert_array_equal(graph.neighbors_mj, np.argsort(far_nn, axis=1)[:, 1:8])
@@ -54,8 +54,8 @@ def test_a_euclidean_graph_measures_its_own_coordinates():
     np.testing.assert_array_equal(graph.cells, cells)
 
 
-def test_shortest_paths_are_networkx_s():
-    graph = graph_of(cloud(40))
+def test_shortest_paths_equal_networkx():
+    graph = graph_of(random_points(40))
     reference = nx.from_scipy_sparse_array(graph.lengths)
     pairs = [(0, 39), (5, 5), (17, 2), (0, 8)]
     for (start, end), path in zip(pairs, graph.shortest_paths(pairs), strict=True):
@@ -64,9 +64,9 @@ def test_shortest_paths_are_networkx_s():
     np.testing.assert_allclose(graph.distances([17])[0], [expected[m] for m in range(40)])
 
 
-def test_nearest_is_brute_force_whatever_the_blocks(monkeypatch):
-    x_nk, among_mk = cloud(50), cloud(30, seed=1)
-    monkeypatch.setattr(room, "BLOCK_VALUES", 100)
+def test_nearest_equals_brute_force_for_any_block_size(monkeypatch):
+    x_nk, among_mk = random_points(50), random_points(30, seed=1)
+    monkeypatch.setattr(graph_module, "BLOCK_VALUES", 100)
     index, distance = nearest(points(x_nk), points(among_mk), 4)
     expected = cdist(x_nk, among_mk)
     np.testing.assert_array_equal(index, np.argsort(expected, axis=1)[:, :4])
@@ -74,13 +74,13 @@ def test_nearest_is_brute_force_whatever_the_blocks(monkeypatch):
     assert nearest(points(x_nk), points(among_mk[:2]), 9)[0].shape == (50, 2)
 
 
-def test_near_points_are_told_apart_far_from_the_origin():
+def test_near_points_far_from_the_origin_are_distinguished():
     x_nk = 1000 + 1e-2 * np.arange(40.0)[:, None]
     np.testing.assert_array_equal(nearest(points(x_nk), points(x_nk), 1)[0][:, 0], np.arange(40))
 
 
-def test_twins_are_neighbors_but_nobody_is_its_own():
-    x_nk = np.concatenate([np.zeros((30, 2)), cloud(20, 2) + 5])
+def test_identical_cells_are_neighbors_but_no_cell_is_its_own_neighbor():
+    x_nk = np.concatenate([np.zeros((30, 2)), random_points(20, 2) + 5])
     graph = graph_of(x_nk)
     assert (graph.neighbors_mj != np.arange(50)[:, None]).all()
     assert graph.neighbors_mj.shape == (50, 15)
@@ -90,8 +90,8 @@ def test_twins_are_neighbors_but_nobody_is_its_own():
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
-def test_few_cells(n):
-    graph = graph_of(cloud(n))
+def test_graph_of_few_cells_is_complete(n):
+    graph = graph_of(random_points(n))
     assert graph.neighbors_mj.shape == (n, n - 1)
     assert np.isfinite(graph.distances([0])).all()
 
@@ -99,9 +99,9 @@ def test_few_cells(n):
 # --- components of the graph ------------------------------------------------------------------------------------------
 
 
-def test_islands_are_joined_where_they_are_nearest():
-    centres = [[0.0, 0], [20, 0], [50, 0]]
-    x_nk = clusters(centres, 40)
+def test_components_are_joined_at_their_nearest_cells():
+    centers = [[0.0, 0], [20, 0], [50, 0]]
+    x_nk = clusters(centers, 40)
     graph = graph_of(x_nk)
     assert graph.bridges >= 2
     far_nn = cdist(x_nk, x_nk)
@@ -116,17 +116,17 @@ def test_islands_are_joined_where_they_are_nearest():
     assert distance_m[80:].min() > distance_m[40:80].max() > distance_m[:40].max()
 
 
-def test_islands_are_counted_though_two_of_them_have_two_bridges():
+def test_number_of_components_is_not_derived_from_the_number_of_bridges():
     """Each of the three components is joined by a bridge to the nearest cell of the other components."""
     graph = graph_of(clusters([[0.0, 0], [50, 0], [70, 0]], 40))
     assert graph.n_components == 3
     assert graph.bridges == 3
-    assert graph_of(cloud(60)).n_components == 1
+    assert graph_of(random_points(60)).n_components == 1
 
 
-def test_a_lone_cell_has_neighbors_of_its_own():
+def test_distant_cell_needs_no_bridge():
     """A distant cell is connected to its nearest cells as any other cell is, so no bridge is needed."""
-    graph = graph_of(np.vstack([cloud(50, 2), [[100.0, 0]]]))
+    graph = graph_of(np.vstack([random_points(50, 2), [[100.0, 0]]]))
     assert graph.bridges == 0
     assert np.isfinite(graph.distances([50])).all()
 
@@ -136,30 +136,30 @@ def test_a_lone_cell_has_neighbors_of_its_own():
 
 @pytest.fixture
 def few_nodes(monkeypatch):
-    monkeypatch.setattr(room, "MAX_NODES", 150)
+    monkeypatch.setattr(graph_module, "MAX_NODES", 150)
 
 
-def test_some_cells_are_always_nodes(few_nodes):
+def test_requested_cells_are_nodes(few_nodes):
     del few_nodes
     always = np.array([7, 1999, 600])
-    graph = cell_graph(flat(), points(cloud(2000, 2)), always=always, seed=3)
+    graph = cell_graph(flat(), points(random_points(2000, 2)), always=always, seed=3)
     assert 150 <= len(graph.cells) <= 153
     assert (np.diff(graph.cells) > 0).all()
     assert [graph.cells[graph.node_of(cell)] for cell in always] == always.tolist()
     np.testing.assert_array_equal(graph.cells[graph.nodes_of(always)], np.sort(always))
-    again = cell_graph(flat(), points(cloud(2000, 2)), always=always, seed=3)
-    np.testing.assert_array_equal(again.cells, graph.cells)
+    second = cell_graph(flat(), points(random_points(2000, 2)), always=always, seed=3)
+    np.testing.assert_array_equal(second.cells, graph.cells)
     with pytest.raises(AssertionError, match="must be a node"):
         graph.node_of(int(np.setdiff1d(np.arange(2000), graph.cells)[0]))
 
 
-def test_many_genes_leave_room_for_fewer_nodes(monkeypatch):
-    monkeypatch.setattr(room, "MAX_VALUES", 10)
-    graph = cell_graph(flat(), points(cloud(1200, 2)), always=np.empty(0, dtype=np.int64))
+def test_many_genes_reduce_the_number_of_nodes(monkeypatch):
+    monkeypatch.setattr(graph_module, "MAX_VALUES", 10)
+    graph = cell_graph(flat(), points(random_points(1200, 2)), always=np.empty(0, dtype=np.int64))
     assert len(graph.cells) == 1000
 
 
-def test_values_spread_to_cells_that_are_no_nodes(few_nodes):
+def test_values_are_spread_to_cells_that_are_not_nodes(few_nodes):
     del few_nodes
     x_nk = np.random.default_rng(0).uniform(0, 1, size=(2000, 2))
     graph = cell_graph(flat(), points(x_nk), always=np.empty(0, dtype=np.int64))
@@ -173,7 +173,7 @@ def test_values_spread_to_cells_that_are_no_nodes(few_nodes):
     np.testing.assert_allclose(shares_nk.sum(1), 1, rtol=1e-5)
 
 
-def test_values_of_all_cells_need_no_spreading():
-    x_nk = cloud(30)
+def test_spread_returns_the_values_if_all_cells_are_nodes():
+    x_nk = random_points(30)
     value_m = np.arange(30.0)
     assert graph_of(x_nk).spread(value_m, points(x_nk)) is value_m

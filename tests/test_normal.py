@@ -32,7 +32,7 @@ from scvae_cli.training.recipe import settle
 CPU = torch.device("cpu")
 
 
-def some(*shape: int, seed: int = 0) -> torch.Tensor:
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -40,7 +40,9 @@ def minibatch(x_ng: np.ndarray, batch_n: np.ndarray | None = None) -> Minibatch:
     return CellTable(sp.csr_matrix(x_ng.astype(np.float32)), batch_n, CPU, real=True).take(np.arange(len(x_ng)))
 
 
-def wild(*, decoder: str = "mlp", batches: tuple[str, ...] = (), variance: float | None = None, g: int = 6) -> VAE:
+def random_vae(
+    *, decoder: str = "mlp", batches: tuple[str, ...] = (), variance: float | None = None, g: int = 6
+) -> VAE:
     """An untrained network in float64 whose features have very different scales."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -58,11 +60,11 @@ def wild(*, decoder: str = "mlp", batches: tuple[str, ...] = (), variance: float
 
 
 @pytest.mark.parametrize("variance", [None, 0.06])
-def test_nll_is_scipys(variance):
-    vae, x_ng = wild(variance=variance), 10 * some(5, 6).numpy()
+def test_nll_equals_scipy(variance):
+    vae, x_ng = random_vae(variance=variance), 10 * normal(5, 6).numpy()
     x_ng[2] = 0
     cells = minibatch(x_ng)
-    output = vae.decode(some(5, 3, seed=1), None)
+    output = vae.decode(normal(5, 3, seed=1), None)
     mean_ng, sd_g = output.mean_ng(cells.library_n).detach().numpy(), vae.decoder.head.log_sd_g.exp().detach().numpy()
     expected_n = -stats.norm.logpdf(x_ng.astype(np.float32), mean_ng, sd_g).sum(1)
     np.testing.assert_allclose(output.nll_n(cells), expected_n, rtol=1e-6)
@@ -72,25 +74,25 @@ def test_nll_is_scipys(variance):
         assert vae.decoder.head.raw_log_sd_g is None
 
 
-def test_model_starts_at_the_data():
-    vae = wild()
+def test_network_starts_at_the_moments_of_the_data():
+    vae = random_vae()
     fresh = NormalHead(24, 6)
     mean_g, sd_g = torch.linspace(-3, 9, 6), torch.logspace(-3, 3, 6)
     fresh.start(mean_g, sd_g)
     torch.testing.assert_close(fresh.log_sd_g.exp(), sd_g)
     torch.testing.assert_close(fresh(torch.zeros(1, 24)).mean_ng(torch.ones(1))[0], mean_g)
-    x_ng = 5 * np.logspace(-2, 2, 6) + np.logspace(-2, 2, 6) * some(4, 6).numpy()
+    x_ng = 5 * np.logspace(-2, 2, 6) + np.logspace(-2, 2, 6) * normal(4, 6).numpy()
     seen_ng = vae.encoder.seen(minibatch(x_ng), vae.reference_library)
-    np.testing.assert_allclose(seen_ng, some(4, 6).numpy(), atol=1e-5)
+    np.testing.assert_allclose(seen_ng, normal(4, 6).numpy(), atol=1e-5)
     assert float(vae.reference_library) == 1
 
 
-def test_depth_has_no_effect():
-    vae = wild()
-    cells = minibatch(some(4, 6).numpy())
+def test_library_size_has_no_effect():
+    vae = random_vae()
+    cells = minibatch(normal(4, 6).numpy())
     deep = Minibatch(n_genes=6, nonzeros=cells.nonzeros, library_n=7 * cells.library_n, batch_n=None)
     assert torch.equal(vae.encode(cells).mean_nk, vae.encode(deep).mean_nk)
-    z_nk = some(4, 3)
+    z_nk = normal(4, 3)
     output = vae.decode(z_nk, None)
     assert torch.equal(output.nll_n(cells), output.nll_n(deep))
     assert torch.equal(
@@ -100,8 +102,8 @@ def test_depth_has_no_effect():
 
 
 def test_draws_have_the_moments_of_the_distribution():
-    vae = wild()
-    output = vae.decode(some(1, 3).expand(20_000, 3), None)
+    vae = random_vae()
+    output = vae.decode(normal(1, 3).expand(20_000, 3), None)
     mean_g, sd_g = output.mean_ng(torch.ones(1))[0].detach().numpy(), vae.decoder.head.log_sd_g.exp().detach().numpy()
     with torch.no_grad():
         drawn_ng = output.draw(torch.ones(20_000), np.random.default_rng(0))
@@ -132,21 +134,21 @@ every_decoder = pytest.mark.parametrize(
 @every_decoder
 def test_metric_is_the_curvature_of_the_divergence(decoder, batches):
     """KL(N(μ, σ²) ‖ N(μ', σ²)) = ½Σ((μ − μ')/σ)² → ½ε² vᵀMv."""
-    vae = wild(decoder=decoder, batches=batches)
-    z_1k, step = some(1, 3, seed=1), 1e-4
+    vae = random_vae(decoder=decoder, batches=batches)
+    z_1k, step = normal(1, 3, seed=1), 1e-4
     metric_kk, sd_g = Geometry(vae).metric(z_1k)[0], vae.decoder.head.log_sd_g.exp()
-    for v_k in some(4, 3, seed=2):
-        both = [
+    for v_k in normal(4, 3, seed=2):
+        divergences = [
             0.5 * float(((plain_mean(vae, z_1k) - plain_mean(vae, z_1k + s * step * v_k)) / sd_g).square().sum())
             for s in (1, -1)
         ]
-        assert sum(both) / step**2 == pytest.approx(float(v_k @ metric_kk @ v_k), rel=1e-4)
+        assert sum(divergences) / step**2 == pytest.approx(float(v_k @ metric_kk @ v_k), rel=1e-4)
 
 
 @every_decoder
 def test_push_is_the_derivative_of_the_coordinates(decoder, batches):
-    vae = wild(decoder=decoder, batches=batches)
-    sd_g, z_nk, v_mnk = vae.decoder.head.log_sd_g.exp().detach(), some(5, 3), some(2, 5, 3, seed=1)
+    vae = random_vae(decoder=decoder, batches=batches)
+    sd_g, z_nk, v_mnk = vae.decoder.head.log_sd_g.exp().detach(), normal(5, 3), normal(2, 5, 3, seed=1)
     y_ng, pushed_mng = Geometry(vae).push(z_nk, v_mnk)
     for v_nk, pushed_ng in zip(v_mnk, pushed_mng, strict=True):
         # The derivative by autograd, one feature at a time: ∂(y·w)/∂z · v.
@@ -163,9 +165,9 @@ def test_push_is_the_derivative_of_the_coordinates(decoder, batches):
     torch.testing.assert_close(Geometry(vae).coordinates(z_nk), y_ng)
 
 
-def test_flatness_asks_nothing_of_the_noise():
-    vae = wild().float().train()
-    flatness_penalty(vae, some(10, 3).float(), some(10, 3, seed=1).float()).backward()
+def test_flatness_penalty_has_no_gradient_for_the_noise():
+    vae = random_vae().float().train()
+    flatness_penalty(vae, normal(10, 3).float(), normal(10, 3, seed=1).float()).backward()
     assert vae.decoder.head.raw_log_sd_g.grad is None
     assert vae.decoder.head.outputs.weight.grad.any()
     # The typical loss, by which a penalty is scaled, is positive even where the density is above 1.
@@ -175,7 +177,7 @@ def test_flatness_asks_nothing_of_the_noise():
 # --- bounds against closed forms --------------------------------------------------------------------------------------
 
 
-def test_bounds_close_in_on_the_models_own_marginal():
+def test_bounds_approach_the_marginal_likelihood():
     """ELBO ≤ importance bound ≤ log p(x) = log N(x; b, WWᵀ + Σ), and with many samples the bound nearly reaches it."""
     model = linear_model()
     truth = marginal(model)
@@ -188,7 +190,7 @@ def test_bounds_close_in_on_the_models_own_marginal():
     assert np.abs(many.iwae - log_p_n).max() < 0.5
 
 
-def test_trained_linear_model_is_nearly_probabilistic_pca():
+def test_linear_model_is_nearly_as_good_as_probabilistic_pca():
     """Bounds on unseen cells are compared with the likelihood of probabilistic PCA (Tipping & Bishop 1999)."""
     random, g, k = np.random.default_rng(0), 10, 2
     w_gk, b_g = random.standard_normal((g, k)), 3 * random.standard_normal(g)
@@ -218,15 +220,22 @@ def test_trained_linear_model_is_nearly_probabilistic_pca():
 
 
 @pytest.mark.parametrize("variance", [None, 0.5])
-def test_training_saves_loads_and_resumes_to_the_bit(tmp_path, variance):
+def test_training_is_saved_loaded_and_resumed_exactly(tmp_path, variance):
     counts = real(np.random.default_rng(0).standard_normal((120, 6)) @ np.diag(np.logspace(-2, 2, 6)))
-    told = {"likelihood": "normal", "variance": variance, "max_epochs": 4, "n_hidden": 16, "n_latent": 2, "flat": 1.0}
-    config = RunConfig.of(told | {"device": "cpu", "threads": 1})
-    whole, folder, asked = fit_to_end(counts, config), tmp_path / "m.scvae", iter(range(1, 100))
-    stopped = list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(asked) == 2))
+    options = {
+        "likelihood": "normal",
+        "variance": variance,
+        "max_epochs": 4,
+        "n_hidden": 16,
+        "n_latent": 2,
+        "flat": 1.0,
+    }
+    config = RunConfig.of(options | {"device": "cpu", "threads": 1})
+    uninterrupted, folder, calls = fit_to_end(counts, config), tmp_path / "m.scvae", iter(range(1, 100))
+    stopped = list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(calls) == 2))
     assert stopped[-1] == Stopped(epoch=2)
     list(fit(counts, config, model_folder=folder, resume=True))[-1].model.save(folder)
-    found, expected = load(folder).vae.state_dict(), whole.vae.state_dict()
+    found, expected = load(folder).vae.state_dict(), uninterrupted.vae.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert load(folder).config.model.variance == variance
@@ -236,7 +245,7 @@ def test_training_saves_loads_and_resumes_to_the_bit(tmp_path, variance):
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def test_moments_are_numpys_and_constants_are_constant():
+def test_moments_equal_numpy():
     random = np.random.default_rng(0)
     x_ng = np.where(random.random((5000, 5)) < 0.4, 0, random.standard_normal((5000, 5)) - 1).astype(np.float32)
     x_ng[:, 3], x_ng[:, 4] = 0.1, 1e4 + x_ng[:, 4]
@@ -247,7 +256,7 @@ def test_moments_are_numpys_and_constants_are_constant():
     assert variance_g[3] == 0
 
 
-def test_features_that_vary_are_modelled_or_those_that_vary_most():
+def test_variable_features_are_selected():
     x_ng = np.random.default_rng(0).standard_normal((50, 5)) * [1, 0, 3, 2, 0.1] - 4
     counts, rows = real(x_ng), np.arange(40)
     assert select_genes(counts, rows, DataConfig())[0].tolist() == [0, 2, 3, 4]
@@ -257,7 +266,7 @@ def test_features_that_vary_are_modelled_or_those_that_vary_most():
         select_genes(real(x_ng[:, [0, 1]]), rows, DataConfig())
 
 
-def test_every_cell_is_one_deep_and_none_is_empty():
+def test_library_size_of_real_numbers_is_one():
     counts = real(np.array([[0.0, 0.0], [-1.0, 1.0], [2.0, 3.0]]))
     assert counts.library_n.tolist() == [1, 1, 1]
     assert counts.filled.all()
@@ -265,7 +274,7 @@ def test_every_cell_is_one_deep_and_none_is_empty():
     assert CellTable(counts.matrix, None, CPU, real=True).library_n.tolist() == [1, 1, 1]
 
 
-def test_missing_features_stand_at_their_training_mean():
+def test_missing_features_get_their_training_mean():
     counts = real(np.array([[1.0, 0.0], [-1.0, 2.0]]))
     found, missing = match_genes(
         counts, ["g1", "new", "g0"], max_missing=1.0, absent_g=np.array([5.0, -3.0, 7.0], dtype=np.float32)
@@ -278,15 +287,15 @@ def test_missing_features_stand_at_their_training_mean():
 @pytest.mark.parametrize(
     ("value", "reason"), [(math.nan, "NaN"), (-math.inf, "infinite"), (1e39, "too large"), (-1e300, "too large")]
 )
-def test_what_is_no_real_number(value, reason):
-    said, where = what_is_wrong(np.array([0.5, -2.0, value]), real=True)
-    assert reason in said
+def test_invalid_real_numbers_are_found(value, reason):
+    message, where = what_is_wrong(np.array([0.5, -2.0, value]), real=True)
+    assert reason in message
     assert where == 2
     assert what_is_wrong(np.array([0.5, -2.0, 1e38]), real=True) is None
     assert what_is_wrong(np.array([-3, 7]), real=True) is None
 
 
-def test_options_that_cannot_be_meant():
+def test_invalid_options_are_refused():
     assert "normal" in LIKELIHOODS
     with pytest.raises(ConfigError, match="--variance"):
         ModelConfig(likelihood="nb", variance=0.1)
@@ -298,7 +307,7 @@ def test_options_that_cannot_be_meant():
     assert RunConfig.from_dict(values) == RunConfig()
 
 
-def test_real_numbers_are_no_counts_but_counts_are_real_numbers():
+def test_count_likelihoods_refuse_real_numbers_and_normal_accepts_counts():
     counts = real(np.random.default_rng(0).poisson(2.0, (40, 5)))
     with pytest.raises(DataError, match="likelihood of counts"):
         fit_to_end(counts, RunConfig())
@@ -311,11 +320,11 @@ def test_real_numbers_are_no_counts_but_counts_are_real_numbers():
 # --- the recipe -------------------------------------------------------------------------------------------------------
 
 
-def test_few_features_are_not_dropped():
+def test_few_features_have_no_dropout():
     few, many = (settle(RunConfig(model=ModelConfig(likelihood="normal")), 2000, n_genes=g) for g in (24, 2000))
     assert few.model.encoder_dropout == few.model.decoder_dropout == 0
     assert many.model.decoder_dropout > 0
     assert many.model.encoder_dropout > 0
-    asked = RunConfig(model=ModelConfig(likelihood="normal", encoder_dropout=0.2, decoder_dropout=0.1))
-    assert settle(asked, 2000, n_genes=24).model == settle(asked, 2000, n_genes=2000).model
+    given = RunConfig(model=ModelConfig(likelihood="normal", encoder_dropout=0.2, decoder_dropout=0.1))
+    assert settle(given, 2000, n_genes=24).model == settle(given, 2000, n_genes=2000).model
     assert few.train.weight_decay < many.train.weight_decay

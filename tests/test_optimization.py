@@ -11,11 +11,11 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import density_of, flat, points
 from simulated import learned
-from test_normal_commands import line
-from workbench import DATA, USAGE, refused
+from test_normal_commands import cells_on_a_line
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError
@@ -57,7 +57,7 @@ def gaussian(z_nk: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("up", [(1.0, 0.0, 0.0), (-0.2, 1.0, 3.0), (0.3, -2.0, 0.1)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_linear_score_over_an_ellipsoid(up, scale):
+def test_linear_score_reaches_the_maximum_over_an_ellipsoid(up, scale):
     """The maximum of a·z on {z: −log N(z; m, Σ) ≤ c} is m + r·Σa / √(aᵀΣa), r² = 2(c − c₀), c₀ the least −log N."""
     up_k, radius = scale * torch.tensor(up), 2.0
     least = float(-gaussian(MEAN[None]))
@@ -73,7 +73,7 @@ def test_linear_score_over_an_ellipsoid(up, scale):
     assert (-gaussian(points(found.z_tk)) <= region.limit + 2e-4).all()
 
 
-def test_a_maximum_inside_is_found_with_and_without_a_region():
+def test_maximum_inside_is_found_with_and_without_a_region():
     maximum_k = torch.tensor([0.7, -0.1, 0.4])
     for region in (None, Region(log_prob=gaussian, limit=float(-gaussian(MEAN[None])) + 8)):
         found = ascend(
@@ -83,14 +83,14 @@ def test_a_maximum_inside_is_found_with_and_without_a_region():
         np.testing.assert_allclose(found.z_tk[-1], maximum_k, atol=2e-3)
 
 
-def test_without_a_region_the_path_is_straight_until_its_largest_length():
+def test_path_without_a_region_is_straight_up_to_its_maximum_length():
     up_k = torch.tensor([0.0, 3.0, 4.0])
     found = ascend(lambda z: z @ up_k, MEAN, region=None, length=euclidean, max_length=7.25)
     assert found.stopped == MAX_LENGTH
     np.testing.assert_allclose(found.z_tk[-1], MEAN + 7.25 * up_k / 5, atol=1e-4)
 
 
-def test_the_path_follows_a_curved_region():
+def test_path_follows_a_curved_region():
     """Cells lie along a half-moon, and one tip has the highest score; the straight line to the tip leaves the cells."""
     angle_n = np.linspace(0, np.pi, 1500)
     moon = 3 * np.stack([np.cos(angle_n), np.sin(angle_n)], axis=1)
@@ -101,11 +101,11 @@ def test_the_path_follows_a_curved_region():
     assert float(density.off_manifold(points(found.z_tk)).max()) <= 0.91
     assert np.linalg.norm(found.z_tk[-1] - moon[0]) < 0.7
     assert np.linalg.norm(found.z_tk, axis=1).min() > 2.4
-    free = ascend(lambda z: z @ up_k, start_k, region=None, length=euclidean, max_length=6)
-    assert float(density.off_manifold(points(free.z_tk[-1:]))) > 0.95
+    unconstrained = ascend(lambda z: z @ up_k, start_k, region=None, length=euclidean, max_length=6)
+    assert float(density.off_manifold(points(unconstrained.z_tk[-1:]))) > 0.95
 
 
-def test_a_path_that_starts_outside_does_not_go_to_lower_densities():
+def test_path_that_starts_outside_does_not_go_to_lower_densities():
     region = Region(log_prob=gaussian, limit=float(-gaussian(MEAN[None])) + 0.5)
     start_k = MEAN + FACTOR @ torch.tensor([-3.0, 0.5, 0.0])
     found = ascend(lambda z: z[:, 1], start_k, region=region, length=euclidean, max_length=100)
@@ -113,7 +113,7 @@ def test_a_path_that_starts_outside_does_not_go_to_lower_densities():
     assert (np.diff(np.maximum(nll_t, region.limit)) <= 2e-4).all()
 
 
-def test_positions_between_points_are_moved_back():
+def test_positions_outside_the_region_are_moved_inside():
     region = Region(log_prob=gaussian, limit=float(-gaussian(MEAN[None])) + 2)
     z_tk = MEAN + 2 * points(np.random.default_rng(1).standard_normal((20, 3))) @ FACTOR.T
     z_tk[0] = MEAN
@@ -133,17 +133,17 @@ def two_normals(z_nk: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(-torch.stack(squared) / 2, 0) - math.log(4 * math.pi)
 
 
-@pytest.mark.parametrize(("room", "found"), [(0.05, True), (-0.05, False)])
-def test_a_path_crosses_the_saddle_point(room, found):
+@pytest.mark.parametrize(("margin", "found"), [(0.05, True), (-0.05, False)])
+def test_path_crosses_the_saddle_point(margin, found):
     rng = np.random.default_rng(0)
     cells_nk = points(rng.standard_normal((600, 2)) + 2.5 * rng.choice([-1, 1], (600, 1)) * [1, 0])
     graph = cell_graph(flat(), cells_nk, always=np.arange(1))
     start_k, end_k = torch.tensor([-2.6, 1.5]), torch.tensor([2.0, 1.5])
-    limit = -float(two_normals(torch.zeros(1, 2))) + room
+    limit = -float(two_normals(torch.zeros(1, 2))) + margin
     path_tk = across_saddle_point(graph, two_normals, start_k, end_k, limit=limit)
     assert (float((-two_normals(path_tk)).max()) <= limit) == found
     # If the limit cannot be kept, the path still crosses near the saddle point.
-    assert float((-two_normals(path_tk)).max()) <= limit + 2 * abs(room)
+    assert float((-two_normals(path_tk)).max()) <= limit + 2 * abs(margin)
     assert (path_tk[1:] - path_tk[:-1]).norm(dim=1).max() < 0.15
     torch.testing.assert_close(path_tk[[0, -1]], torch.stack([start_k, end_k]))
     # The density on the straight line between the two positions falls below the limit.
@@ -172,7 +172,7 @@ def test_score_is_the_mean_of_standardized_coordinates(adata, model):
         np.testing.assert_allclose(score(z_nk[:50]), expected_n[:50], atol=2e-3)
 
 
-def test_gradient_is_that_of_differences(adata, model):
+def test_gradient_equals_finite_differences(adata, model):
     z_nk = points(scvae.embed(adata, model, axes="training", inplace=False).mean_nk)
     for toward in (model.genes[:4], lambda x_ng: x_ng[:, :5].log().sum(1)):
         score, _ = scorer(model, OptimizeOptions(toward=toward, from_cell="any"), z_nk)
@@ -187,7 +187,7 @@ def test_gradient_is_that_of_differences(adata, model):
 # --- trajectories among cells -----------------------------------------------------------------------------------------
 
 
-def optimized(adata, model, **options):
+def run_optimize(adata, model, **options):
     """Compute an optimization without writing the result."""
     result = scvae.optimize(
         adata, model, inplace=False, **{"groupby": "cell_type", "group": "stem", "n_steps": 12, "n_starts": 2} | options
@@ -203,51 +203,51 @@ def markers(adata):
     share_ng = np.asarray(adata.X.toarray() / adata.X.sum(1))
     mean = {kind: 3000 * share_ng[types == kind].mean(0) for kind in ("stem", "mature_1", "mature_2")}
 
-    def plainest(fate: str, other: str) -> tuple[str, ...]:
+    def clearest(fate: str, other: str) -> tuple[str, ...]:
         ratio_g = np.log((mean[fate] + 0.05) / (np.maximum(mean["stem"], mean[other]) + 0.05))
         ratio_g[mean[fate] < 2] = 0
         order = np.argsort(-ratio_g)[:8]
         return tuple(adata.var_names[order[ratio_g[order] > 0.25]])
 
-    return {"mature_1": plainest("mature_1", "mature_2"), "mature_2": plainest("mature_2", "mature_1")}
+    return {"mature_1": clearest("mature_1", "mature_2"), "mature_2": clearest("mature_2", "mature_1")}
 
 
-def test_markers_lead_to_their_branch_along_cells(adata, model, markers):
-    result = optimized(adata, model, toward=markers["mature_2"])
+def test_markers_lead_to_their_branch_through_cells(adata, model, markers):
+    result = run_optimize(adata, model, toward=markers["mature_2"])
     assert result.trajectory.steps.groups_passed()[0] == "stem"
     assert result.trajectory.steps.groups_passed()[-1] == "mature_2"
     assert result.trajectory.steps.off_manifold_t.max() <= 0.91
     assert (np.diff(result.score_t) > -0.01).all()
     assert result.share_below > 0.9
-    free = optimized(adata, model, toward=markers["mature_2"], unconstrained=True)
-    assert free.trajectory.steps.off_manifold_t.max() > 0.95
-    assert free.score_t[-1] > result.score_t[-1]
-    assert free.score_t[-1] > free.best_score
-    assert free.extrapolated_from is not None
-    assert (free.score_t[free.extrapolated_from :] > free.best_score).all()
-    assert free.score_t[free.extrapolated_from - 1] <= free.best_score
-    warnings = " ".join(free.warnings())
-    assert f"steps {free.extrapolated_from}–11 of 0–11 are extrapolated" in warnings
+    unconstrained = run_optimize(adata, model, toward=markers["mature_2"], unconstrained=True)
+    assert unconstrained.trajectory.steps.off_manifold_t.max() > 0.95
+    assert unconstrained.score_t[-1] > result.score_t[-1]
+    assert unconstrained.score_t[-1] > unconstrained.best_score
+    assert unconstrained.extrapolated_from is not None
+    assert (unconstrained.score_t[unconstrained.extrapolated_from :] > unconstrained.best_score).all()
+    assert unconstrained.score_t[unconstrained.extrapolated_from - 1] <= unconstrained.best_score
+    warnings = " ".join(unconstrained.warnings())
+    assert f"steps {unconstrained.extrapolated_from}–11 of 0–11 are extrapolated" in warnings
     assert "without --unconstrained" in warnings
 
 
-def test_away_leads_away(adata, model, markers):
-    away = optimized(adata, model, away=markers["mature_2"], group="mature_2")
+def test_away_decreases_the_markers(adata, model, markers):
+    away = run_optimize(adata, model, away=markers["mature_2"], group="mature_2")
     columns = np.isin(model.genes, markers["mature_2"])
     assert (away.trajectory.mean_tg[-1, columns] < away.trajectory.mean_tg[0, columns]).all()
     assert away.trajectory.steps.groups_passed()[0] == "mature_2"
     assert "mature_2" not in away.trajectory.steps.groups_passed()[1:]
-    both = optimized(adata, model, toward=markers["mature_2"], away=markers["mature_1"])
+    both = run_optimize(adata, model, toward=markers["mature_2"], away=markers["mature_1"])
     assert both.trajectory.steps.groups_passed()[-1] == "mature_2"
 
 
-def test_scores_are_those_of_the_decoded_steps(adata, model):
+def test_score_function_is_evaluated_on_the_decoded_steps(adata, model):
     """A function is evaluated on decoded values, and the result repeats to the bit."""
 
     def first_genes(mean_ng: torch.Tensor) -> torch.Tensor:
         return mean_ng[:, :5].sum(1)
 
-    one, two = (optimized(adata, model, toward=first_genes) for _ in range(2))
+    one, two = (run_optimize(adata, model, toward=first_genes) for _ in range(2))
     np.testing.assert_allclose(one.score_t, one.trajectory.mean_tg[:, :5].sum(1), rtol=1e-4)
     np.testing.assert_array_equal(one.trajectory.z_tk, two.trajectory.z_tk)
     z_nk = scvae.embed(adata, model, axes="training", inplace=False).mean_nk
@@ -261,10 +261,10 @@ def test_scores_are_those_of_the_decoded_steps(adata, model):
 @pytest.fixture(scope="module")
 def ascent_only(adata, model, markers):
     """An optimization from a single start, whose gradient ascent ends at a lower maximum."""
-    return optimized(adata, model, toward=markers["mature_1"], n_starts=1)
+    return run_optimize(adata, model, toward=markers["mature_1"], n_starts=1)
 
 
-def test_a_lower_maximum_is_reported(ascent_only):
+def test_lower_maximum_gives_a_warning(ascent_only):
     assert ascent_only.stopped == MAXIMUM
     assert ascent_only.share_below < 0.99
     warnings = " ".join(ascent_only.warnings())
@@ -273,28 +273,28 @@ def test_a_lower_maximum_is_reported(ascent_only):
     assert ascent_only.notes() == []
 
 
-def test_a_maximum_beyond_a_saddle_point_is_reached(adata, model, markers, ascent_only):
+def test_higher_maximum_beyond_a_saddle_point_is_reached(adata, model, markers, ascent_only):
     at_its_start = str(adata.obs_names[ascent_only.trajectory.steps.nearest_tj[0, 0]])
     for options in ({"group": None, "from_cell": at_its_start}, {"group": "stem"}):
-        result = optimized(adata, model, toward=markers["mature_1"], **options)
+        result = run_optimize(adata, model, toward=markers["mature_1"], **options)
         assert result.score_t[-1] > ascent_only.score_t[-1] + 0.5
         assert result.trajectory.steps.groups_passed()[0] == "stem"
         assert result.trajectory.steps.groups_passed()[-1] == "mature_1"
         assert result.trajectory.steps.off_manifold_t.max() <= 0.91
         assert result.decrease == pytest.approx((np.maximum.accumulate(result.score_t) - result.score_t).max())
-    short = optimized(adata, model, toward=markers["mature_1"], max_length=0.2 * result.trajectory.steps.length)
+    short = run_optimize(adata, model, toward=markers["mature_1"], max_length=0.2 * result.trajectory.steps.length)
     assert short.score_t[-1] < result.score_t[-1] - 0.2
 
 
-def test_functions_without_a_score_are_refused(adata, model):
+def test_functions_without_a_usable_score_are_refused(adata, model):
     with pytest.raises(ConfigError, match="has no gradient"):
-        optimized(adata, model, toward=lambda mean_ng: mean_ng.detach().sum(1))
+        run_optimize(adata, model, toward=lambda mean_ng: mean_ng.detach().sum(1))
     with pytest.raises(ConfigError, match="does not return one number per cell"):
-        optimized(adata, model, toward=lambda mean_ng: mean_ng.sum())
+        run_optimize(adata, model, toward=lambda mean_ng: mean_ng.sum())
     with pytest.raises(ConfigError, match="away cannot be combined with a function"):
-        optimized(adata, model, toward=lambda mean_ng: mean_ng.sum(1), away=[model.genes[0]])
+        run_optimize(adata, model, toward=lambda mean_ng: mean_ng.sum(1), away=[model.genes[0]])
     with pytest.raises(scvae.DataError, match="the score cannot increase"):
-        optimized(adata, model, toward=lambda mean_ng: 0 * mean_ng.sum(1))
+        run_optimize(adata, model, toward=lambda mean_ng: 0 * mean_ng.sum(1))
 
 
 # --- at the command line ----------------------------------------------------------------------------------------------
@@ -302,9 +302,9 @@ def test_functions_without_a_score_are_refused(adata, model):
 
 def test_slots_are_those_of_a_trajectory_with_scores(bench):
     folder = bench.folder
-    arguments = bench.ask("optimize", "--toward", "gene_01,gene_02", "--away", "gene_05", "--name", "up/1")
+    arguments = bench.args("optimize", "--toward", "gene_01,gene_02", "--away", "gene_05", "--name", "up/1")
     arguments += ["--groupby", "cell_type", "--group", "stem", "--steps", "12", "--path-out", folder / "steps.h5ad"]
-    run_well(*arguments, "--plot", folder / "up.png")
+    run_ok(*arguments, "--plot", folder / "up.png")
     found, steps = ad.read_h5ad(bench.data), ad.read_h5ad(folder / "steps.h5ad")
     path = found.uns["scvae"]["paths"]["up_1"]
     assert path["kind"] == "ascent"
@@ -319,10 +319,10 @@ def test_slots_are_those_of_a_trajectory_with_scores(bench):
     assert (folder / "up.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_gene_program_from_a_file_and_a_start_at_a_cell(bench):
-    listed = bench.file("program.txt", "gene_01\n\ngene_02\ngene_01\n")
-    asked = ["--from-cell", "cell_003", "--groupby", "cell_type", "--json"]
-    outcome = run_well(*bench.ask("optimize", "--toward", f"@{listed}", *asked))
+def test_genes_are_read_from_a_file_and_the_start_may_be_a_cell(bench):
+    gene_file = bench.file("program.txt", "gene_01\n\ngene_02\ngene_01\n")
+    options = ["--from-cell", "cell_003", "--groupby", "cell_type", "--json"]
+    outcome = run_ok(*bench.args("optimize", "--toward", f"@{gene_file}", *options))
     assert '"toward": [\n  "gene_01",\n  "gene_02"\n ]' in outcome.out
     assert '"name": "toward_gene_01"' in outcome.out
 
@@ -355,12 +355,12 @@ GROUP = ["--groupby", "cell_type", "--group", "stem"]
         (USAGE, "--library is 'observed'", ["--toward", "gene_01", "--library", "observed", *GROUP]),
     ],
 )
-def test_optimizations_that_cannot_be_meant(bench, code, fragment, options):
-    refused(bench.folder, bench.ask("optimize", *options), code, fragment)
+def test_invalid_optimizations_are_refused(bench, code, fragment, options):
+    assert_refused(bench.folder, bench.args("optimize", *options), code, fragment)
 
 
-def test_features_of_real_numbers_are_optimized_too():
-    adata = line()
+def test_features_of_real_numbers_can_be_optimized():
+    adata = cells_on_a_line()
     model = scvae.train(
         adata, likelihood="normal", n_latent=2, n_hidden=32, max_epochs=40, device="cpu", threads=1, seed=0
     )

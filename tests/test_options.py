@@ -86,12 +86,12 @@ VERB = Verb(
         ({"quick": True, "n_steps": 3}, "both given", "leave out"),
     ],
 )
-def test_refusals(values, message, hint):
+def test_invalid_values_are_refused(values, message, hint):
     options = Inner if "shape" in values else Sample
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(ConfigError) as error:
         build(options, values)
-    assert message in refusal.value.message
-    assert hint in refusal.value.hint
+    assert message in error.value.message
+    assert hint in error.value.hint
 
 
 @given(st.integers(2, 10), st.floats(0.001, 0.999))
@@ -113,23 +113,23 @@ def test_several_values_become_a_tuple():
     assert Sample(library="2000").library == 2000
 
 
-def test_sections_are_flat_outside_and_nested_inside():
+def test_options_of_sections_are_given_flat_and_stored_nested():
     assert build(Sample, {"size": 5, "share": 0.2}) == Sample(share=0.2, inner=Inner(size=5))
     assert {d.name for d in declarations(Sample)} == {f.name for f in dataclasses.fields(Sample)} - {"inner"} | {"size"}
     assert build(Sample, {"shape": "flat"}).inner.shape == "round", "a hidden name needs the name of its section"
     assert build(Sample, {"inner/shape": "flat"}).inner.shape == "flat"
 
 
-def test_messages_name_options_as_python_does():
+def test_messages_use_the_names_of_python_arguments():
     assert respelled("--steps is 0; use --from and --to, or -s", Sample) == "n_steps is 0; use ends, or n_steps"
     assert respelled("an off-manifold score --unknown", Sample) == "an off-manifold score --unknown"
 
 
-# --- what is made of the verbs ----------------------------------------------------------------------------------------
+# --- commands and functions -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", [*VERBS, VERB], ids=lambda verb: verb.name)
-def test_the_command_has_every_option(verb):
+def test_command_has_every_option(verb):
     app = typer.Typer()
     app.command(verb.name)(command_of(verb))
     app.callback()(lambda: None)
@@ -141,7 +141,7 @@ def test_the_command_has_every_option(verb):
 
 
 @pytest.mark.parametrize("verb", [*(v for v in VERBS if v.in_python), VERB], ids=lambda verb: verb.name)
-def test_the_function_has_every_option_with_its_default(verb):
+def test_function_has_every_option_with_its_default(verb):
     function = function_of(verb)
     parameters = inspect.signature(function).parameters
     for declared in declarations(verb.options):
@@ -155,7 +155,7 @@ def test_the_function_has_every_option_with_its_default(verb):
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_an_example_is_a_command_that_parses(verb):
+def test_examples_have_valid_options(verb):
     import shlex
 
     words = shlex.split(verb.example)
@@ -171,7 +171,7 @@ def verb_named(name: str) -> Verb:
     return next(verb for verb in VERBS if verb.name == name)
 
 
-def test_a_file_states_options_of_several_verbs(tmp_path):
+def test_config_file_may_have_options_of_several_verbs(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text("[model]\nn_latent = 7\n[train]\nbeta = 2\n[embed]\nrefine = 5\n[interpolate]\nn_steps = 9\n")
     trained = resolve(verb_named("train"), {"beta": 3.0}, file).training
@@ -182,7 +182,7 @@ def test_a_file_states_options_of_several_verbs(tmp_path):
     assert swept.values == (2, 3)
 
 
-def test_defaults_are_what_an_empty_file_gives(tmp_path):
+def test_empty_config_file_gives_the_defaults(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text("")
     for verb in VERBS:

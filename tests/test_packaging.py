@@ -1,4 +1,4 @@
-"""The versions of dependencies that are promised, pinned and tested are consistent."""
+"""The required, pinned and tested versions of dependencies are consistent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 
-def promised(*extras: str) -> dict[str, Requirement]:
+def required(*extras: str) -> dict[str, Requirement]:
     """Return the requirements of pyproject.toml by name."""
     lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
     requirements = [Requirement(line) for some in lists for line in some]
@@ -38,9 +38,9 @@ def pinned(file: str, python: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_lowest_versions_are_the_bounds(python):
+def test_lowest_versions_are_the_lower_bounds(python):
     lowest = pinned("constraints-lowest.txt", python)
-    requirements = promised("test", "demo", "compare")
+    requirements = required("test", "demo", "compare")
     assert set(lowest) == set(requirements)
     for name, requirement in requirements.items():
         assert lowest[name] in requirement.specifier, f"{requirement} does not allow {lowest[name]}"
@@ -49,22 +49,22 @@ def test_the_lowest_versions_are_the_bounds(python):
         assert lowest[name] == bound or python != PYTHONS[0], f"{requirement} is tested with {lowest[name]}"
 
 
-def test_the_pinned_versions_are_allowed():
+def test_pinned_versions_are_allowed():
     versions = pinned("constraints.txt", PYTHONS[0])
-    for name, requirement in promised("test", "lint", "demo", "compare").items():
+    for name, requirement in required("test", "lint", "demo", "compare").items():
         assert versions[name] in requirement.specifier, f"{requirement} does not allow {versions[name]}"
 
 
-def test_the_broken_pynndescent_is_neither_allowed_nor_pinned():
+def test_broken_pynndescent_is_excluded():
     """With pynndescent 0.7.0, `sc.pp.neighbors` fails above about 8,000 cells."""
-    assert "0.7.0" not in promised()["pynndescent"].specifier
+    assert "0.7.0" not in required()["pynndescent"].specifier
     for file in ("constraints.txt", "constraints-lowest.txt"):
         assert pinned(file, PYTHONS[0])["pynndescent"] != Version("0.7.0")
 
 
-def test_what_leiden_needs_is_in_the_demo_too():
-    assert promised("leiden")["igraph"].specifier == promised("demo")["igraph"].specifier
+def test_igraph_for_leiden_is_in_the_demo():
+    assert required("leiden")["igraph"].specifier == required("demo")["igraph"].specifier
 
 
-def test_the_package_tells_that_it_has_types():
+def test_package_is_marked_as_typed():
     assert (ROOT / "scvae_cli" / "py.typed").exists()

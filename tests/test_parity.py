@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from workbench import contents
 
 import scvae_cli as scvae
@@ -31,7 +31,7 @@ TREATED = {
 }
 
 # Verb → command line, and arguments in Python.
-ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
+ARGUMENTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "annotate": (
         ["--labels-key", "cell_type", "--unlabeled", "stem", "--unknown-rate", "0.1"],
         {"labels_key": "cell_type", "unlabeled": "stem", "unknown_rate": 0.1},
@@ -63,12 +63,12 @@ NEW_CELLS: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 
 
-def same(a: Any, b: Any, at: str) -> None:
-    """Whether two values are identical, whatever their type."""
+def assert_identical(a: Any, b: Any, at: str) -> None:
+    """Assert that two values are identical, whatever their type."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), at
         for key in a:
-            same(a[key], b[key], f"{at}/{key}")
+            assert_identical(a[key], b[key], f"{at}/{key}")
     elif sp.issparse(a):
         assert (sp.csr_matrix(a) != sp.csr_matrix(b)).nnz == 0, at
     elif isinstance(a, pd.Series | pd.Categorical):
@@ -77,7 +77,7 @@ def same(a: Any, b: Any, at: str) -> None:
         # numpy can treat NaN as equal to NaN only in plain arrays.
         assert a.dtype.names == b.dtype.names, at
         for name in a.dtype.names:
-            same(a[name], b[name], f"{at}/{name}")
+            assert_identical(a[name], b[name], f"{at}/{name}")
     else:
         a, b = np.asarray(a), np.asarray(b)
         assert a.shape == b.shape, at
@@ -97,33 +97,33 @@ def results(adata: ad.AnnData) -> dict[str, Any]:
     return found
 
 
-def test_every_verb_of_python_is_compared():
-    compared = {*ASKED, *NEW_CELLS, "train", "sweep", "check", "map"}
+def test_every_python_function_is_compared():
+    compared = {*ARGUMENTS, *NEW_CELLS, "train", "sweep", "check", "map"}
     assert compared == {verb.name for verb in VERBS if verb.in_python}
 
 
-@pytest.mark.parametrize("verb", ASKED)
-def test_answers_are_equal(copied, verb):
-    typed, passed = ASKED[verb]
+@pytest.mark.parametrize("verb", ARGUMENTS)
+def test_results_are_equal(copied, verb):
+    typed, passed = ARGUMENTS[verb]
     adata = ad.read_h5ad(copied.data)
-    run_well(verb, copied.data, "-m", copied.model, *typed)
+    run_ok(verb, copied.data, "-m", copied.model, *typed)
     assert getattr(scvae, verb)(adata, copied.model, **passed) is None
-    same(results(ad.read_h5ad(copied.data)), results(adata), verb)
+    assert_identical(results(ad.read_h5ad(copied.data)), results(adata), verb)
 
 
 @pytest.mark.parametrize("verb", NEW_CELLS)
 def test_new_cells_are_equal(copied, verb):
     typed, passed = NEW_CELLS[verb]
     output = copied.data.with_name("new.h5ad")
-    run_well(verb, copied.data, "-m", copied.model, "-o", output, *typed)
-    made, read = getattr(scvae, verb)(copied.data, copied.model, **passed), ad.read_h5ad(output)
-    same(read.X, made.X, "X")
-    assert list(read.obs_names) == list(made.obs_names)
-    same(results(read), results(made), verb)
+    run_ok(verb, copied.data, "-m", copied.model, "-o", output, *typed)
+    sampled, read = getattr(scvae, verb)(copied.data, copied.model, **passed), ad.read_h5ad(output)
+    assert_identical(read.X, sampled.X, "X")
+    assert list(read.obs_names) == list(sampled.obs_names)
+    assert_identical(results(read), results(sampled), verb)
 
 
 def test_trainings_are_equal(copied):
-    run_well("train", copied.data, "-m", copied.data.with_name("typed.scvae"), *TINY)
+    run_ok("train", copied.data, "-m", copied.data.with_name("typed.scvae"), *TINY)
     scvae.train(copied.data, **TRAINED, device="cpu").save(copied.data.with_name("passed.scvae"))
     weights = [copied.data.with_name(f"{how}.scvae") / "weights.safetensors" for how in ("typed", "passed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -131,21 +131,21 @@ def test_trainings_are_equal(copied):
 
 def test_sweeps_are_equal(copied):
     adata = ad.read_h5ad(copied.data)
-    run_well("sweep", copied.data, "--beta", "1,10", *TINY[:2], *TINY[6:])
+    run_ok("sweep", copied.data, "--beta", "1,10", *TINY[:2], *TINY[6:])
     scvae.sweep(adata, beta=[1, 10], max_epochs=3, n_layers=1, batch_size=32, threads=1, device="cpu")
     typed, passed = results(ad.read_h5ad(copied.data)), results(adata)
     for found in (typed, passed):
         del found["uns/scvae/sweep/beta"]["seconds"]
-    same(typed, passed, "sweep")
+    assert_identical(typed, passed, "sweep")
 
 
 def test_checks_are_equal(copied):
-    typed = json.loads(run_well("check", copied.data, "--batch-key", "batch", "--json").out)
+    typed = json.loads(run_ok("check", copied.data, "--batch-key", "batch", "--json").out)
     assert typed == json.loads(json.dumps(scvae.check(copied.data, batch_key="batch").as_dict()))
 
 
 # Verb, command line, arguments in Python: wrong arguments of every kind.
-WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
+INVALID: list[tuple[str, list[str], dict[str, Any]]] = [
     ("train", ["--n-latent", "0"], {"n_latent": 0}),
     ("train", ["--n-latent", "three"], {"n_latent": "three"}),
     ("train", ["--likelihood", "gauss"], {"likelihood": "gauss"}),
@@ -250,24 +250,26 @@ WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("verb", "typed", "passed"), WRONG, ids=[" ".join([verb, *typed]) for verb, typed, _ in WRONG])
-def test_refusals_are_equal(copied, monkeypatch, verb, typed, passed):
+@pytest.mark.parametrize(
+    ("verb", "typed", "passed"), INVALID, ids=[" ".join([verb, *typed]) for verb, typed, _ in INVALID]
+)
+def test_errors_are_equal(copied, monkeypatch, verb, typed, passed):
     monkeypatch.chdir(copied.data.parent)
     before = contents(copied.data.parent)
     takes_model = verb not in ("train", "check", "sweep")
     places = ["-m", copied.model] if takes_model else ["-m", "new.scvae"] if verb == "train" else []
     outcome = run_cli(verb, copied.data, *places, *typed)
-    with pytest.raises(ScvaeError) as refusal:
+    with pytest.raises(ScvaeError) as error:
         getattr(scvae, verb)(copied.data, *([copied.model] if takes_model else []), **passed)
-    assert outcome.code == refusal.value.exit_code, outcome.err
-    asked = next(v for v in VERBS if v.name == verb)
+    assert outcome.code == error.value.exit_code, outcome.err
+    declared = next(v for v in VERBS if v.name == verb)
     lines = outcome.err.splitlines()
-    assert respell(lines[-2].removeprefix("error: "), asked) == refusal.value.message
-    assert respell(lines[-1].removeprefix("hint: "), asked) == refusal.value.hint
+    assert respell(lines[-2].removeprefix("error: "), declared) == error.value.message
+    assert respell(lines[-1].removeprefix("hint: "), declared) == error.value.hint
     assert contents(copied.data.parent) == before
 
 
-def test_a_name_that_is_no_option_is_refused_with_the_nearest(copied):
+def test_unknown_option_is_refused_with_the_nearest_name(copied):
     outcome = run_cli("embed", copied.data, "--refin", "3")
     assert outcome.code == 2
     with pytest.raises(TypeError, match="did you mean 'refine'"):

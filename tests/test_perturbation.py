@@ -1,4 +1,4 @@
-"""`scvae perturb` predicts simulated perturbations that change the log expression of all groups alike."""
+"""`scvae perturb` predicts simulated perturbations that change the log expression of all groups equally."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from scipy.stats import ttest_ind
 from simulated import TINY, counts_of
 from workbench import DATA, USAGE
@@ -37,13 +37,13 @@ from scvae_cli.verb import Request
 
 LABELS = ("ctrl", "B", "C", "B+C")
 GROUPS = ("ape", "bee", "cat", "dog", "elk")
-ASKED = {"perturbation_key": "label", "control": "ctrl", "groupby": "kind"}
+OPTIONS = {"perturbation_key": "label", "control": "ctrl", "groupby": "kind"}
 FLAGS = ("--perturbation-key", "label", "--control", "ctrl", "--groupby", "kind")
 N_GENES, EACH = 60, 40
 
 
-def world() -> anndata.AnnData:
-    """Five groups with four labels; B and C change the log expression of all groups alike, and their effects add up."""
+def simulated_cells() -> anndata.AnnData:
+    """Five groups with four labels; B and C change the log expression of all groups equally, and their effects add."""
     rng = np.random.default_rng(0)
     base_sg = rng.normal(0, 1, N_GENES) + rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     effects = np.zeros((2, N_GENES))
@@ -63,15 +63,15 @@ def world() -> anndata.AnnData:
 
 def without(adata: anndata.AnnData, *pairs: tuple[str, str]) -> anndata.AnnData:
     """Leave out the cells of given pairs of a group and a label."""
-    gone = np.zeros(len(adata), dtype=bool)
+    left_out = np.zeros(len(adata), dtype=bool)
     for group, label in pairs:
-        gone |= ((adata.obs["kind"] == group) & (adata.obs["label"] == label)).to_numpy()
-    return adata[~gone].copy()
+        left_out |= ((adata.obs["kind"] == group) & (adata.obs["label"] == label)).to_numpy()
+    return adata[~left_out].copy()
 
 
 @pytest.fixture(scope="module")
 def everything() -> anndata.AnnData:
-    return world()
+    return simulated_cells()
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +82,25 @@ def known(everything) -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def model(known):
-    """A model with a linear decoder, in which the logs of all groups change alike along a direction."""
+    """A model with a linear decoder, in which the logs of all groups change equally along a direction."""
     return scvae.train(known, **TINY | {"max_epochs": 40, "n_latent": 6}, decoder="linear", genes="all")
 
 
 def question(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Perturb:
     """Prepare `scvae perturb` for a group and a perturbation, without computing the prediction."""
-    asked = PerturbOptions(**ASKED, treated=treated, group=group, **({"method": "centroid"} | options))
-    request = Request(verb=PERTURB, data=cells, model=model, options=asked)
+    asked_options = PerturbOptions(**OPTIONS, treated=treated, group=group, **({"method": "centroid"} | options))
+    request = Request(verb=PERTURB, data=cells, model=model, options=asked_options)
     return Perturb(Session.open(cells, model, device="cpu"), request, PythonShell(request.verb))
 
 
 def truth(everything: anndata.AnnData, model, group: str, treated: str):
     """Compute the true change of a group, and the most significant genes."""
-    asked = question(everything, model, group, treated)
-    observed = Observed(asked.session.counts)
-    return observed.change(asked.design), observed.most_significant(asked.design)
+    prepared = question(everything, model, group, treated)
+    observed = Observed(prepared.session.counts)
+    return observed.change(prepared.design), observed.most_significant(prepared.design)
 
 
-class Answered(NamedTuple):
+class Predicted(NamedTuple):
     """A predicted perturbation, and the predictor and the design from which it was computed."""
 
     result: Perturbation
@@ -108,21 +108,21 @@ class Answered(NamedTuple):
     design: Design
 
 
-def answered(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Answered:
-    asked = question(cells, model, group, treated, **options)
-    return Answered(asked.answer(), Predictor.of(model, asked.counts), asked.design)
+def predicted(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Predicted:
+    prepared = question(cells, model, group, treated, **options)
+    return Predicted(prepared.answer(), Predictor.of(model, prepared.counts), prepared.design)
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["centroid", "ot"])
-def test_a_change_that_all_groups_share_is_recovered(everything, known, model, method):
+def test_change_shared_by_all_groups_is_recovered(everything, known, model, method):
     true_g, top = truth(everything, model, "ape", "B")
-    asked = answered(known, model, "ape", "B", method=method)
-    result = asked.result
+    prediction = predicted(known, model, "ape", "B", method=method)
+    result = prediction.result
     for share in (0.0, result.recipe.mean_shift_share, 1.0):
-        found = accuracy(asked.predictor.changes(asked.design, method, (share,))[0], true_g, top)
+        found = accuracy(prediction.predictor.changes(prediction.design, method, (share,))[0], true_g, top)
         assert found.correlation > 0.9
         assert found.explained > 0.8  # the prediction "no change" has the value 0
     nothing = accuracy(0 * true_g, true_g, top)
@@ -135,9 +135,9 @@ def test_a_change_that_all_groups_share_is_recovered(everything, known, model, m
     assert result.changes.observed_g is None
 
 
-def test_accuracy_is_that_of_the_group_to_predict(everything, known, model):
+def test_reported_accuracy_equals_that_of_the_predicted_group(everything, known, model):
     true_g, top = truth(everything, model, "ape", "B")
-    result = answered(known, model, "ape", "B").result
+    result = predicted(known, model, "ape", "B").result
     assert [check.group for check in result.checks] == ["bee", "cat", "dog", "elk"]
     assert not any(check.held_out for check in result.checks)
     found = accuracy(result.changes.change_g, true_g, top)
@@ -146,8 +146,8 @@ def test_accuracy_is_that_of_the_group_to_predict(everything, known, model):
     assert result.mean_accuracy("additive") is None
 
 
-def test_fold_changes_are_those_of_the_simulation(everything, known, model):
-    result = answered(known, model, "ape", "B").result
+def test_fold_changes_equal_those_of_the_simulation(everything, known, model):
+    result = predicted(known, model, "ape", "B").result
     rng = np.random.default_rng(0)
     rng.normal(0, 1, N_GENES), rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     true_g = np.zeros(N_GENES)
@@ -156,11 +156,9 @@ def test_fold_changes_are_those_of_the_simulation(everything, known, model):
     assert np.corrcoef(result.changes.log2_fold_g, true_g)[0, 1] > 0.9
 
 
-def test_a_combination_observed_in_other_groups_adds_their_interaction_to_the_groups_own_parts(
-    everything, known, model
-):
+def test_combination_adds_the_interaction_of_other_groups_to_the_changes_of_the_group(everything, known, model):
     true_g, top = truth(everything, model, "cat", "B+C")
-    result = answered(known, model, "cat", "B+C").result
+    result = predicted(known, model, "cat", "B+C").result
     singles = {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
     assert result.sources == singles | {"B+C": ("bee", "dog", "elk")}
     assert result.tested
@@ -168,86 +166,88 @@ def test_a_combination_observed_in_other_groups_adds_their_interaction_to_the_gr
     assert result.changes.additive_g is not None
     assert result.mean_accuracy("additive") is not None
     # The group "ape" has undergone C, but not B, so the prediction is the change of the other groups under B+C.
-    assert answered(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
+    assert predicted(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
 
 
-def test_a_combination_that_was_never_observed_is_predicted_from_its_parts(everything, known, model):
-    never = without(known, *((group, "B+C") for group in GROUPS))
-    asked = answered(never, model, "cat", "B+C")
+def test_unseen_combination_is_predicted_from_its_parts(everything, known, model):
+    unseen = without(known, *((group, "B+C") for group in GROUPS))
+    prediction = predicted(unseen, model, "cat", "B+C")
     true_g, top = truth(everything, model, "cat", "B+C")
-    assert accuracy(asked.result.changes.change_g, true_g, top).correlation > 0.9
-    assert asked.result.sources == {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
+    assert accuracy(prediction.result.changes.change_g, true_g, top).correlation > 0.9
+    assert prediction.result.sources == {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
     # The group "cat" has undergone B and C, so the model has no change to transfer from other groups.
-    assert asked.result.recipe.mean_shift_share == 1
-    assert asked.result.model_agreement is None
+    assert prediction.result.recipe.mean_shift_share == 1
+    assert prediction.result.model_agreement is None
     # The group "ape" has not undergone B, so the model transfers the change under B from other groups.
-    assert answered(never, model, "ape", "B+C").result.model_agreement is not None
-    assert not asked.result.tested
-    assert {check.treated for check in asked.result.checks} == {"B", "C"}
-    assert asked.result.changes.mean_change_g is None
-    shift_mk = asked.predictor.latent.shift(asked.design, "centroid")
+    assert predicted(unseen, model, "ape", "B+C").result.model_agreement is not None
+    assert not prediction.result.tested
+    assert {check.treated for check in prediction.result.checks} == {"B", "C"}
+    assert prediction.result.changes.mean_change_g is None
+    shift_mk = prediction.predictor.latent.shift(prediction.design, "centroid")
     parts = [
-        asked.predictor.latent.mean_nk[asked.design.rows("cat", label)].mean(0)
-        - asked.predictor.latent.mean_nk[asked.design.rows("cat", "ctrl")].mean(0)
+        prediction.predictor.latent.mean_nk[prediction.design.rows("cat", label)].mean(0)
+        - prediction.predictor.latent.mean_nk[prediction.design.rows("cat", "ctrl")].mean(0)
         for label in ("B", "C")
     ]
     torch.testing.assert_close(shift_mk[0], parts[0] + parts[1])
 
 
-def test_the_order_of_cells_does_not_matter(known, model):
-    first = answered(known, model, "ape", "B").result
+def test_order_of_cells_does_not_matter(known, model):
+    first = predicted(known, model, "ape", "B").result
     order = np.random.default_rng(1).permutation(len(known))
-    second = answered(known[order].copy(), model, "ape", "B").result
+    second = predicted(known[order].copy(), model, "ape", "B").result
     assert [check.group for check in first.checks] == [check.group for check in second.checks]
     np.testing.assert_allclose(first.changes.change_g, second.changes.change_g, atol=1e-3)
 
 
-def test_the_groups_own_treated_cells_are_used_for_the_check_alone(everything, known, model):
-    hidden, seen = (answered(cells, model, "ape", "B", method="ot") for cells in (known, everything))
-    change_g, again_g = (asked.predictor.changes(asked.design, "ot", (0.25,))[0] for asked in (hidden, seen))
-    np.testing.assert_allclose(again_g, change_g, rtol=1e-6)
+def test_treated_cells_of_the_group_are_used_only_for_the_check(everything, known, model):
+    hidden, seen = (predicted(cells, model, "ape", "B", method="ot") for cells in (known, everything))
+    change_g, seen_change_g = (
+        prediction.predictor.changes(prediction.design, "ot", (0.25,))[0] for prediction in (hidden, seen)
+    )
+    np.testing.assert_allclose(seen_change_g, change_g, rtol=1e-6)
     assert hidden.result.group_check is None
     assert seen.result.group_check.group == "ape"
     np.testing.assert_allclose(seen.result.changes.observed_g, truth(everything, model, "ape", "B")[0])
 
 
-def test_retrained_models_are_trained_without_the_cells_they_predict(known, model):
+def test_retrained_models_are_trained_without_the_predicted_cells(known, model):
     two = without(known, ("dog", "B"), ("elk", "B"), *((group, label) for group in GROUPS for label in ("C", "B+C")))
-    named = []
+    titles = []
 
     def follow(title, events):
-        named.append(title)
+        titles.append(title)
         return list(events)[-1]
 
-    quick = dataclasses.replace(model.config, train=dataclasses.replace(model.config.train, max_epochs=4))
-    asked = question(two, dataclasses.replace(model, config=quick), "ape", "B", retrain=True, method="auto")
-    result = perturb(asked.session.model, asked.counts, asked.design, asked.options, follow=follow)
-    assert named == ["without B bee", "without B cat"]
+    short = dataclasses.replace(model.config, train=dataclasses.replace(model.config.train, max_epochs=4))
+    prepared = question(two, dataclasses.replace(model, config=short), "ape", "B", retrain=True, method="auto")
+    result = perturb(prepared.session.model, prepared.counts, prepared.design, prepared.options, follow=follow)
+    assert titles == ["without B bee", "without B cat"]
     assert all(check.held_out for check in result.checks)
 
 
-def test_the_most_significant_genes_are_those_of_welch(everything, model):
+def test_most_significant_genes_equal_those_of_welchs_t_test(everything, model):
     session = Session.open(everything, model, device="cpu")
-    asked = question(everything, model, "ape", "B").design
+    tested_design = question(everything, model, "ape", "B").design
     log_ng = np.log1p(1e4 * everything.X.toarray() / everything.X.sum(1).A1[:, None])
-    rows = [asked.rows("ape", label) for label in ("B", "ctrl")]
+    rows = [tested_design.rows("ape", label) for label in ("B", "ctrl")]
     t_g = np.abs(ttest_ind(log_ng[rows[0]], log_ng[rows[1]], equal_var=False).statistic)
-    assert set(Observed(session.counts).most_significant(asked)[:10]) == set(np.argsort(-t_g)[:10])
+    assert set(Observed(session.counts).most_significant(tested_design)[:10]) == set(np.argsort(-t_g)[:10])
     np.testing.assert_allclose(
-        Observed(session.counts).change(asked), log_ng[rows[0]].mean(0) - log_ng[rows[1]].mean(0), atol=1e-4
+        Observed(session.counts).change(tested_design), log_ng[rows[0]].mean(0) - log_ng[rows[1]].mean(0), atol=1e-4
     )
 
 
-def test_a_model_that_disagrees_leaves_the_mean_shift(everything, known, model, monkeypatch):
+def test_mean_shift_is_used_if_the_model_disagrees(everything, known, model, monkeypatch):
     true_g, top = truth(everything, model, "ape", "B")
     session = Session.open(known, model, device="cpu")
-    asked = question(known, model, "ape", "B").design
+    tested_design = question(known, model, "ape", "B").design
     agrees = {"ape": 0.2, "bee": 0.9, "cat": 1.0, "dog": 0.8, "elk": 0.9}
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: agrees[design.group])
     predictor = Predictor.of(model, session.counts)
-    assert relative_agreement(predictor, asked, asked.checks, "ot") == pytest.approx(0.2 / 0.9)
-    assert relative_agreement(predictor, asked, (), "ot") == pytest.approx(0.2)
-    result = answered(known, model, "ape", "B").result
+    assert relative_agreement(predictor, tested_design, tested_design.checks, "ot") == pytest.approx(0.2 / 0.9)
+    assert relative_agreement(predictor, tested_design, (), "ot") == pytest.approx(0.2)
+    result = predicted(known, model, "ape", "B").result
     assert result.recipe.mean_shift_share == 1
     assert result.model_agreement == pytest.approx(0.2 / 0.9)
     assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
@@ -257,7 +257,7 @@ def test_a_model_that_disagrees_leaves_the_mean_shift(everything, known, model, 
 
 
 def test_predicted_cells_are_an_anndata(known, model):
-    new = scvae.perturb(known, model, **ASKED, treated="B", group="ape", device="cpu")
+    new = scvae.perturb(known, model, **OPTIONS, treated="B", group="ape", device="cpu")
     control = known[(known.obs["kind"] == "ape") & (known.obs["label"] == "ctrl")]
     assert list(new.obs_names) == [f"{name}_B" for name in control.obs_names]
     assert set(new.obs["label"]) == {"B"}
@@ -269,16 +269,16 @@ def test_predicted_cells_are_an_anndata(known, model):
     assert list(recorded["checks"]["group"]) == ["bee", "cat", "dog", "elk"]
     # The counts of the predicted cells show the reported fold changes.
     before = np.asarray(control.X.mean(0)).ravel()
-    often_g = before > 10
+    frequent_g = before > 10
     rise_g = np.log2(np.asarray(new.X.mean(0)).ravel() / np.maximum(before, 1e-3))
-    assert np.corrcoef(rise_g[often_g], new.var["scvae_log2_fold_change"][often_g])[0, 1] > 0.95
+    assert np.corrcoef(rise_g[frequent_g], new.var["scvae_log2_fold_change"][frequent_g])[0, 1] > 0.95
 
 
-def test_drawn_cells_average_to_the_expected_ones(known, model):
-    asked = answered(known, model, "ape", "B")
+def test_mean_of_drawn_cells_equals_the_expected_counts(known, model):
+    prediction = predicted(known, model, "ape", "B")
 
     def blocks(drawn: bool, seed: int = 0):
-        return next(asked.predictor.blocks(asked.design, asked.result.recipe, drawn=drawn, seed=seed))
+        return next(prediction.predictor.blocks(prediction.design, prediction.result.recipe, drawn=drawn, seed=seed))
 
     drawn = [blocks(True, seed) for seed in range(20)]
     assert all((part.data == np.rint(part.data)).all() for part in drawn)
@@ -288,16 +288,16 @@ def test_drawn_cells_average_to_the_expected_ones(known, model):
     np.testing.assert_allclose(mean_g, blocks(False).mean(0), rtol=0.1, atol=0.2)
 
 
-def test_real_numbers_move_by_differences(everything, known):
-    def logged(cells):
+def test_real_numbers_are_changed_by_differences(everything, known):
+    def normalized(cells):
         return anndata.AnnData(np.log1p(1e4 * cells.X.toarray() / cells.X.sum(1).A1[:, None]), cells.obs, cells.var)
 
-    real = scvae.train(logged(known), **TINY | {"max_epochs": 30}, likelihood="normal", decoder="linear")
-    true_g, top = truth(logged(everything), real, "ape", "B")
-    result = answered(logged(known), real, "ape", "B").result
+    real = scvae.train(normalized(known), **TINY | {"max_epochs": 30}, likelihood="normal", decoder="linear")
+    true_g, top = truth(normalized(everything), real, "ape", "B")
+    result = predicted(normalized(known), real, "ape", "B").result
     assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
     assert result.changes.log2_fold_g is None
-    new = scvae.perturb(logged(known), real, **ASKED, treated="B", group="ape", device="cpu")
+    new = scvae.perturb(normalized(known), real, **OPTIONS, treated="B", group="ape", device="cpu")
     assert new.X.shape == (EACH, N_GENES)
 
 
@@ -311,25 +311,25 @@ def files(tmp_path, known, model) -> tuple[Path, Path]:
     return tmp_path / "cells.h5ad", tmp_path / "cells.scvae"
 
 
-def test_the_command_writes_a_file_and_a_figure(files, known, model):
+def test_command_writes_a_file_and_a_figure(files, known, model):
     data, _ = files
     output, plot = data.with_name("new.h5ad"), data.with_name("new.svg")
-    asked = ("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "-o", output, "--plot", plot, "--json")
-    outcome = run_well(*asked)
+    command = ("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "-o", output, "--plot", plot, "--json")
+    outcome = run_ok(*command)
     values = json.loads(outcome.out)
     assert values["genes"][0]["observed"] is None
     assert values["mean_accuracy"]["additive"] is None
     assert "--retrain measures the accuracy for such a group" in outcome.err
     new = anndata.read_h5ad(output)
-    memory = scvae.perturb(known, model, **ASKED, treated="B", group="ape", device="cpu")
+    memory = scvae.perturb(known, model, **OPTIONS, treated="B", group="ape", device="cpu")
     np.testing.assert_allclose(new.X, memory.X, rtol=1e-5)
     assert set(new.var.columns) == set(memory.var.columns)
     assert "perturb_ape_B" in new.uns["scvae"]["runs"]
     assert plot.read_text().startswith("<?xml")
 
 
-def test_the_figure_shows_the_result(known, everything, model):
-    result, predictor, design = answered(everything, model, "ape", "B")
+def test_figure_shows_the_result(known, everything, model):
+    result, predictor, design = predicted(everything, model, "ape", "B")
     figure = perturbation_figure(result, predictor.latent.mean_nk.numpy(), design)
     axes = {part.get_label(): part for part in figure.axes}
     assert list(axes) == ["genes", "plane", "correlation", "top_correlation"]
@@ -345,21 +345,21 @@ def test_the_figure_shows_the_result(known, everything, model):
     assert names == {result.genes[g] for g in result.top_genes(12)}
 
 
-def test_a_single_other_group_leaves_the_accuracy_unknown(files, known, monkeypatch):
+def test_accuracy_is_unknown_with_a_single_other_group(files, known, monkeypatch):
     data, _ = files
     without(known, *((group, "B") for group in ("cat", "dog", "elk"))).write_h5ad(data)
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.2)
-    outcome = run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--plot", data.with_name("a.png"))
+    outcome = run_ok("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--plot", data.with_name("a.png"))
     assert "accuracy: unknown" in outcome.out
     assert "(their correlation is 0.20)" in outcome.err
-    values = json.loads(run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--json").out)
+    values = json.loads(run_ok("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--json").out)
     assert values["checks"] == []
     assert values["mean_accuracy"]["predicted"] is None
 
 
-def test_no_agreement_in_other_groups_is_a_warning(files, monkeypatch):
+def test_no_agreement_in_other_groups_gives_a_warning(files, monkeypatch):
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.9 if design.group == "ape" else -0.1)
-    outcome = run_well("perturb", files[0], *FLAGS, "--treated", "B", "--group", "ape")
+    outcome = run_ok("perturb", files[0], *FLAGS, "--treated", "B", "--group", "ape")
     assert "they do not correlate" in outcome.err
 
 
@@ -379,9 +379,9 @@ def test_no_agreement_in_other_groups_is_a_warning(files, monkeypatch):
         (DATA, "no column 'what'", {"perturbation-key": "what"}),
     ],
 )
-def test_perturbations_that_cannot_be_meant(files, code, fragment, options):
-    asked = {"perturbation-key": "label", "control": "ctrl", "groupby": "kind", "treated": "B", "group": "ape"}
-    flags = [part for name, value in (asked | options).items() for part in (f"--{name}", value)]
+def test_invalid_perturbations_are_refused(files, code, fragment, options):
+    defaults = {"perturbation-key": "label", "control": "ctrl", "groupby": "kind", "treated": "B", "group": "ape"}
+    flags = [part for name, value in (defaults | options).items() for part in (f"--{name}", value)]
     outcome = run_cli("perturb", files[0], *flags)
     assert outcome.code == code, outcome
     assert fragment in outcome.err
@@ -389,79 +389,81 @@ def test_perturbations_that_cannot_be_meant(files, code, fragment, options):
     assert outcome.out == ""
 
 
-def test_options_are_refused_before_anything_is_opened():
-    for wrong, message in (({"treated": "ctrl"}, "treated and control are both"), ({"method": "magic"}, "method is")):
+def test_invalid_options_are_refused_before_a_file_is_opened():
+    for options, message in (({"treated": "ctrl"}, "treated and control are both"), ({"method": "magic"}, "method is")):
         with pytest.raises(ConfigError, match=message):
-            scvae.perturb("nowhere.h5ad", "nowhere.scvae", **ASKED | {"treated": "B", "group": "ape"} | wrong)
+            scvae.perturb("nowhere.h5ad", "nowhere.scvae", **OPTIONS | {"treated": "B", "group": "ape"} | options)
 
 
-def test_labels_may_be_numbers_and_disagreement_is_a_warning(known, model, monkeypatch):
+def test_labels_may_be_numbers_and_disagreement_gives_a_warning(known, model, monkeypatch):
     cells = known.copy()
     cells.obs["dose"] = cells.obs["label"].astype(str).map({"ctrl": 0, "B": 1, "C": 2, "B+C": 3}).astype(int)
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.2 if design.group == "ape" else 1.0)
-    asked = {"perturbation_key": "dose", "control": 0, "treated": 1, "groupby": "kind", "group": "ape"}
+    options = {"perturbation_key": "dose", "control": 0, "treated": 1, "groupby": "kind", "group": "ape"}
     with pytest.warns(
         ScvaeWarning, match=r"for ape and the average shift .* in the other groups disagree \(their .* is 20% of"
     ):
-        new = scvae.perturb(cells, model, **asked, device="cpu")
+        new = scvae.perturb(cells, model, **options, device="cpu")
     assert set(new.obs["dose"]) == {"1"}
     assert new.uns["scvae"]["perturbations"]["ape_1"]["mean_shift_share"] == 1
 
 
-def test_cells_to_learn_from_are_needed(known, model):
-    nobody = without(known, *((group, "B") for group in GROUPS), ("dog", "ctrl"))
+def test_other_groups_with_treated_cells_are_required(known, model):
+    no_treated = without(known, *((group, "B") for group in GROUPS), ("dog", "ctrl"))
     with pytest.raises(DataError, match="no cells with"):
-        answered(nobody, model, "ape", "B")
+        predicted(no_treated, model, "ape", "B")
     with pytest.raises(DataError, match="'dog' has 0 cell"):
-        answered(nobody, model, "dog", "C")
-    alone = without(known, *((group, "B") for group in ("cat", "dog", "elk")))
+        predicted(no_treated, model, "dog", "C")
+    one_group = without(known, *((group, "B") for group in ("cat", "dog", "elk")))
     with pytest.raises(DataError, match="no other group has at least 5 cells"):
-        answered(alone, model, "bee", "B")
+        predicted(one_group, model, "bee", "B")
 
 
-def test_a_model_that_removes_the_perturbation_as_a_batch_is_refused(known):
-    quick = TINY | {"max_epochs": 1}
+def test_model_with_the_perturbation_as_batch_is_refused(known):
+    short = TINY | {"max_epochs": 1}
     with pytest.raises(ModelError, match="--batch-key label"):
-        answered(known, scvae.train(known, **quick, batch_key="label"), "ape", "B")
+        predicted(known, scvae.train(known, **short, batch_key="label"), "ape", "B")
     known = known.copy()
     known.obs["chip"] = "chip of " + known.obs["label"].astype(str)
     with pytest.warns(ScvaeWarning, match="'label' divides the cells in the same way as batch key 'chip'"):
-        removed = scvae.train(known, **quick, batch_key="chip")
+        removed = scvae.train(known, **short, batch_key="chip")
     with pytest.raises(ModelError, match="no batch"):
-        answered(known, removed, "ape", "B")
+        predicted(known, removed, "ape", "B")
     known.obs["chip"] = np.tile(["left", "right"], len(known))[: len(known)]
-    mixed = scvae.train(known, **quick, batch_key="chip")
-    assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
+    mixed = scvae.train(known, **short, batch_key="chip")
+    assert np.isfinite(predicted(known, mixed, "ape", "B").result.changes.change_g).all()
     # Cells of unknown batches are decoded in the average of the model's batches.
     known.obs["chip"] = np.where(np.arange(len(known)) < 5, "new", known.obs["chip"])
     with pytest.warns(ScvaeWarning, match="batch"):
-        assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
+        assert np.isfinite(predicted(known, mixed, "ape", "B").result.changes.change_g).all()
 
 
-def test_an_output_of_its_own(files):
+def test_output_must_not_be_the_input_file(files):
     data, _ = files
     with pytest.raises(ConfigError, match="the file of the input cells"):
-        scvae.perturb(data, data.with_name("cells.scvae"), **ASKED, treated="B", group="ape", output=data, force=True)
+        scvae.perturb(data, data.with_name("cells.scvae"), **OPTIONS, treated="B", group="ape", output=data, force=True)
 
 
 # --- the test of no change --------------------------------------------------------------------------------------------
 
 
-def verdict(cells: anndata.AnnData, label_n: np.ndarray, treated: str = "B", seed: int = 0):
+def permutation_result(cells: anndata.AnnData, label_n: np.ndarray, treated: str = "B", seed: int = 0):
     """The test by permuted labels in all groups."""
     group_n, label_n = (np.asarray(values, dtype=object) for values in (cells.obs["kind"].astype(str), label_n))
     found = design("ape", "ctrl", treated, group_n=group_n, label_n=label_n, perturbation_key="label")
     return permutation_test(Observed(counts_of(cells)), found, treated, GROUPS, batch_n=None, seed=seed)
 
 
-def test_permuted_labels_show_no_change_and_observed_ones_do(everything):
+def test_permuted_labels_show_no_change_and_true_labels_do(everything):
     rng = np.random.default_rng(0)
     control = everything[everything.obs["label"] == "ctrl"].copy()
-    found = [verdict(control, rng.permutation(np.resize(["ctrl", "B"], len(control))), seed=i) for i in range(12)]
+    found = [
+        permutation_result(control, rng.permutation(np.resize(["ctrl", "B"], len(control))), seed=i) for i in range(12)
+    ]
     p = np.asarray([each.p for each in found])
     assert (p > LEVEL).all()
     assert 0.2 < p.mean() < 0.8
-    true = verdict(everything, everything.obs["label"].astype(str))
+    true = permutation_result(everything, everything.obs["label"].astype(str))
     assert true.p <= LEVEL
     assert true.n_changed > 15
     assert max(true.group_p.values()) <= LEVEL
@@ -469,7 +471,7 @@ def test_permuted_labels_show_no_change_and_observed_ones_do(everything):
     assert any_changed([found[0], true])
 
 
-def test_a_difference_in_depth_is_no_change(everything):
+def test_difference_in_library_size_is_not_a_change(everything):
     rng = np.random.default_rng(1)
     control = everything[everything.obs["label"] == "ctrl"].copy()
     for seed in range(4):
@@ -477,25 +479,25 @@ def test_a_difference_in_depth_is_no_change(everything):
         halved = control.copy()
         rate_n = np.where(label_n == "B", 0.3, 1.0)
         halved.X = sp.csr_matrix(rng.binomial(control.X.toarray().astype(int), rate_n[:, None]), dtype=np.float32)
-        assert verdict(halved, label_n, seed=seed).p > LEVEL
+        assert permutation_result(halved, label_n, seed=seed).p > LEVEL
 
 
-def test_without_a_change_none_is_predicted(everything, model, tmp_path):
+def test_no_change_is_predicted_if_none_is_detected(everything, model, tmp_path):
     cells = everything[everything.obs["label"].isin(["ctrl", "B"])].copy()
     rng = np.random.default_rng(2)
     cells.obs["label"] = cells.obs.groupby("kind", observed=True)["label"].transform(
         lambda labels: rng.permutation(labels.to_numpy())
     )
-    result_of = question(cells, model, "ape", "B")
-    result = result_of.answer()
-    assert "no change detected" in result_of.warnings(result)[0]
+    prepared = question(cells, model, "ape", "B")
+    result = prepared.answer()
+    assert "no change detected" in prepared.warnings(result)[0]
     assert not result.changed
     assert result.recipe == Recipe(method="none", mean_shift_share=0, scale=0)
     np.testing.assert_allclose(result.changes.change_g, 0, atol=1e-12)
-    assert result_of.facts(result)["genes"] == []
+    assert prepared.facts(result)["genes"] == []
     cells.write_h5ad(tmp_path / "cells.h5ad")
     model.save(tmp_path / "cells.scvae")
-    outcome = run_well("perturb", tmp_path / "cells.h5ad", *FLAGS, "--treated", "B", "--group", "ape")
+    outcome = run_ok("perturb", tmp_path / "cells.h5ad", *FLAGS, "--treated", "B", "--group", "ape")
     assert "no change is predicted" in outcome.err
     assert "the prediction is no change" in outcome.out
 
@@ -503,17 +505,17 @@ def test_without_a_change_none_is_predicted(everything, model, tmp_path):
 # --- the size of the changes, and the mean of the other groups --------------------------------------------------------
 
 
-def test_the_mean_of_the_others_is_met_by_the_predicted_cells(known, model):
-    asked = answered(known, model, "ape", "B")
-    mean_g = asked.predictor.observed.mean_change(asked.design)
-    found_g = asked.predictor.change(asked.design, Recipe(method="mean", mean_shift_share=1.0))
+def test_predicted_cells_have_the_mean_change_of_the_other_groups(known, model):
+    prediction = predicted(known, model, "ape", "B")
+    mean_g = prediction.predictor.observed.mean_change(prediction.design)
+    found_g = prediction.predictor.change(prediction.design, Recipe(method="mean", mean_shift_share=1.0))
     assert np.corrcoef(found_g, mean_g)[0, 1] > 0.99
     assert float(found_g @ mean_g / (mean_g @ mean_g)) == pytest.approx(1, abs=0.1)
 
 
-def test_the_scale_corrects_changes_predicted_too_small(known, model):
-    asked = answered(known, model, "ape", "B")
-    trials = [Trial(predictor=asked.predictor, design=one, held_out=True) for one in asked.design.checks]
+def test_scale_corrects_changes_that_are_predicted_too_small(known, model):
+    prediction = predicted(known, model, "ape", "B")
+    trials = [Trial(predictor=prediction.predictor, design=one, held_out=True) for one in prediction.design.checks]
     recipe = Recipe(method="centroid", mean_shift_share=0.5)
     for trial in trials:
         # The observed change is 1.5 times as large as the predicted change.
@@ -523,10 +525,10 @@ def test_the_scale_corrects_changes_predicted_too_small(known, model):
     assert choose(seen, [recipe]).scale == 1
 
 
-def test_a_prediction_that_the_mean_beats_gives_way_to_it(known, model, monkeypatch):
-    assert answered(known, model, "ape", "B", method="centroid").result.recipe.method != "mean"
+def test_mean_of_other_groups_is_used_if_it_predicts_better(known, model, monkeypatch):
+    assert predicted(known, model, "ape", "B", method="centroid").result.recipe.method != "mean"
     monkeypatch.setattr("scvae_cli.tools.perturb.perturbation.mean_is_better", lambda checks: True)
-    result = answered(known, model, "ape", "B", method="auto").result
+    result = predicted(known, model, "ape", "B", method="auto").result
     assert result.recipe.method == "mean"
     assert result.model_accuracy is not None
     assert result.no_better_than_mean

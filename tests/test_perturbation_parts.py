@@ -23,47 +23,47 @@ from scvae_cli.tools.perturb.result import Recipe
 from scvae_cli.tools.perturb.validation import candidates, choose
 
 
-def toy(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:
+def groups_and_labels(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Groups and labels of some cells."""
     groups = np.concatenate([[group] * n for group, _, n in sizes]).astype(object)
     return groups, np.concatenate([[label] * n for _, label, n in sizes]).astype(object)
 
 
-def test_matched_cells_and_centroids_agree_when_all_cells_shift_alike():
-    group_n, label_n = toy(("a", "0", 30), ("b", "0", 40), ("b", "1", 40), ("c", "0", 25), ("c", "1", 25))
+def test_optimal_transport_and_centroids_agree_if_all_cells_shift_equally():
+    group_n, label_n = groups_and_labels(("a", "0", 30), ("b", "0", 40), ("b", "1", 40), ("c", "0", 25), ("c", "1", 25))
     rng = np.random.default_rng(0)
     z_nk = rng.normal(size=(160, 3))
     step_k = np.array([1.0, -2.0, 0.5])
     for group in "bc":
         start = z_nk[(group_n == group) & (label_n == "0")]
         z_nk[(group_n == group) & (label_n == "1")] = rng.permutation(start + step_k)
-    asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
+    tested_design = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
     latent = LatentShifts(torch.as_tensor(z_nk, dtype=torch.float32))
     for method in ("centroid", "ot"):
-        np.testing.assert_allclose(latent.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
+        np.testing.assert_allclose(latent.shift(tested_design, method), np.tile(step_k, (30, 1)), atol=1e-5)
 
 
 def test_near_groups_have_larger_weights():
-    group_n, label_n = toy(*((group, label, 5) for group in "abc" for label in "01"))
+    group_n, label_n = groups_and_labels(*((group, label, 5) for group in "abc" for label in "01"))
     x_n = np.repeat([0.0, 9.0, 1.0, 2.0, 8.0, 12.0], 5)[:, None]
     latent = LatentShifts(torch.as_tensor(x_n, dtype=torch.float32))
-    asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
-    near, far = latent.weights(asked, ("b", "c"))
+    tested_design = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
+    near, far = latent.weights(tested_design, ("b", "c"))
     squared = np.array([1.0, 64.0])
     expected = np.exp(-2 * squared / squared.mean())
     np.testing.assert_allclose([near, far], expected / expected.sum())
-    np.testing.assert_allclose(latent.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
+    np.testing.assert_allclose(latent.shift(tested_design, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
 
 
-def test_all_groups_that_contribute_are_named():
+def test_all_contributing_groups_are_listed():
     """Groups b and c have undergone B+C, but only c has also undergone B and C; b helps to learn the change of B+C."""
     cells = [("a", "0"), ("a", "B"), ("a", "C"), ("b", "0"), ("b", "B+C"), *(("c", x) for x in ("0", "B", "C", "B+C"))]
-    group_n, label_n = toy(*((group, label, 5) for group, label in cells))
-    asked = design("a", "0", "B+C", group_n=group_n, label_n=label_n, perturbation_key="what")
-    assert asked.learned_from == {"B+C": ("b", "c"), "B": ("a", "c"), "C": ("a", "c")}
+    group_n, label_n = groups_and_labels(*((group, label, 5) for group, label in cells))
+    tested_design = design("a", "0", "B+C", group_n=group_n, label_n=label_n, perturbation_key="what")
+    assert tested_design.learned_from == {"B+C": ("b", "c"), "B": ("a", "c"), "C": ("a", "c")}
 
 
-def test_a_pooled_change_is_the_posterior_mean():
+def test_pooled_change_is_the_posterior_mean():
     """A pooled change has a smaller error than any fixed mixture of the group's own change and the groups' mean."""
     rng = np.random.default_rng(0)
     n_groups, n_genes = 12, 4000
@@ -83,28 +83,28 @@ def test_a_pooled_change_is_the_posterior_mean():
     prior_g = 0.25 + 1 / (1 / (error_sg[1:, wide] + 0.25)).sum(0)
     others_g = np.average(seen_sg[1:, wide], axis=0, weights=1 / (error_sg[1:, wide] + 0.25))
     ideal_g = (prior_g * seen_sg[0, wide] + error_sg[0, wide] * others_g) / (prior_g + error_sg[0, wide])
-    ideal, came = (np.square(guess_g - true_sg[0, wide]).mean() for guess_g in (ideal_g, known))
-    assert came < 1.15 * ideal
+    ideal, reached = (np.square(guess_g - true_sg[0, wide]).mean() for guess_g in (ideal_g, known))
+    assert reached < 1.15 * ideal
     np.testing.assert_array_equal(pooled(seen_sg[:1], error_sg[:1]), seen_sg[0])
-    sure = np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
-    np.testing.assert_allclose(pooled(sure, np.zeros((3, 2))), sure[0])
+    exact = np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_allclose(pooled(exact, np.zeros((3, 2))), exact[0])
 
 
-def test_errors_of_effects_are_those_of_repeated_samples():
+def test_errors_of_effects_equal_those_of_repeated_samples():
     """A gene without counts has an error above zero."""
     rng = np.random.default_rng(0)
-    n_genes, n_cells, again = 5, 60, 400
+    n_genes, n_cells, n_samples = 5, 60, 400
     members = {("a", "0"): np.arange(n_cells), ("a", "1"): np.arange(n_cells, 2 * n_cells)}
-    asked = Design(group="a", control="0", treated="1", parts=(), members=members)
+    tested_design = Design(group="a", control="0", treated="1", parts=(), members=members)
 
     def effect(shown: np.ndarray, pseudo: float):
         names = [np.asarray([f"{i}" for i in range(n)]) for n in shown.shape]
         matrix = sp.csr_matrix(shown, dtype=np.float32)
         counts = Counts(matrix=matrix, cell_names=names[0], gene_names=names[1], source="X")
-        return Observed(counts).effect(asked, "a", "1", pseudo=pseudo)
+        return Observed(counts).effect(tested_design, "a", "1", pseudo=pseudo)
 
     effects = []
-    for _ in range(again):
+    for _ in range(n_samples):
         shown = rng.poisson(np.array([4.0, 40.0, 200.0, 9.0, 900.0]) * rng.gamma(5, 1 / 5, (2 * n_cells, n_genes)))
         effects.append(effect(shown, 1e-6))
     change, error = (np.stack(parts) for parts in zip(*effects, strict=True))
@@ -116,14 +116,14 @@ def test_errors_of_effects_are_those_of_repeated_samples():
     assert error_g[0] == pytest.approx(2 / 6.9, rel=0.3)
 
 
-def test_changes_in_the_same_direction_are_half_added():
-    alone = np.array([[2.0, 2.0, -1.0, 0.0], [1.0, -1.0, -3.0, 4.0]])
-    np.testing.assert_array_equal(combined(alone), [2.5, 1.0, -3.5, 4.0])
-    np.testing.assert_array_equal(combined(alone[:1]), alone[0])
+def test_combined_change_adds_half_of_other_changes_in_the_same_direction():
+    single = np.array([[2.0, 2.0, -1.0, 0.0], [1.0, -1.0, -3.0, 4.0]])
+    np.testing.assert_array_equal(combined(single), [2.5, 1.0, -3.5, 4.0])
+    np.testing.assert_array_equal(combined(single[:1]), single[0])
     np.testing.assert_array_equal(combined(np.array([[1.0], [1.0], [-2.0], [1.0]])), [0.0])
 
 
-def test_expected_logs_are_sums_over_counts():
+def test_expected_logs_equal_sums_over_counts():
     mean = np.array([1e-3, 0.3, 4.0, 30.0, 300.0])
     theta, keep, scale = np.array([0.5, 3.0, 0.2, 8.0, 20.0]), np.array([1.0, 0.7, 1.0, 0.5, 1.0]), 5.0
     x = np.arange(20_000)
@@ -139,7 +139,7 @@ def test_expected_logs_are_sums_over_counts():
 
 
 @pytest.mark.parametrize("theta", [0.05, 0.5, 1.0, 3.0, 20.0, 1e4, None])
-def test_expected_logs_of_any_mean_and_dispersion(theta):
+def test_expected_logs_are_accurate_for_any_mean_and_dispersion(theta):
     """Overdispersed counts with a large mean, for which the logarithm is most curved, are included."""
     for mean in (1e-3, 0.3, 20.0, 50.0, 300.0, 1e4):
         variance = mean if theta is None else mean + mean**2 / theta
@@ -152,7 +152,7 @@ def test_expected_logs_of_any_mean_and_dispersion(theta):
             assert found == pytest.approx(pmf @ np.log1p(scale * x), rel=1e-3)
 
 
-def test_the_better_recipe_is_chosen():
+def test_recipe_with_the_smallest_error_is_chosen():
     recipes = candidates("auto", held_out=True)
     assert recipes[0] == Recipe(method="centroid", mean_shift_share=0.5)
     assert len(recipes) == 10
@@ -163,9 +163,9 @@ def test_the_better_recipe_is_chosen():
 
     def trial(held_out: bool) -> Any:
         changes = [true_g if recipe == recipes[7] else true_g + noise_g for recipe in recipes]
-        judged = partial(accuracy, true_g=true_g, top=np.arange(50))
+        accuracy_of = partial(accuracy, true_g=true_g, top=np.arange(50))
         return SimpleNamespace(
-            changes=lambda _: changes, accuracy=judged, true_g=true_g, top=np.arange(50), held_out=held_out
+            changes=lambda _: changes, accuracy=accuracy_of, true_g=true_g, top=np.arange(50), held_out=held_out
         )
 
     assert choose([trial(False)], recipes) == recipes[7]

@@ -33,7 +33,7 @@ def learned_shapes(polymer):
     return polymer.trained(600)
 
 
-def test_shapes_are_turned_alike(polymer):
+def test_shapes_are_aligned(polymer):
     shapes_nb2 = polymer.shapes(50, seed=3)
     np.testing.assert_allclose(polymer.bonds(shapes_nb2.reshape(50, -1)), 1, rtol=1e-9)
     np.testing.assert_allclose(shapes_nb2.mean(1), 0, atol=1e-9)
@@ -43,12 +43,12 @@ def test_shapes_are_turned_alike(polymer):
     assert (shapes_nb2[:, -1, 0] > shapes_nb2[:, 0, 0]).all()
     # The result does not depend on the previous rotation, and is not the mirror image.
     angle = 2.2
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     for shape in shapes_nb2[:10]:
-        np.testing.assert_allclose(polymer.turned(shape @ turn + 5), shape, atol=1e-9)
+        np.testing.assert_allclose(polymer.turned(shape @ rotation + 5), shape, atol=1e-9)
 
 
-def test_its_loss_is_as_it_says():
+def test_normal_loss_is_a_scaled_mean_squared_error():
     random = torch.Generator().manual_seed(0)
     x_ng, one_ng, two_ng = (torch.randn(7, 24, generator=random, dtype=torch.float64) for _ in range(3))
     log_sd_g = torch.full((24,), 0.5 * np.log(0.06), dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_size_is_smooth_over_the_latent_plane(polymer, learned_shapes):
     assert polymer.roughness(np.random.default_rng(0).permutation(z_nk), size_n) > 0.9
 
 
-def test_shapes_between_keep_their_bonds(polymer, learned_shapes):
+def test_shapes_along_a_trajectory_keep_their_bonds(polymer, learned_shapes):
     adata, model = learned_shapes
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     ends = [adata.obs_names[i] for i in z_nk[:, 0].argsort()[[30, -30]]]
@@ -78,20 +78,24 @@ def test_shapes_between_keep_their_bonds(polymer, learned_shapes):
     assert float(lengths.mean()) > float(polymer.bonds(two.mean(0, keepdims=True)).mean())
 
 
-def test_the_optimization_finds_a_shape_more_compact_than_any(polymer, learned_shapes):
+def test_optimization_finds_a_shape_more_compact_than_the_data(polymer, learned_shapes):
     adata, model = learned_shapes
     smallest = float(polymer.size(adata.X).min())
-    kept, free = (
+    constrained, unconstrained = (
         scvae.optimize(
             adata, model, toward=polymer.compactness, groupby="kind", group="shape", unconstrained=off, inplace=False
         )
         for off in (False, True)
     )
-    assert kept.trajectory.steps.off_manifold_t.max() <= 0.95 < free.trajectory.steps.off_manifold_t.max()
-    assert kept.extrapolated_from is None
-    assert free.extrapolated_from is not None
     assert (
-        float(polymer.size(kept.trajectory.mean_tg[-1:])) > smallest > float(polymer.size(free.trajectory.mean_tg[-1:]))
+        constrained.trajectory.steps.off_manifold_t.max() <= 0.95 < unconstrained.trajectory.steps.off_manifold_t.max()
     )
-    lengths = polymer.bonds(free.trajectory.mean_tg[-1:])
+    assert constrained.extrapolated_from is None
+    assert unconstrained.extrapolated_from is not None
+    assert (
+        float(polymer.size(constrained.trajectory.mean_tg[-1:]))
+        > smallest
+        > float(polymer.size(unconstrained.trajectory.mean_tg[-1:]))
+    )
+    lengths = polymer.bonds(unconstrained.trajectory.mean_tg[-1:])
     assert 0.6 < float(lengths.min()) < float(lengths.max()) < 1.2

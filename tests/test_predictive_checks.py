@@ -41,10 +41,10 @@ def replicates(model, q, library_n, n: int = 25) -> list[GeneMoments]:
     ]  # fmt: skip
 
 
-def test_cells_of_the_model_itself_are_inside_the_bands(model_and_own):
+def test_cells_drawn_from_the_model_are_inside_the_bands(model_and_own):
     model, _, own, q, library_n = model_and_own
-    made = replicates(model, q, library_n)
-    check = compare(moments(own), made, model.genes)
+    drawn = replicates(model, q, library_n)
+    check = compare(moments(own), drawn, model.genes)
     assert check.zeros.evaluated_g.sum() > 200
     assert check.zeros.outside < 0.035
     assert check.variances.outside < 0.035
@@ -55,26 +55,26 @@ def test_cells_of_the_model_itself_are_inside_the_bands(model_and_own):
     assert np.std(check.zeros.score_g[check.zeros.evaluated_g]) == pytest.approx(1, abs=0.25)
 
 
-def test_planted_zeros_are_found_by_name(model_and_own):
+def test_additional_zeros_are_found_in_their_genes(model_and_own):
     model, _, own, q, library_n = model_and_own
-    planted = own.toarray()
-    often = np.flatnonzero((planted > 0).mean(0) > 0.5)[:5]
+    changed = own.toarray()
+    frequent = np.flatnonzero((changed > 0).mean(0) > 0.5)[:5]
     rng = np.random.default_rng(1)
-    for g in often:
-        planted[rng.random(len(planted)) < 0.3, g] = 0
-    made = replicates(model, q, library_n)
-    check = compare(moments(planted), made, model.genes)
-    assert set(often) <= set(check.zeros.worst(8))
-    assert (check.zeros.score_g[often] > check.zeros.limit).all()
-    everywhere = own.toarray() * (rng.random(own.shape) < 0.7)
-    zeros, variances = likelihood_verdicts(compare(moments(everywhere), made, model.genes), "nb")
+    for g in frequent:
+        changed[rng.random(len(changed)) < 0.3, g] = 0
+    drawn = replicates(model, q, library_n)
+    check = compare(moments(changed), drawn, model.genes)
+    assert set(frequent) <= set(check.zeros.worst(8))
+    assert (check.zeros.score_g[frequent] > check.zeros.limit).all()
+    all_changed = own.toarray() * (rng.random(own.shape) < 0.7)
+    zeros, variances = likelihood_verdicts(compare(moments(all_changed), drawn, model.genes), "nb")
     assert zeros.level == "poor"
     assert "--likelihood zinb" in zeros.remedy
-    assert model.genes[compare(moments(everywhere), made, model.genes).zeros.worst(1)[0]] in zeros.sentence
+    assert model.genes[compare(moments(all_changed), drawn, model.genes).zeros.worst(1)[0]] in zeros.sentence
     assert variances.topic == "variances"
 
 
-def test_what_has_no_zeros_leaves_them_out(model_and_own):
+def test_zeros_are_left_out_for_real_numbers(model_and_own):
     model, _, own, q, library_n = model_and_own
     check = compare(moments(own), replicates(model, q, library_n, 3), model.genes, zeros_are_counts=False)
     assert check.zeros is None
@@ -82,10 +82,10 @@ def test_what_has_no_zeros_leaves_them_out(model_and_own):
     assert "zeros" not in check.values()
 
 
-def test_a_check_draws_the_same_twice(model_and_own):
+def test_check_depends_only_on_the_seed(model_and_own):
     model, counts, _, q, _ = model_and_own
-    first, again, other = (predictive_check(model, counts, q, n_replicates=2, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first.variances.predicted_g, again.variances.predicted_g)
+    first, second, other = (predictive_check(model, counts, q, n_replicates=2, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.variances.predicted_g, second.variances.predicted_g)
     assert (first.variances.predicted_g != other.variances.predicted_g).any()
     np.testing.assert_allclose(first.zeros.observed_g, (counts.matrix.toarray() == 0).mean(0), atol=1e-12)
 
@@ -101,7 +101,7 @@ def of_real_numbers(observed_ng, sd: float = 1.0, unit: float = 1.0):
     return compare(moments(unit * observed_ng), made, tuple(f"f{i}" for i in range(g)), zeros_are_counts=False)
 
 
-def test_features_below_zero_are_judged():
+def test_negative_features_are_evaluated():
     observed_ng = np.random.default_rng(2).standard_normal((300, 40)) - 4
     observed_ng[:, 7] = -4
     check = of_real_numbers(observed_ng)
@@ -113,7 +113,7 @@ def test_features_below_zero_are_judged():
 
 @pytest.mark.parametrize("unit", [1e-9, 1e-5, 1.0, 1e6])
 @pytest.mark.parametrize("sd", [1.0, 3.0])
-def test_a_wrong_variance_is_one_in_any_unit(unit, sd):
+def test_wrong_variance_is_found_in_any_unit(unit, sd):
     observed_ng = np.random.default_rng(2).standard_normal((300, 40)) - 4
     check = of_real_numbers(observed_ng, sd=sd, unit=unit)
     np.testing.assert_allclose(
@@ -123,7 +123,7 @@ def test_a_wrong_variance_is_one_in_any_unit(unit, sd):
     assert verdict.level == ("good" if sd == 1 else "poor")
 
 
-def test_where_nothing_is_judged_nothing_is_good():
+def test_check_without_evaluated_genes_is_rated_watch():
     (verdict,) = likelihood_verdicts(of_real_numbers(np.full((300, 4), -4.0)), "normal")
     assert verdict.level == "watch"
     assert "none of 4 genes varies enough" in verdict.sentence

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from handmade import clusters, points
 from scipy.stats import spearmanr
 from simulated import counts_of, learned
@@ -65,7 +65,7 @@ def ordered(adata, model, **options) -> Pseudotime:
 
 
 @pytest.fixture
-def planted(adata, model):
+def order_positions(adata, model):
     """Return a function that orders given latent positions with the decoder of the model."""
 
     def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
@@ -81,7 +81,7 @@ def planted(adata, model):
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-def test_order_on_a_line_is_the_true_one():
+def test_order_on_a_line_equals_the_true_order():
     adata, model = learned(n_branches=1)
     true = adata.obs["true_pseudotime"]
     result = ordered(adata, model, root="stem")
@@ -89,11 +89,11 @@ def test_order_on_a_line_is_the_true_one():
         assert spearmanr(value_n, true).statistic > 0.9
     assert result.pseudotime_n.min() == 0
     assert result.pseudotime_n.max() == 1
-    backwards = ordered(adata, model, root="mature_1")
-    assert spearmanr(backwards.pseudotime_n, true).statistic < -0.9
+    from_end = ordered(adata, model, root="mature_1")
+    assert spearmanr(from_end.pseudotime_n, true).statistic < -0.9
     # The cells of the root are those at the outer end.
     assert true[list(result.root_cells)].mean() < true.quantile(0.15)
-    assert true[list(backwards.root_cells)].mean() > true.quantile(0.85)
+    assert true[list(from_end.root_cells)].mean() > true.quantile(0.85)
     assert result.n_components == 1
     assert result.warnings() == []
 
@@ -123,7 +123,7 @@ def test_fewer_nodes_than_cells_give_the_same_order(adata, model, branches, monk
 # --- branches ---------------------------------------------------------------------------------------------------------
 
 
-def test_branches_towards_named_ends(adata, branches):
+def test_branches_lead_to_the_named_ends(adata, branches):
     types, branch = adata.obs["cell_type"].to_numpy(), branches.branch_n
     for end, middle in zip(MATURE, ("intermediate_1", "intermediate_2"), strict=True):
         assert (branch[types == end] == end).mean() > 0.95
@@ -138,13 +138,13 @@ def test_branches_towards_named_ends(adata, branches):
     assert set(adata.obs.loc[list(branches.root_cells), "cell_type"]) == {"stem"}
 
 
-def test_probabilities_sum_to_one_and_decide(branches):
+def test_probabilities_sum_to_one_and_determine_the_branch(branches):
     np.testing.assert_allclose(branches.probability_ne.sum(1), 1)
     low_n, high_n = np.sort(branches.probability_ne, axis=1).T
-    decided = high_n >= 2 * low_n
-    np.testing.assert_array_equal(decided, branches.branch_n != "uncommitted")
+    committed = high_n >= 2 * low_n
+    np.testing.assert_array_equal(committed, branches.branch_n != "uncommitted")
     winner = np.asarray(MATURE, dtype=object)[branches.probability_ne.argmax(1)]
-    np.testing.assert_array_equal(branches.branch_n[decided], winner[decided])
+    np.testing.assert_array_equal(branches.branch_n[committed], winner[committed])
 
 
 def test_order_of_the_ends_does_not_matter(adata, model, branches):
@@ -153,16 +153,16 @@ def test_order_of_the_ends_does_not_matter(adata, model, branches):
     np.testing.assert_array_equal(other.branch_n, branches.branch_n)
 
 
-def test_a_planted_fork(model, planted):
+def test_branches_of_a_simulated_fork(model, order_positions):
     """A stem splits into two arms, in a plane of latent space whose directions change the expression equally."""
     random = np.random.default_rng(0)
     along_n = np.linspace(0, 8, 600)
     arm_n = np.where(along_n > 4, along_n - 4, 0) * np.where(np.arange(600) % 2 == 0, 1, -1)
-    way_nk = 0.25 * np.column_stack([along_n, arm_n]) + 0.03 * random.standard_normal((600, 2))
+    path_nk = 0.25 * np.column_stack([along_n, arm_n]) + 0.03 * random.standard_normal((600, 2))
     value_k, axis_kk = np.linalg.eigh(Geometry(model.vae).metric(points(np.zeros((1, 4))))[0].numpy())
-    z_nk = 4 * way_nk @ (axis_kk[:, 2:] / np.sqrt(value_k[2:])).T
+    z_nk = 4 * path_nk @ (axis_kk[:, 2:] / np.sqrt(value_k[2:])).T
     cells = np.arange(600)
-    result = planted(
+    result = order_positions(
         z_nk,
         Population(label="root", cells=cells[:60]),
         (
@@ -177,13 +177,13 @@ def test_a_planted_fork(model, planted):
     assert spearmanr(result.pseudotime_n, along_n).statistic > 0.95
 
 
-def test_one_end_gets_everything(adata, model):
+def test_all_cells_are_committed_to_a_single_end(adata, model):
     result = ordered(adata, model, root="stem", ends=["mature_1"])
     assert set(result.branch_n) == {"mature_1"}
     assert (result.probability_ne == 1).all()
 
 
-def test_end_cells_are_chosen_as_asked(adata, model):
+def test_endpoint_selects_the_end_cells(adata, model):
     time = adata.obs["true_pseudotime"]
     types = adata.obs["cell_type"]
     middle = time[types == "mature_1"].mean()
@@ -199,7 +199,7 @@ def test_end_cells_are_chosen_as_asked(adata, model):
     assert abs(mean_time["centroid"] - middle) < 0.05
 
 
-def test_ends_of_unlike_sizes_keep_their_cells(adata, model):
+def test_ends_of_different_sizes_keep_their_cells(adata, model):
     types = adata.obs["cell_type"].astype(str).to_numpy()
     few = np.flatnonzero(types == "mature_2")[5:]
     cells = adata[np.setdiff1d(np.arange(adata.n_obs), few)].copy()
@@ -209,7 +209,7 @@ def test_ends_of_unlike_sizes_keep_their_cells(adata, model):
     assert (result.branch_n[cells.obs["cell_type"] == "mature_1"] == "mature_1").mean() > 0.95
 
 
-def test_an_end_of_one_cell(adata, model):
+def test_end_of_one_cell_is_represented_by_this_cell(adata, model):
     cells = adata.copy()
     types = cells.obs["cell_type"].astype(str)
     last = cells.obs["true_pseudotime"][types == "mature_2"].idxmax()
@@ -239,25 +239,25 @@ def test_mature_groups_that_are_not_named_are_reported(branches):
     assert warning_of_unnamed_groups(result, group_n, "root") == warning
 
 
-def test_disconnected_components_are_reported(planted):
+def test_disconnected_components_are_reported(order_positions):
     z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
-    result = planted(z_nk, Population(label="root", cells=np.arange(40)))
+    result = order_positions(z_nk, Population(label="root", cells=np.arange(40)))
     assert result.n_components == 3
     assert "3 disconnected components" in result.warnings()[0]
     assert np.isfinite(result.pseudotime_n).all()
     assert result.pseudotime_n[:40].max() < result.pseudotime_n[40:80].min()
 
 
-def test_ends_in_other_components_keep_their_cells(planted):
+def test_ends_in_other_components_keep_their_cells(order_positions):
     z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
     groups = [Population(label=label, cells=np.arange(40) + 40 * g) for g, label in enumerate(("root", "a", "b"))]
-    result = planted(z_nk, groups[0], tuple(groups[1:]))
+    result = order_positions(z_nk, groups[0], tuple(groups[1:]))
     assert set(result.branch_n[40:80]) == {"a"}
     assert set(result.branch_n[80:]) == {"b"}
     assert np.isfinite(result.probability_ne).all()
 
 
-def test_ends_in_the_same_place_are_warned_of(adata, model):
+def test_ends_in_the_same_place_give_a_warning(adata, model):
     cells = adata.copy()
     types = cells.obs["cell_type"].astype(str).to_numpy()
     mature = np.flatnonzero(np.isin(types, MATURE))
@@ -269,14 +269,14 @@ def test_ends_in_the_same_place_are_warned_of(adata, model):
     assert (result.branch_n[between] == "uncommitted").mean() > 0.9
 
 
-def test_warnings_of_fates_that_say_little(branches):
-    nothing = replace(branches, branch_n=np.full(len(branches.branch_n), "uncommitted", dtype=object))
-    uncommitted, empty = nothing.warnings()
+def test_uncommitted_cells_and_ends_without_cells_give_warnings(branches):
+    all_uncommitted = replace(branches, branch_n=np.full(len(branches.branch_n), "uncommitted", dtype=object))
+    uncommitted, empty = all_uncommitted.warnings()
     assert "800 of 800 cells are uncommitted" in uncommitted
     assert "no cell is committed to 'mature_1', 'mature_2'" in empty
 
 
-def test_a_committed_root_is_warned_of(branches):
+def test_committed_root_gives_a_warning(branches):
     assert branches.root_branches["uncommitted"] > 0.9 * sum(branches.root_branches.values())
     committed = {"uncommitted": 70, "mature_1": 5, "mature_2": 25}
     (text,) = replace(branches, root_branches=committed).warnings()
@@ -285,13 +285,13 @@ def test_a_committed_root_is_warned_of(branches):
     assert replace(branches, root_branches={}).warnings() == []
 
 
-def test_an_end_without_progenitors_is_warned_of(branches):
+def test_end_without_progenitors_gives_a_warning(branches):
     assert all(n > 0 for n in branches.n_committed_outside)
-    (alone,) = replace(branches, n_committed_outside=(3, 0)).warnings()
-    assert "no cell of another group is committed to 'mature_2'" in alone
+    (warning,) = replace(branches, n_committed_outside=(3, 0)).warnings()
+    assert "no cell of another group is committed to 'mature_2'" in warning
 
 
-def test_the_python_api_warns(adata, model, monkeypatch):
+def test_python_function_gives_warnings(adata, model, monkeypatch):
     z = points(np.pad(clusters([[-3.0, 0], [3, 0]], 400, 0.1), ((0, 0), (0, 2))))
     monkeypatch.setattr(Session, "embedding", z.numpy())
     monkeypatch.setattr(Session, "cells", Posterior(z, torch.full_like(z, 1e-3)))
@@ -299,7 +299,7 @@ def test_the_python_api_warns(adata, model, monkeypatch):
         ordered(adata, model, root_cell=adata.obs_names[0])
 
 
-def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
+def test_unknown_roots_and_ends_are_refused(adata, model):
     with pytest.raises(DataError, match="no cells with"):
         ordered(adata, model, root="stem", ends=["nowhere"])
     with pytest.raises(DataError, match="no cell called"):
@@ -319,13 +319,13 @@ def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
         ("seed is -1", {"root": "stem", "seed": -1}),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(adata, model, message, options):
-    with pytest.raises(ConfigError, match=message) as refused:
+def test_invalid_options_are_refused(adata, model, message, options):
+    with pytest.raises(ConfigError, match=message) as error:
         ordered(adata, model, **options)
-    assert "--" not in refused.value.hint
+    assert "--" not in error.value.hint
 
 
-def test_a_root_may_be_called_shared(adata, model):
+def test_root_may_be_called_uncommitted(adata, model):
     cells = adata.copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "uncommitted")
     with pytest.warns(ScvaeWarning, match="as far from the root"):  # the other cells lie between two mature groups
@@ -333,14 +333,14 @@ def test_a_root_may_be_called_shared(adata, model):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
-def test_few_cells(adata, model, n):
+def test_order_of_few_cells(adata, model, n):
     result = ordered(adata[:n].copy(), model, root_cell=adata.obs_names[0])
     assert len(result.pseudotime_n) == n
     assert np.isfinite(result.pseudotime_n).all()
     assert result.distance_n[0] == 0
 
 
-def test_identical_cells(model, adata):
+def test_order_of_identical_cells(model, adata):
     same = adata[np.zeros(40, dtype=int)].copy()
     same.obs_names_make_unique()
     result = ordered(same, model, root_cell=same.obs_names[0])
@@ -364,7 +364,7 @@ def written(adata, model, tmp_path, *, file: bool, **options) -> ad.AnnData:
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
-def test_slots_hold_the_order(adata, model, branches, tmp_path, file):
+def test_slots_contain_the_order(adata, model, branches, tmp_path, file):
     cells = written(adata, model, tmp_path, file=file, root="stem", ends=MATURE)
     np.testing.assert_allclose(cells.obs["scvae_pseudotime_from_stem"], branches.pseudotime_n, atol=1e-6)
     np.testing.assert_allclose(cells.obs["scvae_distance_from_stem"], branches.distance_n, rtol=1e-5, atol=1e-5)
@@ -377,7 +377,7 @@ def test_slots_hold_the_order(adata, model, branches, tmp_path, file):
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
-def test_without_ends_there_are_no_branches(adata, model, tmp_path, file):
+def test_order_without_ends_has_no_branches(adata, model, tmp_path, file):
     cells = written(adata, model, tmp_path, file=file, root="stem", name="order", key_added="wide")
     assert {"wide_pseudotime_order", "wide_distance_order"} <= set(cells.obs)
     assert not any("branch" in key for key in cells.obs if key.startswith("wide"))
@@ -385,7 +385,7 @@ def test_without_ends_there_are_no_branches(adata, model, tmp_path, file):
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
-def test_cells_left_out_have_no_position_and_no_branch(adata, model, tmp_path, file):
+def test_dropped_cells_have_no_pseudotime_and_no_branch(adata, model, tmp_path, file):
     emptied = adata.copy()
     emptied.X = sp.csr_matrix(emptied.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
     cells = written(emptied, model, tmp_path, file=file, root="stem", ends=MATURE, drop_empty=True)
@@ -396,7 +396,7 @@ def test_cells_left_out_have_no_position_and_no_branch(adata, model, tmp_path, f
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
-def test_branches_of_an_earlier_order_are_recorded_as_such(adata, model, tmp_path, file):
+def test_branches_of_an_earlier_run_are_recorded_as_earlier(adata, model, tmp_path, file):
     """Branches of an earlier order remain in the data, but the record of an order without ends does not list them."""
     cells, names, path = adata.copy(), SlotNames(), tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
@@ -408,28 +408,28 @@ def test_branches_of_an_earlier_order_are_recorded_as_such(adata, model, tmp_pat
         return read_runs(open_store(data))["pseudotime_from_stem"]
 
     scvae.pseudotime(data, older, ends=MATURE, **options)
-    whole = record()
+    complete = record()
     earlier = {f"obs/{names.branch('from_stem')}": "older", f"obsm/{names.end_weights('from_stem')}": "older"}
-    assert set(earlier) < set(whole["slots"])
+    assert set(earlier) < set(complete["slots"])
     for _ in range(2):
         with pytest.warns(ScvaeWarning, match="obsm/scvae_ends_from_stem of .* from an earlier run"):
             scvae.pseudotime(data, newer, **options)
-        assert set(record()["slots"]) == set(whole["slots"]) - set(earlier)
+        assert set(record()["slots"]) == set(complete["slots"]) - set(earlier)
         assert record()["earlier"] == earlier
     if file:
-        assert "of model older: obs/scvae_branch_from_stem" in run_well("info", path).out
+        assert "of model older: obs/scvae_branch_from_stem" in run_ok("info", path).out
     scvae.pseudotime(data, older, ends=MATURE, **options)
-    assert record() == whole
+    assert record() == complete
 
 
-def test_default_name():
+def test_default_name_replaces_slashes():
     assert default_name("a/b") == "from_a_b"
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_figure_shows_order_branches_and_genes(adata, model, branches, tmp_path):
+def test_figure_shows_order_branches_and_genes(adata, model, branches, tmp_path):
     file = tmp_path / "order.png"
     options = {"groupby": "cell_type", "root": "stem", "ends": MATURE, "genes": list(adata.var_names[:5])}
     result = scvae.pseudotime(adata.copy(), model, plot=file, inplace=False, **options)
@@ -447,8 +447,8 @@ def test_panels_of_the_figure(adata, branches, with_ends):
     xy_n2 = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
     groups_n = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
     groups_n[:9] = None
-    drawn = {"groups_n": groups_n, "genes": genes, "count_nc": count_nc}
-    figure = pseudotime_figure(result, xy_n2, ("UMAP 1", "UMAP 2"), **drawn)
+    options = {"groups_n": groups_n, "genes": genes, "count_nc": count_nc}
+    figure = pseudotime_figure(result, xy_n2, ("UMAP 1", "UMAP 2"), **options)
     labels = [axes.get_label() for axes in figure.axes]
     assert ("Most probable end" in labels) == with_ends
     assert ("Groups" in labels) != with_ends
@@ -465,7 +465,7 @@ def test_panels_of_the_figure(adata, branches, with_ends):
     assert figure.get_tightbbox().x1 <= figure.get_size_inches()[0] + 0.05
 
 
-def test_means_along_an_order_are_those_of_the_cells_there():
+def test_means_along_the_order_equal_means_of_near_cells():
     time_n = np.linspace(0, 1, 4000)
     value_n = np.sin(5 * time_n)
     at_q = np.linspace(0.15, 0.85, 9)
@@ -483,15 +483,15 @@ def test_curves_end_where_few_cells_have_weight(branches):
     pseudotime_n = np.concatenate([np.linspace(0, 0.5, 780), np.linspace(0.5, 0.75, 20)])
     probability_ne = np.tile([1.0, 0.0], (800, 1))
     result = replace(branches, pseudotime_n=pseudotime_n, probability_ne=probability_ne)
-    drawn = {"genes": ["one"], "count_nc": np.ones((800, 1))}
-    figure = pseudotime_figure(result, np.random.default_rng(0).normal(size=(800, 2)), ("x", "y"), **drawn)
+    options = {"genes": ["one"], "count_nc": np.ones((800, 1))}
+    figure = pseudotime_figure(result, np.random.default_rng(0).normal(size=(800, 2)), ("x", "y"), **options)
     (axes,) = [axes for axes in figure.axes if axes.get_label() == "gene one"]
     faint, solid, *other = (line.get_data() for line in axes.lines)
     assert 0.45 < solid[0][np.isfinite(solid[1])].max() < faint[0][np.isfinite(faint[1])].max() < 0.75
     assert all(np.isnan(line[1]).all() for line in other)
 
 
-def test_genes_need_a_figure_and_must_exist(adata, model, tmp_path):
+def test_genes_require_a_figure_and_must_be_in_the_model(adata, model, tmp_path):
     with pytest.raises(ConfigError, match="genes was given without plot"):
         ordered(adata, model, root="stem", genes=["gene_001"])
     with pytest.raises(DataError, match="not in the model"):
@@ -499,14 +499,14 @@ def test_genes_need_a_figure_and_must_exist(adata, model, tmp_path):
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_figures_use_the_umap_of_embed_before_that_of_scanpy(missing):
+def test_umap_of_embed_is_preferred_to_that_of_scanpy(missing):
     cells, model = learned()
     cells = cells.copy()
     session = Session.open(cells, model)
     assert session.umap() is None
-    scanpys, own = np.random.default_rng(0).normal(size=(2, cells.n_obs, 2))
-    cells.obsm["X_umap"] = scanpys
-    np.testing.assert_array_equal(Session.open(cells, model).umap(), scanpys)
-    own[3] = np.nan if missing else 0
-    cells.obsm["X_umap_scvae"] = own
-    np.testing.assert_array_equal(Session.open(cells, model).umap(), scanpys if missing else own)
+    scanpy_umap, own_umap = np.random.default_rng(0).normal(size=(2, cells.n_obs, 2))
+    cells.obsm["X_umap"] = scanpy_umap
+    np.testing.assert_array_equal(Session.open(cells, model).umap(), scanpy_umap)
+    own_umap[3] = np.nan if missing else 0
+    cells.obsm["X_umap_scvae"] = own_umap
+    np.testing.assert_array_equal(Session.open(cells, model).umap(), scanpy_umap if missing else own_umap)

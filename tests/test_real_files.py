@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata.io import write_elem
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from conftest import cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ from scvae_cli.errors import ConfigError, DataError
 pytestmark = pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
 
 
-def refused(path: Path, **options) -> DataError:
+def error_of(path: Path, **options) -> DataError:
     """Return the error for a file that is not read: one line and a hint."""
     with pytest.raises(DataError) as caught:
         read_counts(open_store(path, **options))
@@ -49,7 +49,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="/\x00."), min_s
 
 @given(names=st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=1, max_size=5, unique_by=tuple))
 @settings(max_examples=12, deadline=None)
-def test_columns_with_a_slash_are_those_that_anndata_reads(tmp_path_factory, names):
+def test_columns_with_a_slash_equal_those_read_by_anndata(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("nested") / "cells.h5ad"
     joined = ["/".join(parts) for parts in names]
     # In an .h5ad file, no name of a column may be the parent folder of another name.
@@ -71,16 +71,16 @@ def test_columns_with_a_slash_are_those_that_anndata_reads(tmp_path_factory, nam
         store.obs_column("absent/column")
 
 
-def test_a_nested_column_names_groups(copied):
+def test_nested_column_can_be_used_as_groupby(copied):
     with h5py.File(copied.data, "r+") as file:
         frame = file["obs"]
         frame.move("cell_type", "leiden/res_1.0")
         order = ["leiden/res_1.0" if name == "cell_type" else name for name in frame.attrs["column-order"]]
         frame.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
-    found = json.loads(run_well("check", copied.data, "--json").out)
+    found = json.loads(run_ok("check", copied.data, "--json").out)
     assert "leiden/res_1.0" in found["obs"]
     group = str(cells().obs["cell_type"].iloc[0])
-    run_well("de", copied.data, "--groupby", "leiden/res_1.0", "--group", group)
+    run_ok("de", copied.data, "--groupby", "leiden/res_1.0", "--group", group)
     assert list(ad.read_h5ad(copied.data).obs.columns) == order
 
 
@@ -98,7 +98,7 @@ def write_anndata_06(path: Path, raw: sp.csr_matrix, adata: ad.AnnData) -> None:
             file[key].attrs["h5sparse_shape"] = np.array(matrix.shape)
 
 
-def test_raw_of_anndata_06(tmp_path):
+def test_raw_of_anndata_0_6_is_read(tmp_path):
     adata = cells()
     write_anndata_06(tmp_path / "old.h5ad", sp.csr_matrix(adata.X), adata)
     read = read_counts(open_store(tmp_path / "old.h5ad"))
@@ -157,7 +157,7 @@ READ: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", READ)
-def test_a_format_is_recognized_by_its_content(tmp_path, name):
+def test_format_is_recognized_by_its_content(tmp_path, name):
     write, options = READ[name]
     write(tmp_path / name)
     store = open_store(tmp_path / name, **options)
@@ -173,26 +173,26 @@ def test_a_format_is_recognized_by_its_content(tmp_path, name):
                 store.check_destination([], output=tmp_path / name, force=True)
 
 
-def test_a_modality_must_be_chosen_once(tmp_path):
+def test_modality_must_be_chosen_only_for_the_training(tmp_path):
     data, out = tmp_path / "cite.h5mu", tmp_path / "cite_rna.h5ad"
     _mudata(data)
-    assert "--modality rna" in refused(data).hint
-    assert "modalities: prot, rna" in refused(data, modality="atac").hint
-    outcome = run_well("train", data, "--modality", "rna", *TINY)
+    assert "--modality rna" in error_of(data).hint
+    assert "modalities: prot, rna" in error_of(data, modality="atac").hint
+    outcome = run_ok("train", data, "--modality", "rna", *TINY)
     assert "next: scvae embed" in outcome.err
     assert "-o cite_rna.h5ad" in outcome.err
     # The model records which modality was read.
-    run_well("embed", data, "-o", out)
+    run_ok("embed", data, "-o", out)
     adata = ad.read_h5ad(out)
     assert {"X_scvae"} <= set(adata.obsm)
-    assert list(adata.obs["shared"]) == list(cells().obs["batch"]), "columns that all modalities share come along"
+    assert list(adata.obs["shared"]) == list(cells().obs["batch"]), "columns that all modalities share are kept"
 
 
 @pytest.mark.parametrize("genome", ["hg19", "mm10"])
-def test_a_genome_must_be_chosen(tmp_path, genome):
+def test_genome_must_be_chosen(tmp_path, genome):
     parts = {"hg19": np.arange(25), "mm10": np.arange(25, 40)}
     write_10x_v2(tmp_path / "two.h5", cells(), parts)
-    assert refused(tmp_path / "two.h5").hint == "use --genome hg19 or --genome mm10"
+    assert error_of(tmp_path / "two.h5").hint == "use --genome hg19 or --genome mm10"
     read = read_counts(open_store(tmp_path / "two.h5", genome=genome))
     np.testing.assert_array_equal(read.matrix.toarray(), cells().X.toarray()[:, parts[genome]])
     # Files of later versions of Cell Ranger contain both genomes in one matrix.
@@ -202,22 +202,22 @@ def test_a_genome_must_be_chosen(tmp_path, genome):
     np.testing.assert_array_equal(
         read_counts(open_store(tmp_path / "both.h5", genome=genome)).matrix.toarray(), read.matrix.toarray()
     )
-    assert "no genome 'dm6'" in refused(tmp_path / "both.h5", genome="dm6").message
+    assert "no genome 'dm6'" in error_of(tmp_path / "both.h5", genome="dm6").message
 
 
 @pytest.mark.parametrize("options", [{"genome": "hg19"}, {"modality": "rna"}])
-def test_a_choice_that_the_data_do_not_have_is_refused(trained, options):
+def test_choice_of_genome_or_modality_is_refused_if_there_is_none(trained, options):
     with pytest.raises(ConfigError, match="was given"):
         open_store(trained.data, **options)
 
 
-def test_several_samples_in_a_folder_are_named(tmp_path):
+def test_several_samples_in_a_folder_are_refused(tmp_path):
     for sample in ("GSM1_", "GSM2_"):
         write_10x_mtx(tmp_path / sample, cells())
         for file in (tmp_path / sample).iterdir():
             shutil.move(file, tmp_path / f"{sample}{file.name}")
         (tmp_path / sample).rmdir()
-    error = refused(tmp_path)
+    error = error_of(tmp_path)
     assert "GSM1_, GSM2_" in error.message
     assert "a separate folder" in error.hint
 
@@ -254,13 +254,13 @@ NOT_READ: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", NOT_READ)
-def test_a_file_that_is_not_read_is_named_with_the_way_out(tmp_path, name):
+def test_unsupported_file_is_refused_with_a_hint(tmp_path, name):
     write, hint = NOT_READ[name]
     write(tmp_path / name)
-    assert hint in refused(tmp_path / name).hint
+    assert hint in error_of(tmp_path / name).hint
 
 
-def test_a_missing_compression_filter_names_hdf5plugin(tmp_path, monkeypatch):
+def test_hint_for_a_missing_compression_filter_names_hdf5plugin(tmp_path, monkeypatch):
     # The test also works if hdf5plugin is installed.
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
     for place in ("X/data", "obs/cell_type/codes"):
@@ -301,7 +301,7 @@ def test_features_of_other_types_are_left_out_and_counted(types):
 
 
 @pytest.mark.parametrize("write", ["h5ad", "h5", "mtx"])
-def test_only_genes_are_modeled_and_it_is_said(tmp_path, write):
+def test_only_genes_are_modeled_and_other_features_are_reported(tmp_path, write):
     adata = cells()
     types = np.array(["Gene Expression"] * 30 + ["Antibody Capture"] * 10)
     path = tmp_path / f"cite.{write}"
@@ -318,21 +318,21 @@ def test_only_genes_are_modeled_and_it_is_said(tmp_path, write):
         rows = gzip.decompress((path / "features.tsv.gz").read_bytes()).decode().splitlines()
         rows = [row.replace("Gene Expression", kind) for row, kind in zip(rows, types, strict=True)]
         (path / "features.tsv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
-    found = json.loads(run_well("check", path, "--json").out)
+    found = json.loads(run_ok("check", path, "--json").out)
     assert any("left out: 10 Antibody Capture" in note for note in found["notes"])
     read = read_counts(open_store(path))
     assert list(read.gene_names) == list(adata.var_names[:30])
     np.testing.assert_array_equal(read.matrix.toarray(), adata.X.toarray()[:, :30])
 
 
-def test_antibodies_are_neither_modeled_nor_compared(tmp_path):
+def test_antibodies_are_neither_modeled_nor_tested(tmp_path):
     adata = cells()
     adata.var["feature_types"] = ["Gene Expression"] * 30 + ["Antibody Capture"] * 10
     adata.write_h5ad(tmp_path / "cite.h5ad")
-    assert "left out: 10 Antibody Capture" in run_well("train", tmp_path / "cite.h5ad", *TINY).err
-    run_well("denoise", tmp_path / "cite.h5ad")
+    assert "left out: 10 Antibody Capture" in run_ok("train", tmp_path / "cite.h5ad", *TINY).err
+    run_ok("denoise", tmp_path / "cite.h5ad")
     group = str(adata.obs["cell_type"].iloc[0])
-    found = json.loads(run_well("de", tmp_path / "cite.h5ad", "--groupby", "cell_type", "--group", group, "--json").out)
+    found = json.loads(run_ok("de", tmp_path / "cite.h5ad", "--groupby", "cell_type", "--group", group, "--json").out)
     assert found["n_tested"] <= 30
     assert found["n_counted"] == 0
 
@@ -371,7 +371,7 @@ def _few_stored(group: h5py.Group) -> None:
     group.create_dataset("data", (1 << 32,), "<i4", chunks=(1 << 16,), compression="gzip")
 
 
-def _hidden_twin(group: h5py.Group) -> None:
+def _hidden_duplicate(group: h5py.Group) -> None:
     """Hide a second "indices" in a subfolder; scanpy reads the last dataset of every name, in any folder."""
     group["z/indices"] = np.full(len(group["indices"]), -5)
 
@@ -387,25 +387,25 @@ TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
     "pointers fall": (_falling_pointers, "the pointers (indptr) of {} do not rise"),
     "shape": (_large_shape, "{} has shape 2,147,483,646 × 120, but there are 40 features"),
     "few bytes are stored": (_few_stored, "{}/data declares 17,179,869,184 bytes"),
-    "a part twice": (_hidden_twin, "one is {}/z/indices"),
+    "a part twice": (_hidden_duplicate, "one is {}/z/indices"),
     "a group within itself": (_group_within_itself, "{}/z has two names"),
 }
 
 
 @pytest.mark.parametrize("write", [write_10x_h5, _write_10x_v2])
 @pytest.mark.parametrize("kind", TENX_DAMAGE)
-def test_parts_of_a_10x_matrix_that_do_not_fit_are_refused(tmp_path, write, kind):
+def test_inconsistent_parts_of_a_10x_matrix_are_refused(tmp_path, write, kind):
     change, message = TENX_DAMAGE[kind]
     write(tmp_path / "a.h5", cells())
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         [name] = file
         change(file[name])
-    assert message.format(f"/{name}") in refused(tmp_path / "a.h5").message
+    assert message.format(f"/{name}") in error_of(tmp_path / "a.h5").message
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["X", 'layers["counts"]', "raw"])
-def test_an_index_beyond_the_genes_is_refused_in_all_formats(tmp_path, name):
+def test_index_beyond_the_genes_is_refused_in_all_formats(tmp_path, name):
     adata = cells()
     matrix = sp.csr_matrix(adata.X)
     adata.X = matrix.copy()
@@ -416,7 +416,7 @@ def test_an_index_beyond_the_genes_is_refused_in_all_formats(tmp_path, name):
     write_mudata(tmp_path / "a.h5mu", {"rna": adata}, adata.obs)
     adata.write_zarr(tmp_path / "a.zarr")
     for path in (tmp_path / "a.h5mu", tmp_path / "a.zarr"):
-        assert f": {name}: " in refused(path).message
+        assert f": {name}: " in error_of(path).message
 
 
 def _change_line(name: str, number: int, change: Callable[[str], str]) -> Callable[[Path], None]:
@@ -475,10 +475,10 @@ def test_damaged_files_of_a_10x_folder_are_refused(tmp_path, kind):
     damage, message = FOLDER_DAMAGE[kind]
     write_plain_mtx(tmp_path / "sample", cells())
     damage(tmp_path / "sample")
-    assert message in refused(tmp_path / "sample").message
+    assert message in error_of(tmp_path / "sample").message
 
 
-def test_a_coordinate_that_is_given_twice_is_refused(tmp_path):
+def test_duplicate_coordinate_is_refused(tmp_path):
     write_plain_mtx(tmp_path / "sample", cells())
     matrix = tmp_path / "sample" / "matrix.mtx"
     lines = matrix.read_text().splitlines(keepends=True)
@@ -486,10 +486,10 @@ def test_a_coordinate_that_is_given_twice_is_refused(tmp_path):
     lines[-1] = lines[first]
     matrix.write_text("".join(lines))
     feature, cell, _ = lines[first].split()
-    assert f"the value of feature {feature} and cell {cell} twice" in refused(tmp_path / "sample").message
+    assert f"the value of feature {feature} and cell {cell} twice" in error_of(tmp_path / "sample").message
 
 
-def test_features_with_and_without_a_position_are_read(tmp_path):
+def test_features_with_and_without_a_genomic_position_are_read(tmp_path):
     write_plain_mtx(tmp_path / "sample", cells())
     _change_line("features.tsv", 21, lambda line: line.replace("\n", "\tchr1\t10\t20\n"))(tmp_path / "sample")
     read = read_counts(open_store(tmp_path / "sample"))
@@ -497,7 +497,7 @@ def test_features_with_and_without_a_position_are_read(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_a_zarr_with_parts_that_are_no_files_is_refused(tmp_path):
+def test_zarr_with_parts_that_are_not_files_is_refused(tmp_path):
     path = tmp_path / "a.zarr"
     cells().write_zarr(path)
     chunk = next(
@@ -513,14 +513,14 @@ def test_a_zarr_with_parts_that_are_no_files_is_refused(tmp_path):
     ):
         chunk.unlink()
         make()
-        assert reason in refused(path).message
+        assert reason in error_of(path).message
 
 
 @pytest.mark.parametrize("options", [{"genome": "hg19"}, {"modality": "rna"}])
-def test_damage_comes_before_a_choice_that_cannot_be_made(tmp_path, options):
+def test_damage_is_reported_before_an_impossible_choice(tmp_path, options):
     name = "a.h5" if "genome" in options else "a.h5mu"
     write_10x_h5(tmp_path / name, cells())
     content = (tmp_path / name).read_bytes()
     for damaged, reason in ((b"", "is empty"), (content[:3000], "is truncated"), (b"\0" * 3000, "is not HDF5")):
         (tmp_path / name).write_bytes(damaged)
-        assert reason in refused(tmp_path / name, **options).message
+        assert reason in error_of(tmp_path / name, **options).message

@@ -11,6 +11,6 @@ SCRIPT = Path(__file__).parents[1] / "docs" / "make_reference.py"
 
 
 @pytest.mark.parametrize(("made", "file"), [("reference", "REFERENCE"), ("stub", "STUB")])
-def test_they_are_up_to_date(made, file):
+def test_reference_page_and_stub_are_up_to_date(made, file):
     module = runpy.run_path(str(SCRIPT))
     assert module[file].read_text(encoding="utf-8") == module[made](), "run: python docs/make_reference.py"

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
-from handmade import wild_vae
+from command_line import run_ok
+from handmade import random_vae
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from simulated import counts_of, learned
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
@@ -28,7 +28,7 @@ from scvae_cli.model.posterior import Posterior
 N_CELLS = 3
 
 
-class Exact:
+class Quadrature:
     """ELBO and evidence of cells under a decoder of one or two latent dimensions, by Gauss–Hermite quadrature."""
 
     def __init__(self, vae, cells, k: int) -> None:
@@ -48,8 +48,8 @@ class Exact:
         return float(expected - 0.5 * (mean_k**2 + var_k - 1 - np.log(var_k)).sum())
 
     def best_elbo(self, cell: int, starts: list[np.ndarray]) -> float:
-        def loss(place: np.ndarray) -> float:
-            return -self.elbo(cell, place[: self.k], np.exp(np.clip(place[self.k :], -9, 5)))
+        def loss(parameters: np.ndarray) -> float:
+            return -self.elbo(cell, parameters[: self.k], np.exp(np.clip(parameters[self.k :], -9, 5)))
 
         return -min(
             minimize(loss, start, method="Nelder-Mead", options={"maxiter": 150, "fatol": 1e-4}).fun for start in starts
@@ -66,7 +66,7 @@ class Exact:
         return float(logsumexp(self.log_weight_q + self.log_likelihood(cell, z_qk) + log_prior_q - log_around_q))
 
 
-def some_cells(vae, n: int, batch: bool) -> CellTable:
+def random_cells(vae, n: int, batch: bool) -> CellTable:
     rng = np.random.default_rng(3)
     x_ng = rng.poisson(8 * rng.dirichlet(np.ones(vae.n_genes), size=n)) + np.eye(n, vae.n_genes)
     batch_n = rng.integers(len(vae.batches), size=n) if batch else None
@@ -75,12 +75,12 @@ def some_cells(vae, n: int, batch: bool) -> CellTable:
 
 @pytest.mark.parametrize(("likelihood", "k", "batches"), [("nb", 1, ()), ("zinb", 2, ("a", "b")), ("poisson", 1, ())])
 def test_refined_posteriors_are_the_best_gaussians(likelihood, k, batches):
-    vae = wild_vae(likelihood, k=k, batches=batches, seed=1)
-    table = some_cells(vae, N_CELLS, bool(batches))
+    vae = random_vae(likelihood, k=k, batches=batches, seed=1)
+    table = random_cells(vae, N_CELLS, bool(batches))
     cells = table.take(np.arange(N_CELLS))
     start = Posterior(0.8 * torch.ones(N_CELLS, k).double(), torch.full((N_CELLS, k), 0.3).double())
     refined, gain_n = refine(vae, cells, start, n_steps=200)
-    exact = Exact(vae, table, k)
+    exact = Quadrature(vae, table, k)
     for i in range(N_CELLS):
         before = exact.elbo(i, start.mean_nk[i].numpy(), start.var_nk[i].numpy())
         mean_k, var_k = (part[i].numpy() for part in refined)
@@ -90,39 +90,39 @@ def test_refined_posteriors_are_the_best_gaussians(likelihood, k, batches):
         best = exact.best_elbo(i, origins)
         assert before <= after + 1e-9
         # If the ELBO has two maxima, the optimization reaches the maximum nearest to the start.
-        climbed = exact.best_elbo(i, origins[:1])
-        assert after == pytest.approx(climbed, abs=0.02)
-        assert climbed == pytest.approx(best, abs=0.15)
+        local_best = exact.best_elbo(i, origins[:1])
+        assert after == pytest.approx(local_best, abs=0.02)
+        assert local_best == pytest.approx(best, abs=0.15)
         # The tolerance is the error of the quadrature.
         assert best <= exact.evidence(i, mean_k, var_k) + 0.01
         assert float(gain_n[i]) == pytest.approx(after - before, abs=0.15 + 0.1 * (after - before))
 
 
-def test_nothing_changes_but_the_posteriors():
-    vae = wild_vae("nb", k=2)
-    cells = some_cells(vae, 5, False).take(np.arange(5))
+def test_refinement_does_not_change_the_network():
+    vae = random_vae("nb", k=2)
+    cells = random_cells(vae, 5, False).take(np.arange(5))
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     start = Posterior(torch.zeros(5, 2).double(), torch.ones(5, 2).double())
     found = refine(vae, cells, start, n_steps=5)
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
     assert all(parameter.grad is None for parameter in vae.parameters())
     assert not found.posterior.mean_nk.requires_grad
-    untouched = refine(vae, cells, start, n_steps=0)
-    assert untouched.posterior is start
-    assert not untouched.gain_n.any()
+    unrefined = refine(vae, cells, start, n_steps=0)
+    assert unrefined.posterior is start
+    assert not unrefined.gain_n.any()
 
 
-def test_cells_that_nothing_is_gained_for_keep_the_encoder_s_posterior():
-    vae = wild_vae("nb", k=1)
-    cells = some_cells(vae, 5, False).take(np.arange(5))
+def test_cells_without_a_gain_keep_the_posterior_of_the_encoder():
+    vae = random_vae("nb", k=1)
+    cells = random_cells(vae, 5, False).take(np.arange(5))
     wide = Posterior(torch.zeros(5, 1).double(), torch.ones(5, 1).double())
     best = refine(vae, cells, wide, n_steps=400).posterior
     # One step at the full rate moves away from the optimum.
-    again, gain_n = refine(vae, cells, best, n_steps=1)
+    refined, gain_n = refine(vae, cells, best, n_steps=1)
     kept_n = gain_n == 0
     assert kept_n.sum() >= 3
-    assert torch.equal(again.mean_nk[kept_n], best.mean_nk[kept_n])
-    assert torch.equal(again.var_nk[kept_n], best.var_nk[kept_n])
+    assert torch.equal(refined.mean_nk[kept_n], best.mean_nk[kept_n])
+    assert torch.equal(refined.var_nk[kept_n], best.var_nk[kept_n])
 
 
 @pytest.mark.parametrize("k", [1, 3, 20])
@@ -141,7 +141,7 @@ def test_noise_is_normal_and_even(k):
     assert value_s.std() < 0.5 * plain_s.std()
 
 
-# --- of a trained model ----------------------------------------------------------------------------------------------
+# --- trained models ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def batched():
     return adata[:60].copy(), model
 
 
-def test_refining_a_trained_model_raises_the_bound(batched):
+def test_refinement_of_a_trained_model_raises_the_bound(batched):
     adata, model = batched
     counts = counts_of(adata, "batch")
     refined, gain_n = refined_posteriors(model, counts, n_steps=40)
@@ -169,14 +169,14 @@ def test_refining_a_trained_model_raises_the_bound(batched):
     assert elbo[1] - elbo[0] == pytest.approx(float(gain_n.mean()), rel=0.25)
 
 
-def test_a_cell_does_not_depend_on_its_company(batched):
+def test_refined_posterior_does_not_depend_on_other_cells(batched):
     adata, model = batched
-    whole = refined_posteriors(model, counts_of(adata, "batch"), n_steps=10).posterior
-    some = refined_posteriors(model, counts_of(adata[[7, 3]], "batch"), n_steps=10).posterior
-    np.testing.assert_allclose(some.mean_nk, whole.mean_nk[[7, 3]], atol=2e-2)
+    of_all = refined_posteriors(model, counts_of(adata, "batch"), n_steps=10).posterior
+    of_two = refined_posteriors(model, counts_of(adata[[7, 3]], "batch"), n_steps=10).posterior
+    np.testing.assert_allclose(of_two.mean_nk, of_all.mean_nk[[7, 3]], atol=2e-2)
 
 
-def test_embed_refines_in_both_frames(batched):
+def test_embed_refines_with_both_kinds_of_axes(batched):
     adata, model = batched
     ours = scvae.embed(adata, model, refine=5, inplace=False)
     plain = scvae.embed(adata, model, refine=5, axes="training", inplace=False)
@@ -189,21 +189,25 @@ def test_embed_refines_in_both_frames(batched):
         scvae.embed(adata, model, refine=-1, inplace=False)
 
 
-def test_refined_embedding_on_the_command_line(bench):
-    before = json.loads(run_well(*bench.ask("embed"), "--json").out)
+def test_command_option_refine(bench):
+    before = json.loads(run_ok(*bench.args("embed"), "--json").out)
     assert before["refined_gain"] is None
-    values = json.loads(run_well(*bench.ask("embed", "--refine", "5"), "--json").out)
+    values = json.loads(run_ok(*bench.args("embed", "--refine", "5"), "--json").out)
     assert values["refined_gain"] > 0
     run = json.loads(anndata.read_h5ad(bench.data).uns["scvae"]["runs"]["embed"])
     assert run["options"] == {"space": "expression", "axes": "canonical", "refine": 5}
-    assert "raised the ELBO" in run_well(*bench.ask("embed", "--refine", "5")).out
+    assert "raised the ELBO" in run_ok(*bench.args("embed", "--refine", "5")).out
 
 
-def test_refining_needs_the_cells_batches(bench_with_batches):
-    def without(adata):
+def test_refinement_requires_batches(bench_with_batches):
+    def remove_batches(adata):
         del adata.obs["batch"]
 
-    bench_with_batches.changed(without)
-    run_well(*bench_with_batches.ask("embed"))
-    refused(bench_with_batches.folder, bench_with_batches.ask("embed", "--refine", "5"), DATA, "no column 'batch'")
-    refused(bench_with_batches.folder, bench_with_batches.ask("embed", "--refine", "-5"), USAGE, "--refine is -5")
+    bench_with_batches.change(remove_batches)
+    run_ok(*bench_with_batches.args("embed"))
+    assert_refused(
+        bench_with_batches.folder, bench_with_batches.args("embed", "--refine", "5"), DATA, "no column 'batch'"
+    )
+    assert_refused(
+        bench_with_batches.folder, bench_with_batches.args("embed", "--refine", "-5"), USAGE, "--refine is -5"
+    )

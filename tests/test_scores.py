@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from command_line import run_well
+from command_line import run_ok
 from plain_likelihood import zinb_log_prob
 from scipy import stats
 from simulated import TINY, learned, tree
-from workbench import USAGE, refused
+from workbench import USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
@@ -47,7 +47,7 @@ def scored():
 
 
 @pytest.fixture(scope="module")
-def made_up(scored):
+def cells_of_model(scored):
     """Cells simulated from the model with the library sizes of real cells, and the scores of the simulated cells."""
     _, model, scores = scored
     rng = np.random.default_rng(5)
@@ -65,8 +65,8 @@ def test_parts_of_the_elbo_equal_their_definitions():
     model = scvae.train(adata, **TINY | {"n_latent": 1}, genes="all")
     some = adata[:8]
     x_ng = torch.as_tensor(some.X.toarray(), dtype=torch.float64)
-    place = scvae.embed(some, model, axes="training", inplace=False)
-    mean, var = (torch.as_tensor(part).double() for part in (place.mean_nk, place.var_nk))
+    embedding = scvae.embed(some, model, axes="training", inplace=False)
+    mean, var = (torch.as_tensor(part).double() for part in (embedding.mean_nk, embedding.var_nk))
     # Gauss–Hermite: E_q[log p(x|z)] without sampling.
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     expected = torch.zeros(len(some), dtype=torch.float64)
@@ -86,9 +86,9 @@ def test_parts_of_the_elbo_equal_their_definitions():
 
 def test_bounds_do_not_depend_on_the_simulated_cells(scored):
     adata, model, scores = scored
-    again = scvae.score(adata, model, **FEW, n_simulated=100)
+    second = scvae.score(adata, model, **FEW, n_simulated=100)
     for name in ("elbo", "iwae", "iwae_density", "reconstruction", "kl"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(scores, name))
+        np.testing.assert_array_equal(getattr(second, name), getattr(scores, name))
 
 
 def test_importance_bounds_equal_log_p_by_quadrature():
@@ -117,7 +117,7 @@ def test_importance_bounds_equal_log_p_by_quadrature():
 # --- simulated cells --------------------------------------------------------------------------------------------------
 
 
-def test_places_are_drawn_from_the_density():
+def test_positions_are_drawn_from_the_density():
     lower = torch.tensor([[2.0, 0.0], [1.5, 0.5]])
     whiten = torch.linalg.inv(lower).T.contiguous()
     other = torch.diag(torch.tensor([4.0, 4.0]))
@@ -136,7 +136,7 @@ def test_places_are_drawn_from_the_density():
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_simulated_cells_have_the_model_s_mean_and_the_depth_asked_for(likelihood):
+def test_simulated_cells_have_the_mean_of_the_model_and_the_requested_depth(likelihood):
     adata = tree(n_cells=200, n_genes=60, zero_inflation=0.3)
     model = scvae.train(adata, **TINY | {"max_epochs": 4}, likelihood=likelihood, genes="all")
     library_n = np.full(4000, 500.0)
@@ -156,8 +156,8 @@ def test_simulated_cells_have_the_model_s_mean_and_the_depth_asked_for(likelihoo
 # --- p-values ---------------------------------------------------------------------------------------------------------
 
 
-def test_p_values_of_the_model_s_own_cells_are_uniform(made_up):
-    cells, scores = made_up
+def test_p_values_of_cells_from_the_model_are_uniform(cells_of_model):
+    cells, scores = cells_of_model
     deep = scores.library > np.median(scores.library)
     first = (cells.obs["batch"] == "batch_1").to_numpy()
     for part in (np.ones(len(deep), dtype=bool), deep, ~deep, first, ~first):
@@ -167,15 +167,15 @@ def test_p_values_of_the_model_s_own_cells_are_uniform(made_up):
     assert scores.heldout_below_05 is None
 
 
-def test_planted_noise_has_the_smallest_p_values(scored):
+def test_shuffled_cells_have_the_smallest_p_values(scored):
     adata, model, scores = scored
-    planted = adata.copy()
+    changed = adata.copy()
     rows = np.arange(0, 800, 100)
     rng = np.random.default_rng(0)
-    dense = planted.X.toarray()
+    dense = changed.X.toarray()
     dense[rows] = [rng.permutation(dense[row]) for row in rows]
-    planted.X = sp.csr_matrix(dense)
-    found = scvae.score(planted, model, **FEW)
+    changed.X = sp.csr_matrix(dense)
+    found = scvae.score(changed, model, **FEW)
     assert set(np.argsort(found.anomaly_p)[: len(rows)]) == set(rows)
     assert found.anomalies(0.05)[rows].all()
     # The scores of the unchanged cells hardly differ, although changed cells are scored together with them.
@@ -183,7 +183,7 @@ def test_planted_noise_has_the_smallest_p_values(scored):
     assert np.abs(found.anomaly_p - scores.anomaly_p)[others].mean() < 0.03
 
 
-def test_expectations_follow_depth_and_batch():
+def test_scores_do_not_depend_on_depth_and_batch():
     """If mean and spread of a fit depend on library size and batch, the scores depend on neither."""
     rng = np.random.default_rng(0)
 
@@ -209,18 +209,18 @@ def test_expectations_follow_depth_and_batch():
     assert worst[1] == 1
 
 
-def test_a_cell_far_out_is_not_excused_by_extrapolation():
+def test_distant_cell_has_a_small_p_value_despite_extrapolation():
     rng = np.random.default_rng(1)
     mean_nk = rng.normal(size=(2000, 2))
     log_likelihood_n = -500 + 100 * mean_nk[:, 0] + rng.normal(size=2000)
     covariates = Covariates(np.full(2000, 1000.0), None, mean_nk)
     calibration = Calibration(CellFit(log_likelihood_n, rng.normal(size=2000), covariates), 0)
-    there = Covariates(np.asarray([1000.0]), None, np.asarray([[-45.0, 0.0]]))
-    far = CellFit(np.asarray([-5000.0]), np.zeros(1), there)
+    far_covariates = Covariates(np.asarray([1000.0]), None, np.asarray([[-45.0, 0.0]]))
+    far = CellFit(np.asarray([-5000.0]), np.zeros(1), far_covariates)
     assert calibration.p_value(calibration.score(far))[0] < 1e-6
 
 
-def test_a_place_without_cells_tells_however_much_counts_vary():
+def test_position_without_cells_gives_a_small_p_value():
     """A part with a small variance, such as the density, is not hidden by a part with a large variance."""
     rng = np.random.default_rng(2)
 
@@ -231,13 +231,13 @@ def test_a_place_without_cells_tells_however_much_counts_vary():
 
     calibration = Calibration(fit(rng.normal(size=(4000, 2))), 0)
     between = calibration.p_value(calibration.score(fit(np.full((200, 2), 4.0))))
-    usual = calibration.p_value(calibration.score(fit(rng.normal(size=(200, 2)))))
+    ordinary = calibration.p_value(calibration.score(fit(rng.normal(size=(200, 2)))))
     assert np.median(between) < 1e-3
-    assert np.median(usual) > 0.3
+    assert np.median(ordinary) > 0.3
 
 
 @pytest.mark.parametrize("shape", [0.0, 0.25])
-def test_tail_is_found_again(shape):
+def test_pareto_tail_is_recovered(shape):
     sample = np.sort(stats.genpareto(shape, scale=2.0).rvs(20_000, random_state=0))
     tail = ParetoTail.fitted(sample)
     assert tail.shape == pytest.approx(shape, abs=0.05)
@@ -246,46 +246,46 @@ def test_tail_is_found_again(shape):
     np.testing.assert_allclose(tail.survival(sample[::500]), reference.sf(sample[::500]), rtol=1e-6)
 
 
-def test_a_tail_that_ends_is_not_trusted():
+def test_bounded_tail_is_fitted_as_exponential():
     tail = ParetoTail.fitted(np.linspace(0, 1, 200))
     assert tail.shape == 0
     assert tail.survival(np.asarray([5.0]))[0] > 0
     assert ParetoTail.fitted(np.zeros(5)).survival(np.asarray([1.0]))[0] == 0
 
 
-def test_adjustment_equals_scipy_s():
+def test_adjusted_p_values_equal_scipy():
     rng = np.random.default_rng(0)
     for p_n in (rng.random(200), rng.random(50) ** 4, np.full(7, 0.02), np.asarray([0.3]), np.round(rng.random(99), 1)):
         p_n = np.maximum(p_n, 1e-9)
         np.testing.assert_allclose(adjusted(p_n), stats.false_discovery_control(p_n), rtol=1e-12)
 
 
-def test_scores_repeat_and_depend_on_the_seed(scored):
+def test_scores_are_reproducible_and_depend_on_the_seed(scored):
     adata, model, scores = scored
-    again, other = (scvae.score(adata, model, **FEW | {"seed": seed}) for seed in (0, 1))
-    np.testing.assert_array_equal(again.anomaly_p, scores.anomaly_p)
+    second, other = (scvae.score(adata, model, **FEW | {"seed": seed}) for seed in (0, 1))
+    np.testing.assert_array_equal(second.anomaly_p, scores.anomaly_p)
     assert not np.array_equal(other.anomaly_p, scores.anomaly_p)
     assert stats.spearmanr(other.anomaly_score, scores.anomaly_score)[0] > 0.9
 
 
-def test_heldout_cells_are_counted_apart(scored):
+def test_heldout_cells_are_counted_separately(scored):
     _, model, scores = scored
     assert scores.heldout.sum() == len(model.heldout_cells)
     assert scores.heldout_below_05 == (scores.anomaly_p[scores.heldout] <= 0.05).mean()
 
 
 @pytest.mark.parametrize("n_cells", [1, 3])
-def test_few_cells_and_one_latent_dimension(n_cells):
+def test_scores_of_few_cells_with_one_latent_dimension(n_cells):
     adata = tree(n_cells=200, n_genes=40)
     model = scvae.train(adata, **TINY | {"n_latent": 1, "max_epochs": 3}, genes="all")
     scores = scvae.score(adata[:n_cells].copy(), model, **FEW, n_simulated=100)
     assert ((scores.anomaly_p > 0) & (scores.anomaly_p <= 1)).all()
 
 
-# --- what is written and drawn ----------------------------------------------------------------------------------------
+# --- slots, command and figure ----------------------------------------------------------------------------------------
 
 
-def test_slots_of_scores(scored):
+def test_scores_are_written_to_slots(scored):
     adata, model, scores = scored
     cells = adata.copy()
     scvae.score(cells, model, n_samples=5)
@@ -301,22 +301,22 @@ def test_slots_of_scores(scored):
     assert {slot.path for slot in scores.slots(names)} <= {f"obs/{key}" for key in cells.obs}
 
 
-def test_command_counts_anomalies_and_draws_them(bench):
-    picture = bench.folder / "scores.png"
-    asked = bench.ask("score", "--samples", "2", "--simulated", "500", "--fdr", "0.5", "--plot", picture)
-    values = json.loads(run_well(*asked, "--json").out)
+def test_command_reports_anomalies_and_draws_a_figure(bench):
+    figure_file = bench.folder / "scores.png"
+    command = bench.args("score", "--samples", "2", "--simulated", "500", "--fdr", "0.5", "--plot", figure_file)
+    values = json.loads(run_ok(*command, "--json").out)
     cells = anndata.read_h5ad(bench.data).obs
     assert values["anomalies"] == (cells["scvae_anomaly_p_adjusted"] <= 0.5).sum()
     assert values["fdr"] == 0.5
     assert 0 <= values["heldout_below_05"] <= 1
     assert values["mean_elbo"] == pytest.approx(values["mean_reconstruction"] - values["mean_kl"])
     assert values["simulated"] == 500
-    assert values["plot"] == str(picture)
-    first = picture.read_bytes()
-    told = run_well(*asked, "--force").out
-    assert picture.read_bytes() == first
-    assert "anomalies" in told
-    assert "held-out cells" in told
+    assert values["plot"] == str(figure_file)
+    first = figure_file.read_bytes()
+    text = run_ok(*command, "--force").out
+    assert figure_file.read_bytes() == first
+    assert "anomalies" in text
+    assert "held-out cells" in text
 
 
 @pytest.mark.parametrize(
@@ -336,9 +336,9 @@ def test_options_out_of_range_are_refused(scored, options, message):
         scvae.score(adata, model, **FEW | options)
 
 
-def test_python_draws_the_same_figure(bench):
+def test_command_and_function_draw_the_same_figure(bench):
     typed, passed = bench.folder / "typed.png", bench.folder / "passed.png"
-    run_well(*bench.ask("score", "--samples", "2", "--simulated", "200", "--plot", typed))
+    run_ok(*bench.args("score", "--samples", "2", "--simulated", "200", "--plot", typed))
     scvae.score(bench.data, bench.model, n_samples=2, n_simulated=200, plot=passed, inplace=False)
     assert typed.read_bytes() == passed.read_bytes()
 
@@ -364,17 +364,17 @@ def test_quantiles_are_those_of_the_cells_in_a_bin_of_library_size():
     assert len(library_quantiles(library_m[:3], score_m[:3], (0.5,))[0]) == 1
 
 
-def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench):
-    refused(
+def test_invalid_figure_file_is_refused_before_the_computation(bench):
+    assert_refused(
         bench.folder,
-        bench.ask("score", "--plot", bench.folder / "scores.doc"),
+        bench.args("score", "--plot", bench.folder / "scores.doc"),
         USAGE,
         "does not have the extension of a figure",
     )
 
 
 @pytest.mark.parametrize(
-    ("share", "n_heldout", "n_anomalies", "said"),
+    ("share", "n_heldout", "n_anomalies", "expected"),
     [
         (0.05, 100, 3, "the p-values are well calibrated"),
         (0.08, 50, 0, "the p-values are well calibrated"),
@@ -383,5 +383,5 @@ def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench)
         (0.005, 2000, 0, "may be missed"),
     ],
 )
-def test_what_the_share_of_small_p_values_means_is_said(share, n_heldout, n_anomalies, said):
-    assert said in p_value_sentence(share, n_heldout, n_anomalies)
+def test_sentence_interprets_the_share_of_small_p_values(share, n_heldout, n_anomalies, expected):
+    assert expected in p_value_sentence(share, n_heldout, n_anomalies)

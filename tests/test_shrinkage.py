@@ -40,7 +40,7 @@ def test_probabilities_are_calibrated(threshold):
         assert abs((~true_g[called]).mean() - rate) < 0.03
 
 
-def test_the_prior_is_found():
+def test_prior_is_recovered():
     effect_g, estimate_g, _ = mixture()
     found = fitted()
     assert abs(found.null_share - 0.8) < 0.06
@@ -49,7 +49,7 @@ def test_the_prior_is_found():
     assert np.mean((found.mean_g - effect_g) ** 2) < 0.35 * np.mean((estimate_g - effect_g) ** 2)
 
 
-def test_posterior_against_quadrature():
+def test_posterior_equals_quadrature():
     _, estimate_g, error_g = mixture()
     found = fitted()
     # A grid that is fine around zero, where the narrow components are.
@@ -76,7 +76,7 @@ def test_posterior_against_quadrature():
         assert (found.probability_below(at_g + 1e-5) >= share - 1e-3).all()
 
 
-def test_shrinkage_is_odd():
+def test_shrinkage_is_symmetric():
     _, estimate_g, error_g = mixture(500)
     one, other = shrink(estimate_g, error_g), shrink(-estimate_g, error_g)
     np.testing.assert_allclose(one.mean_g, -other.mean_g)
@@ -85,7 +85,7 @@ def test_shrinkage_is_odd():
     assert common_shift(estimate_g, error_g) == pytest.approx(-common_shift(-estimate_g, error_g), abs=1e-9)
 
 
-def test_a_common_shift_is_found():
+def test_common_shift_is_recovered():
     rng = np.random.default_rng(1)
     effect_g, estimate_g, error_g = mixture()
     assert abs(common_shift(estimate_g, error_g)) < 0.01
@@ -94,7 +94,7 @@ def test_a_common_shift_is_found():
     assert common_shift(lifted_g, error_g) == pytest.approx(-0.4, abs=0.02)
 
 
-def test_pure_noise_is_shrunk_to_zero():
+def test_noise_is_shrunk_to_zero():
     rng = np.random.default_rng(2)
     error_g = np.exp(rng.normal(-1, 1, 1000))
     found = shrink(error_g * rng.standard_normal(1000), error_g)

@@ -45,7 +45,7 @@ def moments(simulation: Simulation) -> tuple[np.ndarray, np.ndarray]:
 # --- determinism ------------------------------------------------------------------------------------------------------
 
 
-def test_same_seed_same_result_and_another_seed_another():
+def test_result_depends_only_on_the_seed():
     first, second, other = small(), small(), small(seed=4)
     pd.testing.assert_frame_equal(first.obs, second.obs)
     pd.testing.assert_frame_equal(first.var, second.var)
@@ -63,7 +63,7 @@ def test_counts_do_not_depend_on_block_size(rows):
     np.testing.assert_array_equal(sp.vstack(blocks).toarray(), counts_of(simulation))
 
 
-def test_true_mean_blocks_are_true_mean():
+def test_blocks_of_the_true_mean_equal_the_true_mean():
     simulation = small()
     np.testing.assert_array_equal(
         np.vstack(list(simulation.true_mean_blocks(99))), true_mean(simulation.obs, simulation.varm)
@@ -77,7 +77,7 @@ def test_genes_do_not_depend_on_the_number_of_cells():
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def test_blocks_are_canonical_csr_of_whole_counts():
+def test_blocks_are_canonical_csr_matrices_of_whole_counts():
     for block in small().blocks(300):
         assert block.format == "csr"
         assert block.dtype == np.float32
@@ -112,7 +112,7 @@ def test_draws_follow_the_zinb_distribution(mu, theta, pi):
     assert stats.chisquare(observed, expected).pvalue > 1e-4
 
 
-def test_entries_of_a_row_and_of_a_gene_are_uncorrelated():
+def test_counts_are_uncorrelated_between_cells_and_genes():
     counts_ng = draw_zinb(np.full((20_000, 6), 1.0), np.ones(6), np.full(6, 0.1), np.random.default_rng(1)).toarray()
     off = np.corrcoef(counts_ng, rowvar=False)[np.triu_indices(6, 1)]
     assert np.abs(off).max() < 5 / np.sqrt(20_000)
@@ -120,7 +120,7 @@ def test_entries_of_a_row_and_of_a_gene_are_uncorrelated():
     assert np.abs(following).max() < 5 / np.sqrt(20_000)
 
 
-def test_a_mean_of_zero_gives_no_counts():
+def test_mean_of_zero_gives_no_counts():
     assert draw_zinb(np.zeros((50, 3)), np.ones(3), np.zeros(3), np.random.default_rng(0)).nnz == 0
 
 
@@ -128,7 +128,7 @@ def test_a_mean_of_zero_gives_no_counts():
 
 
 @pytest.mark.parametrize("key", ["cell_type", "batch", "true_branch", "pseudotime"])
-def test_empirical_means_agree_with_the_truth(many, key):
+def test_means_of_counts_agree_with_the_truth(many, key):
     simulation, counts_ng = many
     groups = pd.cut(simulation.obs["true_pseudotime"], 40) if key == "pseudotime" else simulation.obs[key]
     mean_ng, variance_ng = moments(simulation)
@@ -142,7 +142,7 @@ def test_empirical_means_agree_with_the_truth(many, key):
     assert abs(z.mean()) < 5 / np.sqrt(z.size)
 
 
-def test_variance_is_that_of_the_zinb(many):
+def test_variance_equals_that_of_the_zinb(many):
     simulation, counts_ng = many
     mean_ng, variance_ng = moments(simulation)
     squares_ng = (counts_ng - mean_ng) ** 2
@@ -152,7 +152,7 @@ def test_variance_is_that_of_the_zinb(many):
     assert np.abs(z_g).max() < 5
 
 
-def test_zero_inflation_is_the_share_of_lost_counts(many):
+def test_shares_of_zeros_equal_those_of_the_zinb(many):
     simulation, counts_ng = many
     mu_ng = true_mean(simulation.obs, simulation.varm)
     theta_g, pi_g = simulation.var["true_theta"].to_numpy(), simulation.var["true_zero_inflation"].to_numpy()
@@ -171,19 +171,19 @@ def test_library_sizes_are_log_normal_about_the_depth():
     np.testing.assert_allclose(total_n, simulation.obs["true_library"], rtol=1e-5)
 
 
-def test_batches_differ_by_their_effect():
+def test_batches_differ_by_their_effects():
     simulation = small(n_genes=200)
     effect_gb = simulation.varm["true_batch_log_effect"]
     assert effect_gb.shape == (200, 2)
     np.testing.assert_allclose(effect_gb.sum(1), 0, atol=1e-6)
-    made_up = pd.concat([simulation.obs.iloc[[0]]] * 2)
-    made_up["batch"] = ["batch_1", "batch_2"]
-    mu_ng = true_mean(made_up, simulation.varm)
+    one_cell = pd.concat([simulation.obs.iloc[[0]]] * 2)
+    one_cell["batch"] = ["batch_1", "batch_2"]
+    mu_ng = true_mean(one_cell, simulation.varm)
     np.testing.assert_allclose(np.log(mu_ng[0] / mu_ng[1]), effect_gb[:, 0] - effect_gb[:, 1], atol=1e-4)
     assert (small(n_batches=1).varm["true_batch_log_effect"] == 0).all()
 
 
-def test_true_mean_is_linear_between_grid_points_and_takes_subsets():
+def test_true_mean_is_linear_between_grid_points_and_accepts_subsets():
     simulation = small()
     genes = np.array([5, 1, 40])
     cells = (simulation.obs["true_branch"] == "branch_2").to_numpy()
@@ -202,7 +202,7 @@ def test_true_mean_is_linear_between_grid_points_and_takes_subsets():
         np.testing.assert_allclose(mu_ng[:, column], subset["true_library"] * rho_n * factor_n, rtol=1e-4)
 
 
-def test_lineages_share_the_trunk_and_part_after_it():
+def test_lineages_share_the_trunk_and_differ_after_it():
     simulation = small(n_genes=300)
     first_gs, second_gs = (simulation.varm[f"true_rho_branch_{k}"] for k in (1, 2))
     at_split = round(SPLIT * (GRID_STEPS - 1))
@@ -213,7 +213,7 @@ def test_lineages_share_the_trunk_and_part_after_it():
     np.testing.assert_array_equal(on_trunk_n, simulation.obs["true_pseudotime"] < SPLIT)
 
 
-def test_gene_curves_do_what_their_pattern_says():
+def test_gene_curves_follow_their_pattern():
     simulation = small(n_genes=500)
     log_gs = np.log(simulation.varm["true_rho_branch_1"])
     # The proportion of every gene also changes when other genes change. Constant genes show this common shift.
@@ -230,7 +230,7 @@ def test_gene_curves_do_what_their_pattern_says():
     np.testing.assert_allclose(change_g[other], 0, atol=1e-4)
 
 
-def test_one_branch_is_a_straight_line():
+def test_simulation_of_one_branch_has_one_lineage():
     simulation = small(n_branches=1)
     assert [key for key in simulation.varm if key.startswith("true_rho")] == ["true_rho_branch_1"]
     assert list(simulation.obs["true_branch"].cat.categories) == ["trunk", "branch_1"]
@@ -247,7 +247,7 @@ def test_labels_follow_pseudotime_and_branch():
     assert set(mature["true_branch"]) == {"branch_2"}
 
 
-def test_defaults_look_like_real_counts():
+def test_default_counts_resemble_real_counts():
     counts_ng = counts_of(simulate(SimulationConfig(n_cells=300)))
     assert 0.65 < (counts_ng == 0).mean() < 0.9  # Paul 2015: 0.74, PBMC 4k: 0.90
     assert np.median(counts_ng.sum(1)) == pytest.approx(1500, rel=0.15)
@@ -271,7 +271,7 @@ def test_defaults_look_like_real_counts():
         ("seed", -1),
     ],
 )
-def test_impossible_values_are_refused(name, value):
+def test_invalid_values_are_refused(name, value):
     spelled = {declared.name: declared.spelled for declared in declarations(SimulationConfig)}
     with pytest.raises(ConfigError, match=f"{spelled[name]} is") as caught:
         SimulationConfig(**{name: value})
@@ -286,7 +286,7 @@ def write(path, simulation: Simulation, **changes) -> None:
     create_h5ad(path, **({**frames, "blocks": simulation.blocks(150)} | changes))
 
 
-def test_file_holds_the_blocks_and_the_truth(tmp_path):
+def test_file_contains_the_counts_and_the_truth(tmp_path):
     simulation = small()
     path = tmp_path / "made.h5ad"
     write(path, simulation, layer_blocks={"true_mean": simulation.true_mean_blocks(130)})
@@ -308,28 +308,28 @@ def test_file_holds_the_blocks_and_the_truth(tmp_path):
     backed.file.close()
 
 
-def test_file_is_the_same_each_time(tmp_path):
+def test_written_files_are_reproducible(tmp_path):
     for name in ("a.h5ad", "b.h5ad"):
         write(tmp_path / name, small())
     assert (tmp_path / "a.h5ad").read_bytes() == (tmp_path / "b.h5ad").read_bytes()
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("a bug"), DataError("no", "no")])
-def test_failure_leaves_nothing_and_keeps_the_old_file(tmp_path, failure):
+def test_failed_write_leaves_no_file_and_keeps_the_old_file(tmp_path, failure):
     simulation = small()
 
-    def breaking():
+    def failing_blocks():
         yield next(simulation.blocks(150))
         raise failure
 
     with pytest.raises(type(failure)):
-        write(tmp_path / "new.h5ad", simulation, blocks=breaking())
+        write(tmp_path / "new.h5ad", simulation, blocks=failing_blocks())
     assert list(tmp_path.iterdir()) == []
 
     old = tmp_path / "old.h5ad"
     old.write_bytes(b"precious")
     with pytest.raises(type(failure)):
-        write(old, simulation, blocks=breaking(), force=True)
+        write(old, simulation, blocks=failing_blocks(), force=True)
     assert old.read_bytes() == b"precious"
     assert [file.name for file in tmp_path.iterdir()] == ["old.h5ad"]
 
@@ -341,8 +341,8 @@ def test_blocks_must_cover_every_cell(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("room", [1_000, 60_000, 180_000])
-def test_no_room_is_one_line_and_leaves_nothing(tmp_path, room):
+@pytest.mark.parametrize("size_limit", [1_000, 60_000, 180_000])
+def test_full_disk_gives_one_line_and_leaves_no_file(tmp_path, size_limit):
     # The system limits the size of files in a separate process, because HDF5 may crash on failed writes, and because
     # the limit would otherwise hold for the test runner, too.
     script = f"""
@@ -354,7 +354,7 @@ from scvae_cli.options import declarations
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.errors import DataError
 made = simulate(SimulationConfig(n_cells=1500, n_genes=100))
-resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size_limit}, resource.RLIM_INFINITY))
 try:
     create_h5ad(Path(sys.argv[1]), obs=made.obs, var=made.var, uns=made.uns, varm=made.varm, blocks=made.blocks(100))
 except DataError as error:
@@ -369,7 +369,7 @@ except DataError as error:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_existing_file_needs_force(tmp_path):
+def test_existing_file_requires_force(tmp_path):
     path = tmp_path / "made.h5ad"
     path.write_bytes(b"precious")
     with pytest.raises(DataError, match=r"made\.h5ad") as caught:
@@ -381,7 +381,7 @@ def test_existing_file_needs_force(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing/made.h5ad", "made.h5", "made"])
-def test_impossible_paths_are_refused(tmp_path, name):
+def test_invalid_paths_are_refused(tmp_path, name):
     with pytest.raises(DataError) as caught:
         write(tmp_path / name, small())
     assert caught.value.hint

@@ -21,37 +21,37 @@ from scvae_cli.options import declarations
 from scvae_cli.verbs import VERBS
 
 # Options whose value determines time or memory need an upper limit; seeds and largest numbers of cells do not.
-HARMLESS = {"seed", "max_cells", "n_top_genes"}
-COUNTED = sorted(
+WITHOUT_LIMIT = {"seed", "max_cells", "n_top_genes"}
+WITH_LIMIT = sorted(
     {
         (verb.name, declared.name)
         for verb in VERBS
         for declared in declarations(verb.options, hidden=True)
-        if int in declared.alternatives and declared.name not in HARMLESS
+        if int in declared.alternatives and declared.name not in WITHOUT_LIMIT
     }
 )
 
 
-@pytest.mark.parametrize(("verb", "name"), COUNTED)
-def test_every_number_of_things_is_bounded(verb, name):
+@pytest.mark.parametrize(("verb", "name"), WITH_LIMIT)
+def test_every_whole_number_has_an_upper_limit(verb, name):
     [options] = [one.options for one in VERBS if one.name == verb]
     numbers = [one for one in declarations(options, hidden=True) if int in one.alternatives]
     [declared] = [one for one in numbers if one.name == name]
     assert declared.most is not None
-    for absurd in (10**10, 10**12, 2**63 - 1):
+    for too_large in (10**10, 10**12, 2**63 - 1):
         with pytest.raises(ScvaeError, match="it takes|" + declared.name):
-            declared.checked(absurd)
+            declared.checked(too_large)
 
 
 @pytest.mark.parametrize(
     "verb", [verb.name for verb in VERBS if "library" in {d.name for d in declarations(verb.options)}]
 )
-def test_library_sizes_are_bounded(verb):
+def test_library_size_has_an_upper_limit(verb):
     [options] = [one.options for one in VERBS if one.name == verb]
     [declared] = [one for one in declarations(options) if one.name == "library"]
-    for absurd in (1e10, 1e300):
+    for too_large in (1e10, 1e300):
         with pytest.raises(ScvaeError):
-            declared.checked(absurd)
+            declared.checked(too_large)
 
 
 @pytest.fixture
@@ -71,13 +71,13 @@ LARGE = {
 
 
 @pytest.mark.parametrize("verb", LARGE)
-def test_what_does_not_fit_is_one_line_with_what_would(copied, little_memory, verb):
+def test_size_that_does_not_fit_is_refused_with_a_size_that_fits(copied, little_memory, verb):
     options, fitting = LARGE[verb]
     labels = sorted(set(cells().obs["cell_type"]))[:2]
-    given_ = [option.format(*labels, cells().var_names[0]) for option in options]
+    arguments = [option.format(*labels, cells().var_names[0]) for option in options]
     extra = ("--force", *TINY[:2], *TINY[4:]) if verb == "train" else ()
     out = ("-o", copied.data.with_name("new.h5ad")) if verb == "sample" else ()
-    outcome = run_cli(verb, copied.data, *given_, *extra, *out)
+    outcome = run_cli(verb, copied.data, *arguments, *extra, *out)
     assert outcome.code == 2, outcome.err
     lines = [line for line in outcome.err.splitlines() if line.startswith(("error", "hint"))]
     assert "of memory, but only 1.0 MiB are free" in lines[0]
@@ -86,12 +86,12 @@ def test_what_does_not_fit_is_one_line_with_what_would(copied, little_memory, ve
     # The suggested value does fit.
     number = int(lines[1].split(fitting)[1].split()[0])
     assert number >= 1
-    smaller = [*given_[:-1], str(number)]
-    again = run_cli(verb, copied.data, *smaller, *extra, *out)
-    assert again.code == 0, again.err
+    smaller = [*arguments[:-1], str(number)]
+    second = run_cli(verb, copied.data, *smaller, *extra, *out)
+    assert second.code == 0, second.err
 
 
-def test_a_simulation_that_does_not_fit(tmp_path, little_memory):
+def test_simulation_that_does_not_fit_is_refused(tmp_path, little_memory):
     outcome = run_cli("simulate", tmp_path / "new.h5ad", "--cells", "1000000000")
     assert outcome.code == 2
     assert "would fit" in outcome.err
@@ -99,7 +99,7 @@ def test_a_simulation_that_does_not_fit(tmp_path, little_memory):
 
 
 @given(n_bytes=st.floats(0, 1e24))
-def test_every_size_can_be_shown(n_bytes):
+def test_sizes_are_shown_with_units(n_bytes):
     text = shown_bytes(n_bytes)
     number, unit = text.split()
     factor = {unit: 1024**i for i, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))}[unit]
@@ -115,7 +115,7 @@ ALLOCATIONS = {
 
 
 @pytest.mark.parametrize("kind", ALLOCATIONS)
-def test_what_libraries_say_without_memory_becomes_one_line(kind):
+def test_memory_errors_of_libraries_become_one_line(kind):
     try:
         ALLOCATIONS[kind]()
     except (MemoryError, RuntimeError) as error:
@@ -129,20 +129,20 @@ def test_what_libraries_say_without_memory_becomes_one_line(kind):
 @pytest.mark.parametrize(
     "error", [RuntimeError("size mismatch"), OSError(2, "No such file"), ValueError("x"), KeyError("out of memory")]
 )
-def test_other_errors_are_not_taken_for_it(error):
+def test_other_errors_are_not_memory_errors(error):
     assert out_of_memory(error) is None
 
 
-def test_the_error_beneath_counts_too():
+def test_memory_error_as_context_is_recognized():
     """Under `ulimit -v`, a library may report that it was not found; the underlying error gives the reason."""
-    beneath, shown = OSError("libfast.so: failed to map segment"), OSError("could not find libfast.so")
-    shown.__context__ = beneath
+    cause, shown = OSError("libfast.so: failed to map segment"), OSError("could not find libfast.so")
+    shown.__context__ = cause
     assert out_of_memory(shown) is not None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of address space")
 @pytest.mark.parametrize("megabytes", [300, 700])
-def test_a_command_under_ulimit_ends_in_one_line(copied, megabytes):
+def test_command_under_ulimit_ends_with_one_line(copied, megabytes):
     limit = megabytes * 10**6
     script = (
         "import resource, sys; from scvae_cli.cli.app import run\n"
@@ -154,7 +154,7 @@ def test_a_command_under_ulimit_ends_in_one_line(copied, megabytes):
     assert len(done.stderr.splitlines()) == 2
 
 
-def test_an_allocation_that_fails_in_a_command_ends_in_one_line(copied, monkeypatch):
+def test_failed_allocation_in_a_command_ends_with_one_line(copied, monkeypatch):
     def failing(*_args, **_kwargs):
         return np.empty(10**17)
 
@@ -166,7 +166,7 @@ def test_an_allocation_that_fails_in_a_command_ends_in_one_line(copied, monkeypa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of address space")
-def test_ulimit_counts():
+def test_ulimit_reduces_the_free_memory():
     script = (
         "import resource; from scvae_cli.memory_limit import free_bytes\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({2**29}, {2**29})); print(free_bytes())"
@@ -175,7 +175,7 @@ def test_ulimit_counts():
     assert 0 < free < 2**29
 
 
-def test_free_memory_is_known_here():
+def test_free_memory_is_measured():
     free = free_bytes()
     assert free is not None
     assert free > 2**20

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from command_line import run_well
+from command_line import run_ok
 from conftest import cells
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,20 +49,20 @@ def shell(line: str, *arguments: object, **environment: str) -> subprocess.Compl
     text=st.text(st.characters(codec=None, exclude_categories=()) | st.sampled_from("→×β…≤")),
     encoding=st.sampled_from(ENCODINGS),
 )
-def test_every_text_can_be_written_in_every_encoding(text, encoding):
+def test_any_text_can_be_written_in_any_encoding(text, encoding):
     streams.register_plain_characters()
     written = text.encode(encoding, streams.ERRORS)
     try:
         expected = text.encode(encoding)
     except UnicodeEncodeError:
         return
-    assert written == expected, "what the encoding has is not changed"
+    assert written == expected, "characters of the encoding are not changed"
 
 
-def test_characters_are_replaced_by_words_of_ascii():
+def test_special_characters_are_replaced_by_ascii():
     streams.register_plain_characters()
     assert "2 × 3 → β…".encode("ascii", streams.ERRORS) == b"2 x 3 -> beta..."
-    assert "\udcff.h5ad".encode("utf-8", streams.ERRORS) == b"\xff.h5ad", "the name of the file, to the byte"
+    assert "\udcff.h5ad".encode("utf-8", streams.ERRORS) == b"\xff.h5ad", "the bytes of a file name are kept"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_characters_are_replaced_by_words_of_ascii():
         ("2>&1 >/dev/full", DataError.exit_code),
     ],
 )
-def test_streams_neither_stop_the_work_nor_end_up_in_its_files(tmp_path, ending, code):
+def test_closed_or_full_streams_do_not_affect_written_files(tmp_path, ending, code):
     done = shell(f'"$@" {ending}', sys.executable, "-c", _PROGRAM, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "whole"
     assert done.returncode == code, done.stderr
@@ -85,7 +85,7 @@ def test_streams_neither_stop_the_work_nor_end_up_in_its_files(tmp_path, ending,
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_reader_that_ends_early_is_no_error(tmp_path, encoding):
+def test_reader_that_ends_early_causes_no_error(tmp_path, encoding):
     line = '("$@"; echo $? >"$4.code") | head -n 1'
     done = shell(line, sys.executable, "-c", _PROGRAM, tmp_path / "file", PYTHONIOENCODING=encoding)
     assert (tmp_path / "file").read_text() == "whole"
@@ -93,7 +93,7 @@ def test_a_reader_that_ends_early_is_no_error(tmp_path, encoding):
     assert b"Traceback" not in done.stderr
 
 
-def test_a_non_blocking_pipe_gets_everything():
+def test_non_blocking_pipe_receives_all_output():
     read, write = os.pipe()
     os.set_blocking(write, False)
     stream = streams.PatientStream(write)
@@ -106,7 +106,7 @@ def test_a_non_blocking_pipe_gets_everything():
 
 
 @pytest.mark.slow
-def test_a_command_in_a_terminal_without_utf_8(tmp_path):
+def test_check_works_in_a_terminal_without_utf_8(tmp_path):
     data = tmp_path / os.fsdecode(b"n\xffme\xe9.h5ad")
     cells().write_h5ad(data)
     done = shell('"$@"', *_SCVAE, "check", data, PYTHONIOENCODING="ascii", LC_ALL="C")
@@ -115,9 +115,9 @@ def test_a_command_in_a_terminal_without_utf_8(tmp_path):
     assert shell('"$@" | head -n 1 >/dev/null', *_SCVAE, "--help").stderr == b""
 
 
-def test_a_name_that_is_not_utf_8_is_valid_json(tmp_path):
+def test_file_name_that_is_not_utf_8_gives_valid_json(tmp_path):
     data = tmp_path / os.fsdecode(b"n\xff.h5ad")
     cells().write_h5ad(data)
-    out = run_well("check", data, "--json").out
+    out = run_ok("check", data, "--json").out
     assert out.isascii()
     assert json.loads(out)["title"] == data.name

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
 
-def drawn(mean_ng: np.ndarray, theta: float | None, seed: int = 0) -> Counts:
+def draw_counts(mean_ng: np.ndarray, theta: float | None, seed: int = 0) -> Counts:
     """Counts of given means, Poisson or negative binomial."""
     random = np.random.default_rng(seed)
     rate_ng = mean_ng if theta is None else mean_ng * random.gamma(theta, 1 / theta, mean_ng.shape)
@@ -51,14 +51,14 @@ def drawn(mean_ng: np.ndarray, theta: float | None, seed: int = 0) -> Counts:
     )
 
 
-def of_one_kind(n: int = 500, g: int = 30, theta: float | None = None, seed: int = 0) -> Counts:
+def one_cell_type(n: int = 500, g: int = 30, theta: float | None = None, seed: int = 0) -> Counts:
     """Cells that differ only in library size."""
     random = np.random.default_rng(seed)
     proportion_g = random.dirichlet(np.ones(g))
-    return drawn(random.uniform(200, 800, n)[:, None] * proportion_g, theta, seed)
+    return draw_counts(random.uniform(200, 800, n)[:, None] * proportion_g, theta, seed)
 
 
-def noted(titles: list[str]) -> Train:
+def recording_train(titles: list[str]) -> Train:
     """A training function that records its titles."""
 
     def train(title, counts, config):
@@ -71,8 +71,8 @@ def noted(titles: list[str]) -> Train:
 # --- mean model -------------------------------------------------------------------------------------------------------
 
 
-def test_mean_model_of_poisson_counts_is_their_proportions():
-    counts = of_one_kind()
+def test_poisson_mean_model_equals_gene_proportions():
+    counts = one_cell_type()
     model = MeanModel(counts, None, tiny_config(likelihood="poisson"), CPU)
     x_ng, library_n = counts.matrix.toarray(), counts.library_n
     expected_ng = library_n[:, None] * x_ng.sum(0) / x_ng.sum()
@@ -82,13 +82,13 @@ def test_mean_model_of_poisson_counts_is_their_proportions():
     assert model.log_prob_n(counts, np.arange(500)).mean() == pytest.approx(exact, abs=0.02)
 
 
-def test_mean_model_finds_the_most_likely_dispersions():
-    counts = of_one_kind(theta=2.0)
+def test_mean_model_has_the_most_likely_dispersions():
+    counts = one_cell_type(theta=2.0)
     model = MeanModel(counts, None, tiny_config(likelihood="nb"), CPU)
     x_ng, library_n = counts.matrix.toarray(), counts.library_n
     mean_ng = library_n[:, None] * x_ng.sum(0) / x_ng.sum()
 
-    def most(g: int) -> float:
+    def best_log_prob(g: int) -> float:
         """Compute the log-probability of a gene at its best dispersion."""
 
         def negative(log_theta: float) -> float:
@@ -97,14 +97,14 @@ def test_mean_model_finds_the_most_likely_dispersions():
 
         return -minimize_scalar(negative, bounds=(-4, 8), method="bounded").fun
 
-    best = sum(most(g) for g in range(counts.n_genes)) / counts.n_cells
+    best = sum(best_log_prob(g) for g in range(counts.n_genes)) / counts.n_cells
     found = model.log_prob_n(counts, np.arange(counts.n_cells)).mean()
     # The fitted mean model is at most a little better than the reference, and never worse.
     assert best - 0.05 < found < best + 0.5
 
 
-def test_mean_model_learns_from_the_training_cells_alone():
-    counts = of_one_kind()
+def test_mean_model_uses_only_training_cells():
+    counts = one_cell_type()
     other = replace(counts, matrix=counts.matrix.copy())
     other.matrix.data[other.matrix.indptr[400] :] += 50
     training = np.arange(400)
@@ -116,21 +116,21 @@ def test_mean_model_learns_from_the_training_cells_alone():
 # --- principal components ---------------------------------------------------------------------------------------------
 
 
-def test_all_components_give_the_counts_back():
-    counts = of_one_kind(n=120, g=12)
+def test_all_components_reconstruct_the_counts():
+    counts = one_cell_type(n=120, g=12)
     pca = PcaModel(counts)
     x_ng = counts.matrix.toarray()
     least_ng = counts.library_n[:, None] * x_ng.sum(0) / x_ng.sum() * 0.1
     found_ng = np.concatenate(list(pca.expected(12)))
-    clearly = x_ng > 2 * least_ng
-    np.testing.assert_allclose(found_ng[clearly], x_ng[clearly], rtol=0.25)
+    detected = x_ng > 2 * least_ng
+    np.testing.assert_allclose(found_ng[detected], x_ng[detected], rtol=0.25)
     np.testing.assert_allclose(found_ng.sum(1), counts.library_n, rtol=1e-6)
 
 
-def test_components_beat_averages_where_there_are_two_kinds():
+def test_pca_is_better_than_the_mean_model_for_two_cell_types():
     random = np.random.default_rng(1)
     kinds_kg = random.dirichlet(np.ones(40), size=2)
-    counts = drawn(600 * kinds_kg[random.integers(2, size=600)], 5.0)
+    counts = draw_counts(600 * kinds_kg[random.integers(2, size=600)], 5.0)
     thinned = thin(counts, seed=0)
     pca, mean = PcaModel(thinned.kept), MeanModel(thinned.kept, None, tiny_config(likelihood="nb"), CPU)
     loss = {
@@ -144,7 +144,7 @@ def test_components_beat_averages_where_there_are_two_kinds():
 # --- baselines --------------------------------------------------------------------------------------------------------
 
 
-def test_the_compared_models_are_in_the_order_of_the_truth():
+def test_baselines_are_ranked_as_expected():
     adata = tree(n_cells=600, n_genes=120, depth=4000)
     counts = counts_of(adata)
     from scvae_cli.training.fit import fit_to_end
@@ -167,8 +167,8 @@ def test_the_compared_models_are_in_the_order_of_the_truth():
     assert found.n_heldout == len(model.heldout_cells)
 
 
-def test_a_latent_space_has_no_advantage_where_cells_are_of_one_kind():
-    counts = of_one_kind(n=400, theta=3.0)
+def test_vae_has_no_advantage_for_a_single_cell_type():
+    counts = one_cell_type(n=400, theta=3.0)
     from scvae_cli.training.fit import fit_to_end
 
     model = fit_to_end(counts, tiny_config(likelihood="nb", genes="all"))
@@ -177,7 +177,7 @@ def test_a_latent_space_has_no_advantage_where_cells_are_of_one_kind():
     assert abs(mean.vae_advantage_thinned[0]) < 0.2
 
 
-def test_the_linear_decoder_is_trained_as_a_user_would_train_it():
+def test_linear_baseline_uses_the_recipe_of_a_new_training():
     counts = counts_of(tree(n_cells=150, n_genes=40, depth=800))
     defaults = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16, "max_epochs": 5}
     from scvae_cli.training.fit import fit_to_end
@@ -185,11 +185,11 @@ def test_the_linear_decoder_is_trained_as_a_user_would_train_it():
     model = fit_to_end(counts, RunConfig.of(defaults))
     trained = []
 
-    def noting(title, counts, config):
+    def record(title, counts, config):
         trained.append(fit_to_end(counts, config))
         return trained[-1]
 
-    compare_with_baselines(model, counts, train=noting)
+    compare_with_baselines(model, counts, train=record)
     expected = fit_to_end(counts, RunConfig.of(defaults | {"decoder": "linear"})).config
     assert expected.train.weight_decay < model.config.train.weight_decay
     linear = [one.config for one in trained if one.config.model.decoder == "linear"]
@@ -197,27 +197,35 @@ def test_the_linear_decoder_is_trained_as_a_user_would_train_it():
     assert linear == [expected, expected]
 
 
-def test_the_recipe_chooses_anew_what_it_chose_and_users_keep_what_they_set():
+def test_retraining_keeps_given_options_and_chooses_the_others_again():
     counts = counts_of(tree(n_cells=120, n_genes=40, depth=800))
     from scvae_cli.training.fit import fit_to_end
 
-    own = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16, "batch_size": 32, "patience": 2, "beta": 2.0}
-    own["decoder_dropout"] = 0.1
-    model = fit_to_end(counts, RunConfig.of(own))
-    assert requested_config(model) == RunConfig.of(own)
+    given = {
+        "genes": "all",
+        "device": "cpu",
+        "threads": 1,
+        "n_hidden": 16,
+        "batch_size": 32,
+        "patience": 2,
+        "beta": 2.0,
+    }
+    given["decoder_dropout"] = 0.1
+    model = fit_to_end(counts, RunConfig.of(given))
+    assert requested_config(model) == RunConfig.of(given)
     assert model.config.train.learning_rate is not None
     with_loadings = with_linear_decoder(requested_config(model))
     assert with_loadings.train == requested_config(model).train
     assert with_loadings.model == ModelConfig(decoder="linear", n_hidden=16)
 
 
-def test_a_linear_decoder_is_not_compared_with_itself():
+def test_linear_decoder_is_not_compared_with_itself():
     counts = counts_of(tree(n_cells=200, n_genes=60, depth=1500))
     from scvae_cli.training.fit import fit_to_end
 
     titles: list[str] = []
     model = fit_to_end(counts, tiny_config(decoder="linear", genes="all"))
-    found = compare_with_baselines(model, counts, train=noted(titles))
+    found = compare_with_baselines(model, counts, train=recording_train(titles))
     assert [one.name for one in found.models] == [VAE, PCA, MEAN, NO_DENOISING]
     assert titles == ["Training on thinned counts (VAE)"]
     verdicts = baseline_verdicts(found, 1.0)
@@ -227,7 +235,7 @@ def test_a_linear_decoder_is_not_compared_with_itself():
 
 @pytest.mark.parametrize(("n_cells", "n_heldout"), [(12, 1), (60, 6)])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_few_held_out_cells_are_sure_of_nothing(n_cells, n_heldout):
+def test_few_heldout_cells_give_no_clear_verdict(n_cells, n_heldout):
     counts = counts_of(tree(n_cells=n_cells, n_genes=40, depth=1500))
     from scvae_cli.training.fit import fit_to_end
 
@@ -244,18 +252,20 @@ def test_few_held_out_cells_are_sure_of_nothing(n_cells, n_heldout):
 # --- stability --------------------------------------------------------------------------------------------------------
 
 
-def test_a_rotated_embedding_is_the_same_but_for_its_axes():
+def test_rotated_embedding_differs_only_in_its_axes():
     random = np.random.default_rng(0)
     z_nk = random.standard_normal((300, 4)) * [4, 3, 2, 1]
-    turned_nk = 2.5 * z_nk @ ortho_group.rvs(4, random_state=0) + 1
-    assert disparity(z_nk, turned_nk) < 1e-12
-    assert disparity(z_nk, np.column_stack([turned_nk, np.zeros(300)])) < 1e-12, "of any number of coordinates"
-    assert shared(nearest_neighbors(z_nk), nearest_neighbors(turned_nk)) == 1.0
+    rotated_nk = 2.5 * z_nk @ ortho_group.rvs(4, random_state=0) + 1
+    assert disparity(z_nk, rotated_nk) < 1e-12
+    assert disparity(z_nk, np.column_stack([rotated_nk, np.zeros(300)])) < 1e-12, (
+        "the numbers of coordinates may differ"
+    )
+    assert shared(nearest_neighbors(z_nk), nearest_neighbors(rotated_nk)) == 1.0
     assert axis_correlation(z_nk, -z_nk) == pytest.approx(1)
-    assert axis_correlation(z_nk, turned_nk) < 0.9
+    assert axis_correlation(z_nk, rotated_nk) < 0.9
 
 
-def test_unrelated_embeddings_share_what_chance_gives():
+def test_unrelated_embeddings_share_neighbors_by_chance():
     random = np.random.default_rng(0)
     a_nk, b_nk = random.standard_normal((2, 600, 5))
     assert disparity(a_nk, b_nk) > 0.95
@@ -276,7 +286,7 @@ def test_trainings_on_a_tree_agree_better_than_chance():
 # --- cells that the model was not trained on --------------------------------------------------------------------------
 
 
-def test_cells_of_the_training_need_no_other_model(monkeypatch):
+def test_training_cells_need_no_other_model(monkeypatch):
     adata, model = learned()
     counts = counts_of(adata, "batch")
     assert model_trained_on(model, counts)[0] is model
@@ -286,13 +296,13 @@ def test_cells_of_the_training_need_no_other_model(monkeypatch):
     assert set(other.heldout_cells) <= set(some.cell_names)
 
 
-def test_other_cells_are_judged_by_a_model_trained_on_them():
+def test_other_cells_are_evaluated_with_a_model_trained_on_them():
     adata, model = learned()
     some = adata[:200].copy()
     counts = counts_of(some, "batch")
     titles: list[str] = []
     diagnosis = scvae.diagnose(some, model, n_samples=2, refine=1, quick=True, inplace=False)
-    found = with_trainings(diagnosis, model, counts, DiagnoseOptions(n_trainings=2), train=noted(titles))
+    found = with_trainings(diagnosis, model, counts, DiagnoseOptions(n_trainings=2), train=recording_train(titles))
     assert titles.count("Training on these cells") == 1
     assert found.baselines.n_heldout == 20
     own, _ = model_trained_on(model, counts)

@@ -21,7 +21,7 @@ def cells():
     return adata
 
 
-def test_conditions_are_joined_by_and(cells):
+def test_conditions_are_combined_with_and(cells):
     store = open_store(cells)
     np.testing.assert_array_equal(subset_mask(store, ["day=0,2"]), cells.obs["day"] != 1)
     both = subset_mask(store, ["day=0.0", "place=a,b"])
@@ -45,42 +45,42 @@ def test_conditions_that_no_cell_fulfills_are_refused(cells, conditions, message
         subset_mask(open_store(cells), conditions)
 
 
-def test_a_subset_is_ordered_as_if_it_were_alone(cells):
+def test_pseudotime_of_a_subset_equals_that_of_the_subset_alone(cells):
     model = learned()[1]
     options = {"groupby": "cell_type", "root": "stem", "ends": ["mature_1", "mature_2"]}
-    whole, part = cells.copy(), cells[cells.obs["day"] != 1].copy()
-    scvae.pseudotime(whole, model, subset=["day=0,2"], **options)
+    all_cells, part = cells.copy(), cells[cells.obs["day"] != 1].copy()
+    scvae.pseudotime(all_cells, model, subset=["day=0,2"], **options)
     scvae.pseudotime(part, model, **options)
-    chosen = (whole.obs["day"] != 1).to_numpy()
-    assert whole.obs["scvae_pseudotime_from_stem"].isna().to_numpy().tolist() == (~chosen).tolist()
-    ours, alone = whole.obsm["scvae_ends_from_stem"][chosen], part.obsm["scvae_ends_from_stem"]
-    np.testing.assert_allclose(ours, alone, atol=1e-5)
+    chosen = (all_cells.obs["day"] != 1).to_numpy()
+    assert all_cells.obs["scvae_pseudotime_from_stem"].isna().to_numpy().tolist() == (~chosen).tolist()
+    ours, expected = all_cells.obsm["scvae_ends_from_stem"][chosen], part.obsm["scvae_ends_from_stem"]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_scores_of_a_subset(cells):
-    whole = cells.copy()
-    scvae.score(whole, learned()[1], n_samples=2, subset=["day=1"])
-    assert (whole.obs["scvae_elbo"].notna() == (whole.obs["day"] == 1)).all()
+def test_scores_outside_the_subset_are_missing(cells):
+    adata = cells.copy()
+    scvae.score(adata, learned()[1], n_samples=2, subset=["day=1"])
+    assert (adata.obs["scvae_elbo"].notna() == (adata.obs["day"] == 1)).all()
 
 
-def test_a_trajectory_runs_through_the_cells_of_the_subset(cells):
+def test_trajectory_of_a_subset_equals_that_of_the_subset_alone(cells):
     model = learned()[1]
     options = {"groupby": "cell_type", "groups": ["stem", "mature_1"], "n_steps": 10, "inplace": False}
     part = cells[cells.obs["day"] != 1].copy()
     trajectory = scvae.interpolate(cells, model, subset=["day=0,2"], **options)
-    alone = scvae.interpolate(part, model, **options)
-    np.testing.assert_allclose(trajectory.z_tk, alone.z_tk, atol=1e-5)
-    np.testing.assert_array_equal(np.isnan(trajectory.pseudotime_n), np.isnan(alone.pseudotime_n))
+    expected = scvae.interpolate(part, model, **options)
+    np.testing.assert_allclose(trajectory.z_tk, expected.z_tk, atol=1e-5)
+    np.testing.assert_array_equal(np.isnan(trajectory.pseudotime_n), np.isnan(expected.pseudotime_n))
 
 
-def test_a_group_outside_the_subset_is_not_found(cells):
+def test_group_outside_the_subset_is_not_found(cells):
     ends = ["stem", "mature_1"]
     with pytest.raises(DataError, match="mature_1"):
         scvae.interpolate(cells, learned()[1], groupby="cell_type", groups=ends, subset=["cell_type=stem,progenitor"])
 
 
 @pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
-def test_a_gene_program_starts_in_the_subset(cells):
+def test_optimization_uses_only_the_subset(cells):
     optimization = scvae.optimize(
         cells, learned()[1], toward=list(learned()[1].genes[:3]), groupby="cell_type", group="stem", subset=["day=1"],
         n_steps=5, inplace=False,
@@ -88,7 +88,7 @@ def test_a_gene_program_starts_in_the_subset(cells):
     assert len(optimization.trajectory.pseudotime_n) == (cells.obs["day"] == 1).sum()
 
 
-def test_a_diagnosis_of_a_subset_trains_no_models(cells):
+def test_diagnosis_of_a_subset_trains_no_models(cells):
     model = learned()[1]
     with pytest.raises(ConfigError, match="quick"):
         scvae.diagnose(cells, model, subset=["day=1"])

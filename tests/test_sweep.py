@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import TINY as TINY_FLAGS
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from simulated import TINY, counts_of, tiny_config, tree
-from workbench import DATA, MODEL, USAGE, refused
+from workbench import DATA, MODEL, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.counts import Counts
@@ -48,7 +48,7 @@ def swept(counts, kept_models):
 # --- the curve --------------------------------------------------------------------------------------------------------
 
 
-def test_the_rate_falls_and_the_distortion_rises_with_beta(swept):
+def test_rate_decreases_and_distortion_increases_with_beta(swept):
     assert swept.values == BETAS
     assert (np.diff(swept.column("rate")) < 0).all()
     assert (np.diff(swept.column("distortion")) > 0).all()
@@ -58,19 +58,19 @@ def test_the_rate_falls_and_the_distortion_rises_with_beta(swept):
     assert (swept.column("bound") >= swept.column("elbo")).all()
 
 
-def test_collapse_is_not_suggested(swept):
+def test_collapsed_run_is_not_suggested(swept):
     collapsed = swept.runs[-1]
     assert collapsed.rate < 0.01
     assert collapsed.active_units == 0
     assert swept.suggested < 1000
     assert collapsed.excess > 4 * collapsed.excess_se
     assert swept.suggested_run.active_units > 0
-    # The model carries no more information than the mean model.
+    # The model contains no more information than the mean model.
     assert collapsed.gain < 0.2
     assert swept.column("gain").max() == 1
 
 
-def test_rows_say_what_the_models_say(swept, kept_models, counts):
+def test_rows_agree_with_the_models(swept, kept_models, counts):
     for value, run in zip(swept.values, swept.runs, strict=True):
         model = kept_models[value]
         assert run.beta == model.config.train.beta == value
@@ -85,7 +85,7 @@ def test_rows_say_what_the_models_say(swept, kept_models, counts):
     assert swept.n_heldout == 24
 
 
-def test_genes_are_those_of_a_training(kept_models, counts):
+def test_genes_equal_those_of_a_training(kept_models, counts):
     model = fit_to_end(counts, tiny_config(max_epochs=1))
     assert all(kept.genes == model.genes for kept in kept_models.values())
 
@@ -98,7 +98,7 @@ def linear_counts(n_dimensions: int, n_cells: int = 240, n_genes: int = 80, dept
     return counts_of(ad.AnnData(random.poisson(depth * share_ng).astype(np.float32)))
 
 
-def test_numbers_of_latent_dimensions():
+def test_sweep_of_latent_dimensions():
     found = sweep(linear_counts(3), tiny_config(max_epochs=40), SweepOptions(n_latent=(8, 1, 3)))
     assert found.varied == "n_latent"
     assert [run.n_latent for run in found.runs] == list(found.values) == [1, 3, 8]
@@ -110,7 +110,7 @@ def test_numbers_of_latent_dimensions():
     assert three - eight < 0.5 * (one - three)
 
 
-def test_held_out_cells_decide_where_nothing_can_be_withheld(counts):
+def test_bound_is_used_if_no_molecules_can_be_withheld(counts):
     found = sweep(counts, tiny_config(max_epochs=12), SweepOptions(beta=(1, 100), judge="bound"))
     assert found.criterion == "bound"
     assert found.kept_molecules == 1
@@ -119,7 +119,7 @@ def test_held_out_cells_decide_where_nothing_can_be_withheld(counts):
     assert np.isnan(found.column("gain")).all()
 
 
-def test_batches_and_few_counts():
+def test_sweep_with_batches_and_few_counts():
     """Cells that lose all their molecules are removed; each remaining cell is predicted in its batch."""
     adata = tree(n_cells=200, n_genes=60, n_batches=2, depth=40)
     some = counts_of(adata, "batch")
@@ -132,7 +132,7 @@ def test_batches_and_few_counts():
 # --- the suggestion ---------------------------------------------------------------------------------------------------
 
 
-def test_the_one_standard_error_rule():
+def test_one_standard_error_rule():
     random = np.random.default_rng(0)
     cells_n = 100 * random.standard_normal(400)  # differences between cells that all runs share
     more_r = np.array([1.0, 0.0, 0.0, 0.5])
@@ -163,26 +163,26 @@ def test_significant_reversals_are_found():
     assert find_reversals((0.1, 1, 10), unsure_rn, -unsure_rn) == ()
 
 
-def test_reversals_become_warnings(swept):
+def test_reversals_give_warnings(swept):
     found = find_reversals((0.1, 1), np.array([[1.0, 1.1], [2, 2]]), np.array([[1.0, 1.1], [2, 2]]))
     (warning,) = replace(swept, reversals=found).warnings()
     assert "from β = 0.1 to 1 the rate increases by 0.95 nats" in warning
 
 
-def test_one_held_out_cell_cannot_compare_runs():
+def test_single_heldout_cell_is_refused_for_real_numbers():
     random = np.random.default_rng(0)
     adata = ad.AnnData(random.standard_normal((12, 5)).astype(np.float32))
     options = WITHOUT_LATENT | {"max_epochs": 2, "likelihood": "normal"}
-    with pytest.raises(DataError, match="of 12 cells only one is held out") as refusal:
+    with pytest.raises(DataError, match="of 12 cells only one is held out") as error:
         scvae.sweep(adata, beta=[1, 2], **options)
-    assert "validation_fraction" in refusal.value.hint
+    assert "validation_fraction" in error.value.hint
     found = scvae.sweep(adata, beta=[1, 2], inplace=False, **options, validation_fraction=0.3)
     assert found.n_heldout == 4
     assert np.isfinite(found.column("excess_se")).all()
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_one_held_out_cell_shows_no_reversal():
+def test_single_heldout_cell_shows_no_reversal():
     assert find_reversals((0.1, 1), np.array([[1.0], [5.0]]), np.array([[5.0], [1.0]])) == ()
     adata = tree(n_cells=12, n_genes=30, depth=300)
     found = scvae.sweep(adata, beta=[1, 2], inplace=False, **WITHOUT_LATENT | {"max_epochs": 2})
@@ -197,7 +197,7 @@ def heldout_losses(counts, config, model):
     return [event.heldout_loss for event in events]
 
 
-def test_a_training_starts_where_another_ended(counts):
+def test_training_starts_from_the_weights_of_another_model(counts):
     config = tiny_config(max_epochs=40)
     *events, finished = fit(counts, config)
     cold = [event.heldout_loss for event in events if isinstance(event, EpochReport)]
@@ -211,7 +211,7 @@ def test_a_training_starts_where_another_ended(counts):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.vae.state_dict().items())
 
 
-def test_other_models_are_no_start(counts):
+def test_unsuitable_start_models_are_refused(counts):
     model = fit_to_end(counts, tiny_config(max_epochs=1))
     for other, config, fragment in (
         (counts.genes(np.arange(50)), tiny_config(), "other genes"),
@@ -223,7 +223,7 @@ def test_other_models_are_no_start(counts):
             list(fit(other, config, start_from=model))
 
 
-def test_the_default_is_suggested_if_it_is_as_good_as_the_best():
+def test_default_is_suggested_if_it_is_as_good_as_the_best():
     loss_rn = np.asarray([[1.0], [0.5], [0.5], [0.6]]) + np.random.default_rng(0).normal(size=(4, 50))[:1]
     for default, noise, selected in ((1, 0.2, 1), (3, 0.2, 3), (0, 0.2, 3), (None, 0.2, 3), (0, 0.6, 0)):
         assert compare(loss_rn, prefer_last=True, noise=noise, default=default)[-1] == selected
@@ -232,10 +232,19 @@ def test_the_default_is_suggested_if_it_is_as_good_as_the_best():
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_slots_come_back_from_the_file(bench):
+def test_slots_in_the_file_equal_the_json_report(bench):
     figure = bench.folder / "sweep.png"
-    asked = ["sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--plot", figure, "--models", bench.folder / "kept"]
-    values = json.loads(run_well(*asked, "--beta", "10,0.1", "--json").out)
+    command = [
+        "sweep",
+        bench.data,
+        *TINY_FLAGS[:4],
+        *TINY_FLAGS[6:],
+        "--plot",
+        figure,
+        "--models",
+        bench.folder / "kept",
+    ]
+    values = json.loads(run_ok(*command, "--beta", "10,0.1", "--json").out)
     read = ad.read_h5ad(bench.data).uns["scvae"]
     table = read["sweep"]["beta"]
     assert list(table["beta"]) == [0.1, 10]
@@ -249,15 +258,15 @@ def test_slots_come_back_from_the_file(bench):
     assert figure.stat().st_size > 10_000
     kept = scvae.load(bench.folder / "kept" / "beta_0.1.scvae")
     assert kept.config.train.beta == 0.1
-    assert "sweep_beta" in run_well("info", bench.data).out
+    assert "sweep_beta" in run_ok("info", bench.data).out
     # Results that scvae wrote are replaced without --force; models need --force.
-    run_well("sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--beta", "1,2")
+    run_ok("sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--beta", "1,2")
     kept = ["--models", bench.folder / "kept"]
     assert "the model" in run_cli("sweep", bench.data, *kept, "--beta", "10,0.1").err
 
 
-def test_text_tells_the_suggestion_and_what_to_run_next(bench):
-    done = run_well("sweep", bench.data, *TINY_FLAGS[:2], *TINY_FLAGS[6:], "--n-latent", "2,3", "--likelihood", "nb")
+def test_text_contains_the_suggestion_and_the_next_command(bench):
+    done = run_ok("sweep", bench.data, *TINY_FLAGS[:2], *TINY_FLAGS[6:], "--n-latent", "2,3", "--likelihood", "nb")
     assert "latent dimensions, " in done.out.split("* suggested: ")[1]
     # There is one recommendation, and no text contradicts it.
     assert len(done.out.split("* suggested: ")[1].split("→")[0].strip().splitlines()) == 1
@@ -290,24 +299,28 @@ def test_text_tells_the_suggestion_and_what_to_run_next(bench):
         (DATA, "no layer", ["--beta", "1,2", "--layer", "none"]),
     ],
 )
-def test_sweeps_that_cannot_be_meant(bench, code, fragment, options):
-    there = bench.file("mine.txt", "mine")
-    places = {"FILE": there, "FOLDER/none/kept": bench.folder / "none" / "kept"}
-    refused(bench.folder, ["sweep", bench.data, *[places.get(option, option) for option in options]], code, fragment)
+def test_invalid_sweeps_are_refused(bench, code, fragment, options):
+    existing = bench.file("mine.txt", "mine")
+    places = {"FILE": existing, "FOLDER/none/kept": bench.folder / "none" / "kept"}
+    assert_refused(
+        bench.folder, ["sweep", bench.data, *[places.get(option, option) for option in options]], code, fragment
+    )
 
 
-def test_a_slot_of_the_users_own_is_left(bench):
-    def put(adata):
+def test_slot_of_the_user_is_overwritten_only_with_force(bench):
+    def add_slot(adata):
         adata.uns["scvae"] = {"sweep": {"beta": 3}}
 
-    bench.changed(put)
-    assert "--force" in refused(bench.folder, ["sweep", bench.data, "--beta", "1,2"], DATA, "not written by scvae")
+    bench.change(add_slot)
+    assert "--force" in assert_refused(
+        bench.folder, ["sweep", bench.data, "--beta", "1,2"], DATA, "not written by scvae"
+    )
 
 
 # --- in Python --------------------------------------------------------------------------------------------------------
 
 
-def test_in_python():
+def test_python_function_writes_or_returns_the_sweep():
     adata = tree(n_cells=120, n_genes=40, depth=300)
     options = WITHOUT_LATENT | {"max_epochs": 3}
     before = set(adata.uns)
@@ -321,17 +334,17 @@ def test_in_python():
         scvae.sweep(adata, beta=[1, 2], n_latent=[2, 3])
 
 
-def test_cells_without_structure_are_told_of():
+def test_cells_without_structure_give_a_warning():
     random = np.random.default_rng(0)
     adata = ad.AnnData(random.poisson(2.0, (150, 30)).astype(np.float32))
     with pytest.warns(ScvaeWarning, match="no run predicts better"):
         scvae.sweep(adata, beta=[30, 300], **WITHOUT_LATENT | {"max_epochs": 12})
 
 
-# --- the picture ------------------------------------------------------------------------------------------------------
+# --- the figure -------------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_shows_every_run(swept, tmp_path):
+def test_figure_shows_every_run(swept, tmp_path):
     figure = sweep_figure(swept)
     curve, loss, active = figure.axes
     drawn = curve.lines[0].get_xydata()

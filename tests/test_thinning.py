@@ -37,7 +37,7 @@ def counts(mean_ng):
     return as_counts(np.random.default_rng(2).poisson(mean_ng))
 
 
-def test_the_parts_are_the_counts(counts):
+def test_parts_add_up_to_the_counts(counts):
     before = counts.matrix.copy()
     thinned = thin(counts)
     assert (thinned.kept.matrix + thinned.withheld != counts.matrix).nnz == 0
@@ -62,13 +62,13 @@ def test_each_molecule_is_kept_with_the_same_probability(counts, share):
     assert chisquare(np.bincount(kept_of_three, minlength=4), expected).pvalue > 1e-3
 
 
-def test_draws_follow_the_seed(counts):
-    first, again, other = (thin(counts, seed=seed).kept.matrix for seed in (5, 5, 6))
-    assert (first != again).nnz == 0
+def test_draws_depend_only_on_the_seed(counts):
+    first, second, other = (thin(counts, seed=seed).kept.matrix for seed in (5, 5, 6))
+    assert (first != second).nnz == 0
     assert (first != other).nnz > 0
 
 
-def test_the_loss_is_that_of_a_poisson(counts, mean_ng):
+def test_loss_equals_that_of_a_poisson(counts, mean_ng):
     thinned = thin(counts)
     predicted_ng = KEPT * mean_ng
     losses = thinned.poisson_loss(np.array_split(predicted_ng, 7))
@@ -78,14 +78,14 @@ def test_the_loss_is_that_of_a_poisson(counts, mean_ng):
     np.testing.assert_allclose(losses, reference, rtol=1e-6)
 
 
-def test_a_gene_that_was_not_expected_costs_much_but_not_without_bound():
+def test_loss_of_an_unexpected_gene_is_large_but_finite():
     thinned = thin(as_counts(np.full((3, 4), 50)))
     losses = thinned.poisson_loss([np.zeros((3, 4))])
     assert np.isfinite(losses).all()
     assert (losses > 10).all()
 
 
-def test_the_true_mean_predicts_best(counts, mean_ng):
+def test_true_mean_has_the_smallest_loss(counts, mean_ng):
     """The truth is compared with means that average over different cells, and with means that repeat the noise of the
     kept part.
     """
@@ -105,7 +105,7 @@ def test_the_true_mean_predicts_best(counts, mean_ng):
         assert more.mean() > 4 * more.std() / np.sqrt(len(more)), name
 
 
-def test_cells_that_lose_everything_leave_both_parts():
+def test_cells_without_kept_molecules_are_removed_from_both_parts():
     matrix = np.zeros((300, 5))
     matrix[:, 1] = 1
     matrix[::3, 2] = 40

@@ -37,7 +37,7 @@ def same_weights(a, b):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_same_seed_gives_the_same_weights_to_the_bit(counts):
+def test_same_seed_gives_the_same_weights(counts):
     _, first = run(counts, tiny_config(seed=7))
     torch.rand(3)  # the caller's random state does not matter
     _, second = run(counts, tiny_config(seed=7))
@@ -46,7 +46,7 @@ def test_same_seed_gives_the_same_weights_to_the_bit(counts):
     assert not same_weights(first, other)
 
 
-def test_two_threads_and_batches_repeat_to_the_bit():
+def test_training_with_two_threads_and_batches_is_reproducible():
     """The network is so wide that torch divides the work among its threads."""
     adata = tree(n_batches=2, n_cells=300, n_genes=2000)
     config = tiny_config(threads=2, batch_size=128, max_epochs=3, n_hidden=128, batch_key="batch", genes="all")
@@ -54,7 +54,7 @@ def test_two_threads_and_batches_repeat_to_the_bit():
     assert same_weights(first, second)
 
 
-def test_training_leaves_the_callers_random_state_alone(counts):
+def test_training_does_not_change_the_random_state_of_the_caller(counts):
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
@@ -62,7 +62,7 @@ def test_training_leaves_the_callers_random_state_alone(counts):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_a_new_training_keeps_the_saved_state_of_an_interrupted_one_at_first(counts, tmp_path):
+def test_new_training_keeps_the_saved_state_of_an_interrupted_one_at_first(counts, tmp_path):
     """A user who forgets --resume can still stop the new training and resume the interrupted training."""
     folder = tmp_path / "m.scvae"
     list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: True))
@@ -75,47 +75,47 @@ def test_a_new_training_keeps_the_saved_state_of_an_interrupted_one_at_first(cou
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 11])
-def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, tmp_path, stop_after):
-    _, whole = run(counts, tiny_config())
-    asked = iter(range(1, 100))
+def test_resumed_training_equals_an_uninterrupted_one(counts, tmp_path, stop_after):
+    _, uninterrupted = run(counts, tiny_config())
+    calls = iter(range(1, 100))
     folder = tmp_path / "m.scvae"
-    events = list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: next(asked) == stop_after))
+    events = list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: next(calls) == stop_after))
     assert events[-1] == Stopped(epoch=stop_after)
     assert not folder.exists()
     events, resumed = run(counts, tiny_config(), model_folder=folder, resume=True)
     assert events[0].resumed_epoch == stop_after
-    assert same_weights(whole, resumed)
+    assert same_weights(uninterrupted, resumed)
     rows = [line.rsplit(",", 1)[0].split(",")[:7] for line in resumed.history.splitlines()]
-    assert rows == [line.rsplit(",", 1)[0].split(",")[:7] for line in whole.history.splitlines()]
+    assert rows == [line.rsplit(",", 1)[0].split(",")[:7] for line in uninterrupted.history.splitlines()]
 
 
 @pytest.mark.parametrize("later", [0, 1])
-def test_a_training_interrupted_when_dropout_is_eased_or_after_it_is_resumed_to_the_bit(counts, tmp_path, later):
+def test_training_interrupted_at_the_change_of_dropout_is_resumed_exactly(counts, tmp_path, later):
     config = tiny_config(max_epochs=200, patience=1)
-    events, whole = run(counts, config)
+    events, uninterrupted = run(counts, config)
     stop_after = eased_after(events) + later
     folder = tmp_path / "m.scvae"
     reports = iter(range(1, 100))
     list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(reports) == stop_after))
-    assert same_weights(whole, run(counts, config, model_folder=folder, resume=True)[1])
+    assert same_weights(uninterrupted, run(counts, config, model_folder=folder, resume=True)[1])
 
 
 def eased_after(events):
     """Return the number of epochs after which the learning rate falls to less than half within one epoch."""
     rates = [event.learning_rate for event in events if isinstance(event, EpochReport)]
-    (place,) = (i for i in range(1, len(rates)) if rates[i] < rates[i - 1] / 2)
-    return place
+    (epoch,) = (i for i in range(1, len(rates)) if rates[i] < rates[i - 1] / 2)
+    return epoch
 
 
-def test_dropout_is_eased_on_the_best_weights(counts, monkeypatch):
+def test_dropout_is_lowered_from_the_best_weights(counts, monkeypatch):
     seen = []
 
     def ease(trainer):
-        usual(trainer)
+        original(trainer)
         best = all(torch.equal(t, trainer.best_weights[name]) for name, t in trainer.vae.state_dict().items())
         seen.append((best, trainer.vae.encoder, trainer.vae.decoder))
 
-    usual = loop.Trainer._ease
+    original = loop.Trainer._ease
     monkeypatch.setattr(loop.Trainer, "_ease", ease)
     _, model = run(counts, tiny_config(max_epochs=200, patience=1, eased_dropout=0.5))
     ((on_best_weights, encoder, decoder),) = seen
@@ -129,7 +129,7 @@ def test_dropout_is_eased_on_the_best_weights(counts, monkeypatch):
     assert not seen
 
 
-def test_resuming_another_run_is_refused(counts, tmp_path):
+def test_resuming_another_training_is_refused(counts, tmp_path):
     folder = tmp_path / "m.scvae"
     with pytest.raises(ModelError, match="no interrupted training"):
         list(fit(counts, tiny_config(), model_folder=folder, resume=True))
@@ -160,7 +160,7 @@ def planned(steps_per_epoch, **options):
 
 @pytest.mark.parametrize("n_epochs", [1, 2, 3, 10, 200])
 @pytest.mark.parametrize("steps_per_epoch", [1, 7, 500])
-def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per_epoch):
+def test_beta_is_reached_and_max_epochs_is_kept(n_epochs, steps_per_epoch):
     schedule = planned(steps_per_epoch, max_epochs=n_epochs, beta=2.5)
     weights, rates = [], []
     while not schedule.done:
@@ -187,7 +187,7 @@ def test_training_ends_after_a_plateau():
     assert schedule.epoch < 100
 
 
-def test_dropout_is_eased_once_and_waited_for_as_long():
+def test_dropout_is_lowered_once_after_the_patience():
     schedule = planned(50, eased_dropout=0.7, patience=5)
     eased = []
     while not schedule.done:
@@ -203,7 +203,7 @@ def test_dropout_is_eased_once_and_waited_for_as_long():
     assert 0 < share < 1
 
 
-def test_training_for_a_flat_space_is_waited_for_longer():
+def test_training_with_flat_has_a_longer_patience():
     """A patience that the user gives is not changed by --flat."""
 
     def patience(**options):
@@ -213,26 +213,26 @@ def test_training_for_a_flat_space_is_waited_for_longer():
     assert patience(flat=1.0, patience=4) == patience(patience=4) == 4
 
 
-def test_a_million_cells_do_not_take_hundreds_of_passes():
+def test_many_cells_reduce_the_default_number_of_epochs():
     assert planned(8000).max_epochs < 20
     assert planned(10).max_epochs > 100
 
 
-def test_loss_that_is_not_finite_rolls_back_and_names_the_cells(counts, monkeypatch):
+def test_loss_that_is_not_finite_causes_a_rollback_and_names_the_cells(counts, monkeypatch):
     """Once, in the third epoch, a loss is not finite, and neither is the likelihood of one cell."""
-    victim = 5
+    bad_cell = 5
     seen = []
     original, original_nll = loop.Trainer._epoch, CountOutput.nll_n
 
     def broken(self):
         for rows, loss in original(self):
-            if self.schedule.epoch == 2 and victim in rows and not seen:
+            if self.schedule.epoch == 2 and bad_cell in rows and not seen:
                 seen.append(rows)
                 loss = math.nan
             yield rows, loss
 
     def broken_nll(self, cells):
-        return torch.where(torch.as_tensor(seen[0] == victim), torch.nan, original_nll(self, cells))
+        return torch.where(torch.as_tensor(seen[0] == bad_cell), torch.nan, original_nll(self, cells))
 
     monkeypatch.setattr(loop.Trainer, "_epoch", broken)
     monkeypatch.setattr(CountOutput, "nll_n", broken_nll)
@@ -240,40 +240,40 @@ def test_loss_that_is_not_finite_rolls_back_and_names_the_cells(counts, monkeypa
     events, model = run(counts, config)
     (rollback,) = [event for event in events if isinstance(event, Rollback)]
     training, _ = split(counts, config)
-    assert rollback.cell_names == (counts.cell_names[training[victim]],)
+    assert rollback.cell_names == (counts.cell_names[training[bad_cell]],)
     assert rollback.learning_rate < settle(config, len(training)).train.learning_rate
     assert model.facts["rollbacks"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in model.vae.state_dict().values())
     assert [e.epoch for e in events if isinstance(e, EpochReport)] == list(range(1, model.facts["epochs"] + 1))
 
 
-def test_training_that_keeps_diverging_ends_in_one_line(counts, monkeypatch):
+def test_diverging_training_ends_with_one_line(counts, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "evaluate", lambda self: (math.nan, 0.0))
     with pytest.raises(ModelError, match="diverged") as caught:
         list(fit(counts, tiny_config()))
     assert "--learning-rate" in caught.value.hint
 
 
-def test_what_is_left_open_follows_the_number_of_cells_and_what_is_asked_for_stays():
+def test_unset_options_depend_on_the_number_of_cells_and_given_options_stay():
     few, many = (settle(RunConfig(), n) for n in (500, 5000))
     assert few.model.decoder_dropout > many.model.decoder_dropout > 0
     assert few.train.batch_size < many.train.batch_size
     assert few.train.learning_rate < many.train.learning_rate
     shape = ModelConfig(n_latent=7, n_hidden=9, encoder_dropout=0.2, decoder_dropout=0.0)
     train = TrainConfig(batch_size=7, learning_rate=1e-4, weight_decay=0.0, eased_dropout=0.5, mix_batches=0.0)
-    asked = RunConfig(model=shape, train=train)
-    assert settle(asked, 500) == asked
+    given = RunConfig(model=shape, train=train)
+    assert settle(given, 500) == given
     assert settle(few, 500) == few
 
 
-def test_a_rate_is_that_of_the_cells_a_step_averages_over():
-    beyond, whole = (settle(RunConfig(train=TrainConfig(batch_size=size)), 630).train for size in (4096, 630))
-    assert beyond.learning_rate == whole.learning_rate
+def test_learning_rate_depends_on_the_number_of_cells_of_a_step():
+    larger, all_cells = (settle(RunConfig(train=TrainConfig(batch_size=size)), 630).train for size in (4096, 630))
+    assert larger.learning_rate == all_cells.learning_rate
     few = settle(RunConfig(), 20).train
     assert few.learning_rate == settle(RunConfig(), 500).train.learning_rate
 
 
-def test_dropout_and_decay_grow_as_cells_grow_fewer():
+def test_dropout_and_weight_decay_are_larger_for_fewer_cells():
     shapes = [settle(RunConfig(), n) for n in (300, 3000, 300_000)]
     for part in ("encoder_dropout", "decoder_dropout"):
         assert [getattr(shape.model, part) for shape in shapes] == sorted(
@@ -285,25 +285,25 @@ def test_dropout_and_decay_grow_as_cells_grow_fewer():
     assert linear.train.weight_decay < shapes[0].train.weight_decay
 
 
-def test_the_encoder_sees_differences_from_the_training_cells_mean(counts):
+def test_encoder_input_is_centered_on_the_training_cells(counts):
     config = tiny_config()
     training, _ = split(counts, config)
     vae = started(config, counts, training, Conditions.of(counts, training))
     x_ng = counts.matrix[training].toarray().astype(np.float64)
     library_n = x_ng.sum(1, keepdims=True)
-    logged_ng = np.log1p(x_ng * np.median(library_n) / library_n)
-    np.testing.assert_allclose(vae.encoder.centre_g.numpy(), logged_ng.mean(0), rtol=1e-5, atol=1e-7)
+    log_ng = np.log1p(x_ng * np.median(library_n) / library_n)
+    np.testing.assert_allclose(vae.encoder.centre_g.numpy(), log_ng.mean(0), rtol=1e-5, atol=1e-7)
     cells = CellTable(counts.matrix, None, torch.device("cpu"), cells=training).take(np.arange(len(training)))
     seen_ng = vae.eval().encoder.seen(cells, vae.reference_library)
-    np.testing.assert_allclose(seen_ng.numpy(), logged_ng - logged_ng.mean(0), atol=1e-4)
+    np.testing.assert_allclose(seen_ng.numpy(), log_ng - log_ng.mean(0), atol=1e-4)
 
 
-def test_a_huge_rate_survives(counts):
+def test_huge_learning_rate_gives_a_finite_elbo(counts):
     _, model = run(counts, tiny_config(learning_rate=5.0))
     assert math.isfinite(model.facts["heldout_elbo"])
 
 
-def test_heldout_cells_teach_nothing(counts):
+def test_heldout_cells_do_not_change_the_weights(counts):
     """The weights after a given number of epochs do not depend on the held-out cells."""
     config = tiny_config(max_epochs=1, genes="all")
     _, heldout = split(counts, config)
@@ -317,14 +317,14 @@ def test_heldout_cells_teach_nothing(counts):
     assert same_weights(*last_weights)
 
 
-def test_collapse_is_told(counts):
+def test_collapse_is_reported_as_zero_active_units(counts):
     _, model = run(counts, tiny_config(beta=1e4))
     assert model.facts["active_units"] == 0
     _, model = run(counts, tiny_config(max_epochs=40, beta=0.5))
     assert model.facts["active_units"] > 0
 
 
-def test_likelihoods_and_batches_train():
+def test_all_likelihoods_train_with_batches():
     adata = tree(n_batches=2)
     for likelihood in ("zinb", "nb", "poisson"):
         _, model = run(counts_of(adata, "batch"), tiny_config(likelihood=likelihood, batch_key="batch"))
@@ -334,7 +334,7 @@ def test_likelihoods_and_batches_train():
 
 
 @pytest.mark.parametrize("n_cells", [10, 65 + 7, 130])
-def test_no_number_of_cells_leaves_a_bad_last_minibatch(n_cells):
+def test_any_number_of_cells_can_be_divided_into_minibatches(n_cells):
     counts = counts_of(tree(n_cells=n_cells))
     _, model = run(counts, tiny_config(batch_size=64, max_epochs=2))
     assert math.isfinite(model.facts["heldout_elbo"])
@@ -352,7 +352,7 @@ def test_too_few_and_empty_cells_are_refused(counts):
     assert events[0].n_dropped == 1
 
 
-def test_learns_more_than_the_gene_means():
+def test_model_is_better_than_the_gene_means():
     """The held-out likelihood is much higher than that of the best model without a latent space."""
     adata = tree(n_cells=800, n_genes=150, depth=800)
     model = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64})

@@ -28,7 +28,7 @@ from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import ASCENT, Trajectory, default_name
 
 ENDS = ["stem", "mature_1"]
-APART = ["mature_1", "mature_2"]
+TWO_FATES = ["mature_1", "mature_2"]
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def in_training_frame(model, z_tk: np.ndarray) -> torch.Tensor:
     return model.axes.in_training_frame(torch.as_tensor(z_tk, dtype=torch.float32))
 
 
-# --- its path ---------------------------------------------------------------------------------------------------------
+# --- path -------------------------------------------------------------------------------------------------------------
 
 
-def test_trajectory_from_mean_to_mean_through_another(adata, model):
+def test_trajectory_through_a_group_starts_and_ends_at_means(adata, model):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     groups = ["stem", "progenitor", "mature_1"]
     trajectory = interpolated(adata, model, groups=groups, n_steps=31, endpoint="centroid")
@@ -78,7 +78,7 @@ def test_trajectory_from_mean_to_mean_through_another(adata, model):
     assert trajectory.labels == tuple(groups)
 
 
-def test_trajectory_begins_at_a_cell_of_its_population(adata, model, trajectory):
+def test_trajectory_starts_and_ends_at_cells_of_its_groups(adata, model, trajectory):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     for end, group in ((0, "stem"), (-1, "mature_1")):
         distance_n = np.linalg.norm(z_nk - trajectory.z_tk[end], axis=1)
@@ -87,7 +87,7 @@ def test_trajectory_begins_at_a_cell_of_its_population(adata, model, trajectory)
         assert trajectory.nearest_names_tj[end, 0] == adata.obs_names[distance_n.argmin()]
 
 
-def test_a_step_at_a_cell_has_the_expected_counts_of_the_denoised_cell(adata, model):
+def test_decoded_means_at_cells_equal_denoised_counts(adata, model):
     ends = adata.obs_names[[3, 40]].tolist()
     trajectory = interpolated(adata, model, groupby=None, cells=ends, n_steps=5, path="straight")
     denoised_ng = scvae.denoise(adata, model, library="median", inplace=False).rows.whole()
@@ -98,10 +98,10 @@ def test_a_step_at_a_cell_has_the_expected_counts_of_the_denoised_cell(adata, mo
 @pytest.mark.parametrize("path", ["geodesic", "graph", "straight"])
 def test_trajectory_between_cells(adata, model, path):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
-    where = np.flatnonzero(adata.obs["cell_type"] == "stem")[:2]
-    cells = list(adata.obs_names[where])
+    rows = np.flatnonzero(adata.obs["cell_type"] == "stem")[:2]
+    cells = list(adata.obs_names[rows])
     trajectory = interpolated(adata, model, groupby=None, cells=cells, n_steps=2, path=path)
-    np.testing.assert_allclose(trajectory.z_tk, z_nk[where], atol=1e-5)
+    np.testing.assert_allclose(trajectory.z_tk, z_nk[rows], atol=1e-5)
     assert trajectory.steps.groups_passed() == []
     assert "nearest_group" not in next(iter(trajectory.slots(SlotNames(), adata.var_names.to_numpy()))).value
     found = interpolated(adata, model, groupby="cell_type", cells=cells, path=path)
@@ -110,10 +110,10 @@ def test_trajectory_between_cells(adata, model, path):
     assert found.labels == tuple(cells)
 
 
-# --- what lies along it -----------------------------------------------------------------------------------------------
+# --- cells along the path ---------------------------------------------------------------------------------------------
 
 
-def test_nearest_cells_and_groups_are_brute_force_s(adata, model, trajectory):
+def test_nearest_cells_and_groups_equal_brute_force(adata, model, trajectory):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     distance_tn = cdist(trajectory.z_tk, z_nk)
     expected = np.sort(distance_tn, axis=1)[:, :15]
@@ -134,15 +134,15 @@ def test_nearest_cells_and_groups_are_brute_force_s(adata, model, trajectory):
     assert all(a != b for a, b in pairwise(passed))
 
 
-def test_cells_in_no_group_do_not_vote(adata, model):
+def test_cells_without_a_group_are_ignored_for_the_nearest_group(adata, model):
     cells = adata.copy()
     cells.obs["known"] = cells.obs["cell_type"].where(cells.obs["cell_type"].isin(ENDS))
     trajectory = interpolated(cells, model, groupby="known", groups=ENDS)
     assert set(trajectory.steps.groups_passed()) == set(ENDS)
-    nobody = trajectory.steps.group_t == ""
-    assert nobody.any()
-    assert np.isnan(trajectory.steps.group_share_t[nobody]).all()
-    assert (trajectory.steps.group_share_t[~nobody] > 0).all()
+    without_group = trajectory.steps.group_t == ""
+    assert without_group.any()
+    assert np.isnan(trajectory.steps.group_share_t[without_group]).all()
+    assert (trajectory.steps.group_share_t[~without_group] > 0).all()
 
 
 def test_speed_adds_up_to_the_length(model, trajectory):
@@ -157,18 +157,18 @@ def test_speed_adds_up_to_the_length(model, trajectory):
     np.testing.assert_allclose(trajectory.steps.position_t, np.linspace(0, 1, 40))
 
 
-def test_geodesic_keeps_to_the_cells_and_the_straight_line_does_not(adata, model):
-    geodesic = interpolated(adata, model, groups=APART)
+def test_geodesic_stays_near_cells_and_the_straight_line_does_not(adata, model):
+    geodesic = interpolated(adata, model, groups=TWO_FATES)
     assert geodesic.warning() is None
     with pytest.warns(ScvaeWarning, match=r"where no cells were observed.*path geodesic stays in regions with cells"):
-        line = interpolated(adata, model, groups=APART, path="straight")
+        line = interpolated(adata, model, groups=TWO_FATES, path="straight")
     assert line.steps.off_manifold_t.max() > 0.95 > geodesic.steps.off_manifold_t.max()
     assert line.steps.length < geodesic.steps.length
     own = model.density.off_manifold(in_training_frame(model, line.z_tk))
     np.testing.assert_allclose(line.steps.off_manifold_t, own, atol=0.02)
 
 
-def test_warning_says_where_and_what_to_do(trajectory):
+def test_warning_names_the_steps_and_a_remedy(trajectory):
     def warned(off: list[int], **changed) -> str | None:
         score_t = np.full(40, 0.4)
         score_t[off] = 0.97
@@ -196,10 +196,10 @@ def test_warning_says_where_and_what_to_do(trajectory):
     assert "passes g0 → g1 → g2 → … → g38 → g39; " in replace(trajectory, steps=many).warning()
 
 
-# --- what is decoded --------------------------------------------------------------------------------------------------
+# --- decoded genes ----------------------------------------------------------------------------------------------------
 
 
-def test_decoded_means_are_those_of_the_steps(adata, model, trajectory):
+def test_decoded_means_equal_those_of_the_steps(adata, model, trajectory):
     np.testing.assert_allclose(trajectory.mean_tg.sum(1), float(model.vae.reference_library), rtol=1e-4)
     z_tk = in_training_frame(model, trajectory.z_tk)
     library_t = torch.full((40,), 777.0)
@@ -211,7 +211,7 @@ def test_decoded_means_are_those_of_the_steps(adata, model, trajectory):
         np.testing.assert_allclose(found.mean_tg, expected, rtol=1e-3)
 
 
-def test_bands_hold_the_posterior_of_the_cells_around(adata, model, trajectory):
+def test_bands_contain_the_posterior_of_near_cells(adata, model, trajectory):
     assert (trajectory.low_tg <= trajectory.high_tg).all()
     assert ((trajectory.low_tg <= trajectory.mean_tg) & (trajectory.mean_tg <= trajectory.high_tg)).mean() > 0.95
     var_nk = scvae.embed(adata, model, axes="training", inplace=False).var_nk
@@ -265,10 +265,10 @@ def test_projection_finds_the_nearest_point():
     np.testing.assert_allclose(distance, [0.5, 0.5, 1.0, 7.0])
 
 
-# --- bundles ----------------------------------------------------------------------------------------------------------
+# --- paired paths -----------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_joins_cells_of_both_populations(adata, model, bundle):
+def test_paired_paths_join_cells_of_both_populations(adata, model, bundle):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     assert bundle.bundle_ptk.shape == (12, 20, 4)
     for end, group in ((0, "stem"), (-1, "mature_1")):
@@ -277,14 +277,14 @@ def test_a_bundle_joins_cells_of_both_populations(adata, model, bundle):
         assert set(adata.obs["cell_type"].iloc[distance_pn.argmin(1)]) == {group}
 
 
-def test_the_trajectory_of_a_bundle_is_its_medoid(model, bundle):
+def test_trajectory_of_paired_paths_is_their_medoid(model, bundle):
     with torch.no_grad():
         y_ptg = [Geometry(model.vae).coordinates(in_training_frame(model, z_tk)) for z_tk in bundle.bundle_ptk]
-    apart = np.asarray([[float((a - b).norm(dim=1).sum()) for b in y_ptg] for a in y_ptg])
-    np.testing.assert_array_equal(bundle.z_tk, bundle.bundle_ptk[apart.sum(1).argmin()])
+    distance_pp = np.asarray([[float((a - b).norm(dim=1).sum()) for b in y_ptg] for a in y_ptg])
+    np.testing.assert_array_equal(bundle.z_tk, bundle.bundle_ptk[distance_pp.sum(1).argmin()])
 
 
-def test_bands_of_a_bundle_are_over_its_paths(model, bundle):
+def test_bands_of_paired_paths_are_quantiles_over_the_paths(model, bundle):
     library_t = torch.full((20,), float(model.vae.reference_library))
     with torch.no_grad():
         each = [
@@ -299,14 +299,14 @@ def test_bands_of_a_bundle_are_over_its_paths(model, bundle):
 # --- time points ------------------------------------------------------------------------------------------------------
 
 
-def test_labels_with_numbers_are_passed_by_number(adata, model):
+def test_labels_with_numbers_are_ordered_by_number(adata, model):
     cells = adata.copy()
     third = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).astype(int)
     cells.obs["day"] = [("E6.5", "E8", "E10.25")[t] for t in third]
     assert interpolated(cells, model, groupby=None, time_key="day").labels == ("E6.5", "E8", "E10.25")
 
 
-def test_an_extreme_end_is_more_differentiated(adata, model, trajectory):
+def test_extreme_end_is_more_differentiated(adata, model, trajectory):
     densest = interpolated(adata, model, groups=ENDS, n_steps=40, endpoint="density")
     time_n = adata.obs["true_pseudotime"].to_numpy()
     assert time_n[trajectory.steps.nearest_tj[-1]].mean() > time_n[densest.steps.nearest_tj[-1]].mean()
@@ -314,7 +314,7 @@ def test_an_extreme_end_is_more_differentiated(adata, model, trajectory):
     np.testing.assert_allclose(densest.z_tk[0], trajectory.z_tk[0])
 
 
-def test_numbers_are_passed_by_value(adata, model):
+def test_numeric_time_points_are_ordered_by_value(adata, model):
     cells = adata.copy()
     cells.obs["day"] = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).map({0: 2.0, 1: 10.0, 2: 100.0})
     trajectory = interpolated(cells, model, groupby=None, time_key="day")
@@ -326,7 +326,7 @@ def test_numbers_are_passed_by_value(adata, model):
     assert set(found.steps.groups_passed()) <= set(adata.obs["cell_type"])
 
 
-def test_categories_are_passed_in_their_order(adata, model):
+def test_ordered_categories_are_passed_in_their_order(adata, model):
     cells = adata.copy()
     third = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).astype(int)
     cells.obs["stage"] = pd.Categorical.from_codes(third, ["old", "late", "new"], ordered=True).add_categories("never")
@@ -337,7 +337,7 @@ def test_categories_are_passed_in_their_order(adata, model):
     assert "ordered categorical" in caught.value.hint
 
 
-def test_many_time_points_make_a_short_name():
+def test_name_of_many_time_points_is_short():
     assert default_name(["0", "1", "2", "3"]) == "0_to_3"
     assert default_name(["0", "1", "2"]) == "0_to_1_to_2"
 
@@ -345,7 +345,7 @@ def test_many_time_points_make_a_short_name():
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_paths_that_go_nowhere_are_refused(adata, model):
+def test_invalid_ends_are_refused(adata, model):
     for groups in (["stem"], ["stem", "stem"]):
         with pytest.raises(ConfigError):
             interpolated(adata, model, groups=groups)
@@ -355,16 +355,16 @@ def test_paths_that_go_nowhere_are_refused(adata, model):
         interpolated(adata, model, cells=["x", "y"])
     with pytest.raises(DataError, match="is a single cell"):
         interpolated(adata, model, groupby=None, cells=list(adata.obs_names[:2]), couple="ot")
-    twins = ad.concat([adata[:20], adata[:1]], index_unique="-", keys=["a", "b"])
+    duplicates = ad.concat([adata[:20], adata[:1]], index_unique="-", keys=["a", "b"])
     with pytest.raises(DataError, match="have the same position"):
-        interpolated(twins, model, groupby=None, cells=[twins.obs_names[0], twins.obs_names[-1]])
+        interpolated(duplicates, model, groupby=None, cells=[duplicates.obs_names[0], duplicates.obs_names[-1]])
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("path", "curved"), ("endpoint", "mean"), ("couple", "all"), ("n_steps", 1), ("n_paths", 1), ("n_paths", 1001)],
 )
-def test_options_that_cannot_be_meant(field, value):
+def test_invalid_options_are_refused(field, value):
     option = {"n_steps": "steps", "n_paths": "paths"}.get(field, field)
     with pytest.raises(ConfigError, match=f"--{option} is {value!r}"):
         InterpolateOptions(cells=("a", "b"), **{field: value})
@@ -387,7 +387,7 @@ def written(adata, model, tmp_path, *, file: bool, **options) -> ad.AnnData:
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
 @pytest.mark.parametrize("couple", ["none", "ot"])
-def test_slots_hold_the_trajectory(adata, model, trajectory, bundle, tmp_path, file, couple):
+def test_slots_contain_the_trajectory(adata, model, trajectory, bundle, tmp_path, file, couple):
     result = trajectory if couple == "none" else bundle
     options = {"groupby": "cell_type", "groups": ENDS, "couple": couple, "name": "my path"}
     n_steps = len(result.z_tk)

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from command_line import run_well
+from command_line import run_ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
-from test_figures import assert_nothing_is_cut_off, part
-from workbench import DATA, refused
+from test_figures import assert_nothing_is_cut_off, panel
+from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.formats import open_store
@@ -40,7 +40,7 @@ def in_groups(n_cells: int, names: list[str | None], title: str = "groups", **op
 def colors_drawn(figure, title: str) -> dict[tuple[float, float], tuple[float, ...]]:
     """Return the color of every drawn cell, by its position."""
     found = {}
-    for cells in part(figure, title).collections:
+    for cells in panel(figure, title).collections:
         faces = cells.to_rgba(cells.get_array()) if cells.get_array() is not None else cells.get_facecolors()
         if len(faces) == 1:
             faces = np.repeat(faces, len(cells.get_offsets()), axis=0)
@@ -67,7 +67,7 @@ def coloring_of(column) -> Groups | Values:
     return column_coloring(store, np.ones(len(store.cell_names), dtype=bool), "column")
 
 
-# --- what a column shows ----------------------------------------------------------------------------------------------
+# --- groups and values of columns -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def coloring_of(column) -> Groups | Values:
         (np.full(3, np.nan), []),
     ],
 )
-def test_columns_that_name_groups(column, order):
+def test_columns_of_labels_become_groups(column, order):
     found = coloring_of(column)
     assert isinstance(found, Groups)
     assert list(found.order) == order
@@ -107,13 +107,13 @@ def test_columns_that_name_groups(column, order):
         (pd.array([*range(21), None], dtype="Int64"), [*range(21), np.nan]),
     ],
 )
-def test_columns_of_numbers(column, expected):
+def test_columns_of_numbers_become_values(column, expected):
     found = coloring_of(column)
     assert isinstance(found, Values)
     np.testing.assert_array_equal(found.value_n, expected)
 
 
-def test_files_and_memory_give_the_same_colors(tmp_path):
+def test_file_and_memory_give_the_same_colors(tmp_path):
     path = tmp_path / "cells.h5ad"
     frame = {
         "number": np.asarray([0.5, 1.5, np.nan]),
@@ -148,7 +148,7 @@ def counts(seed: int, *, dense: bool = False) -> ad.AnnData:
 
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_expression_is_what_scanpy_computes(tmp_path, seed, dense):
+def test_expression_equals_scanpy(tmp_path, seed, dense):
     adata = counts(seed, dense=dense)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     genes = ["gene_7", "gene_2"]
@@ -163,79 +163,79 @@ def test_expression_in_raw_and_in_layers():
     expected = log_expression(open_store(adata), "X", ["gene_5"])
     adata.layers["spliced"] = adata.X.copy()
     adata.raw = adata.copy()
-    part = adata[:, ["gene_5", "gene_0"]].copy()
+    subset = adata[:, ["gene_5", "gene_0"]].copy()
     np.testing.assert_array_equal(log_expression(open_store(adata), 'layers["spliced"]', ["gene_5"]), expected)
     # raw holds all genes, so the totals are those of all genes.
-    np.testing.assert_array_equal(log_expression(open_store(part), "raw", ["gene_5"]), expected)
+    np.testing.assert_array_equal(log_expression(open_store(subset), "raw", ["gene_5"]), expected)
 
 
-def test_real_numbers_are_shown_as_they_are():
+def test_real_numbers_are_not_transformed():
     adata = ad.AnnData(np.asarray([[-1.5, 2.0], [0.5, 0.0]], dtype=np.float32))
     np.testing.assert_array_equal(log_expression(open_store(adata), "X", ["1", "0"], real=True), [[2, -1.5], [0, 0.5]])
 
 
-def test_a_gene_that_raw_lacks():
+def test_gene_that_raw_lacks_is_refused():
     adata = counts(0)
     adata.raw = adata[:, ["gene_5", "gene_0"]].copy()
     with pytest.raises(DataError, match="gene 'gene_1' is not in raw"):
         log_expression(open_store(adata), "raw", ["gene_1"])
 
 
-@pytest.mark.parametrize("marks", [[-999.0], [1e9], [-999.0, 9999.0], [-1e6, np.nan]])
-def test_marks_of_missing_values_do_not_flatten_the_color_scale(marks):
+@pytest.mark.parametrize("codes", [[-999.0], [1e9], [-999.0, 9999.0], [-1e6, np.nan]])
+def test_codes_of_missing_values_do_not_change_the_color_scale(codes):
     value_n = np.random.default_rng(0).uniform(20, 65, size=200)
     expected = coloring_of(value_n)
     np.testing.assert_array_equal(expected.value_n, value_n)
     marked_n = np.arange(200) % 3 == 0
-    value_n[marked_n] = np.resize(marks, marked_n.sum())
+    value_n[marked_n] = np.resize(codes, marked_n.sum())
     found = coloring_of(value_n)
     np.testing.assert_array_equal(np.isnan(found.value_n), marked_n)
-    named = [f"{mark:g}" for mark in marks if not np.isnan(mark)]
-    assert set(found.missing.split(", ")) == {*named, *(["no value"] if np.isnan(marks).any() else [])}
+    named = [f"{mark:g}" for mark in codes if not np.isnan(mark)]
+    assert set(found.missing.split(", ")) == {*named, *(["no value"] if np.isnan(codes).any() else [])}
     assert [found.missing] in legends(umap_figure(plane(200), [found]))
     # A number within reach of the others stays on the scale.
     value_n[marked_n] = -1.0
     np.testing.assert_array_equal(coloring_of(value_n).value_n, value_n)
 
 
-def found_in(adata: ad.AnnData, names: list[str], column: str | None = None) -> dict[str, Groups | Values]:
+def colorings_by_name(adata: ad.AnnData, names: list[str], column: str | None = None) -> dict[str, Groups | Values]:
     store = open_store(adata)
     genes = gene_names(store, column)
     return colorings(store, np.ones(adata.n_obs, dtype=bool), names, genes=genes, source="X")
 
 
-def test_names_are_those_of_columns_and_genes():
+def test_color_may_name_a_column_or_a_gene():
     adata = counts(0)
     adata.var["symbol"] = ["TWIN", "TWIN", *(f"SYM{i}" for i in range(2, 12))]
     adata.obs["gene_3"] = "of obs"
-    found = found_in(adata, ["gene_3", "SYM4", "gene_5"], "symbol")
+    found = colorings_by_name(adata, ["gene_3", "SYM4", "gene_5"], "symbol")
     assert found["gene_3"].order == ("of obs",)
     assert [found[name].title for name in ("SYM4", "gene_5")] == ["SYM4", "SYM5"]
     expected = log_expression(open_store(adata), "X", ["gene_4"])[:, 0]
     np.testing.assert_array_equal(found["SYM4"].value_n, expected)
     with pytest.raises(DataError, match="'TWIN' is the symbol of 2 genes"):
-        found_in(adata, ["TWIN"], "symbol")
+        colorings_by_name(adata, ["TWIN"], "symbol")
 
 
 @pytest.mark.parametrize(
     ("name", "hint"), [("Batch", "did you mean batch"), ("gene_33", "did you mean gene_3"), ("xyz", "columns: batch")]
 )
-def test_an_unknown_name(name, hint):
+def test_unknown_color_is_refused_with_a_suggestion(name, hint):
     adata = counts(0)
     adata.obs["batch"] = "a"
     with pytest.raises(DataError, match=f"no column of obs and no gene is called '{name}'") as caught:
-        found_in(adata, [name])
+        colorings_by_name(adata, [name])
     assert hint in caught.value.hint
 
 
 @given(st.lists(st.text("ab ", min_size=1, max_size=3), min_size=1, max_size=4))
-def test_names_in_one_text_or_in_several(names):
+def test_colors_can_be_given_in_one_text_or_in_several(names):
     expected = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
     if expected:
         assert parse_colors("--color", names) == parse_colors("--color", ",".join(names)) == expected
 
 
-# --- what is drawn ----------------------------------------------------------------------------------------------------
+# --- figure -----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, deadline=None)
@@ -250,10 +250,10 @@ def test_every_cell_has_the_color_of_its_group(n_cells, names):
         assert drawn[tuple(map(float, xy))] == tuple(np.round(to_rgb(color), 4))
 
 
-def test_no_group_hides_another():
+def test_groups_are_drawn_in_random_order():
     n_cells = 2000
     groups = in_groups(n_cells, ["a", "b", None])
-    cells = part(umap_figure(np.zeros((n_cells, 2)), [groups]), "groups").collections[0]
+    cells = panel(umap_figure(np.zeros((n_cells, 2)), [groups]), "groups").collections[0]
     colors = [tuple(np.round(color[:3], 4)) for color in cells.get_facecolors()]
     gray = tuple(np.round(to_rgb(NO_GROUP), 4))
     n_gray = colors.count(gray)
@@ -268,7 +268,7 @@ def test_high_values_are_drawn_last_and_missing_values_first():
     value_n = np.random.default_rng(0).normal(size=50)
     value_n[:5] = np.nan
     figure = umap_figure(plane(50), [Values(title="numbers", value_n=value_n)])
-    missing, known = part(figure, "numbers").collections
+    missing, known = panel(figure, "numbers").collections
     np.testing.assert_array_equal(np.sort(missing.get_offsets(), axis=0), np.sort(plane(50)[:5], axis=0))
     np.testing.assert_array_equal(np.asarray(known.get_array()), np.sort(value_n[5:]))
     np.testing.assert_array_equal(known.get_offsets(), plane(50)[np.argsort(value_n)[:45]])
@@ -292,7 +292,7 @@ def test_any_number_of_groups_fits(n_groups, name):
 def test_names_of_clusters_are_written_at_the_clusters():
     groups = in_groups(60, ["0", "1", "2"], on_map=True)
     xy_n2 = plane(60) * 0.1 + 10 * np.asarray([[int(label), int(label) % 2] for label in groups.label_n])
-    texts = {text.get_text(): text for text in part(umap_figure(xy_n2, [groups]), "groups").texts}
+    texts = {text.get_text(): text for text in panel(umap_figure(xy_n2, [groups]), "groups").texts}
     assert set(texts) == {"0", "1", "2"}
     for name, text in texts.items():
         center = np.median(xy_n2[groups.label_n == name], axis=0)
@@ -320,13 +320,13 @@ def test_any_number_of_panels_fits(n_panels):
         assert not any(one.overlaps(other) for other in boxes[i + 1 :] if one.width > 9 and other.width > 9)
 
 
-def test_one_color_without_a_coloring():
+def test_figure_without_colors_has_one_color():
     figure = umap_figure(plane(4), [])
     assert set(colors_drawn(figure, "4 cells").values()) == {tuple(np.round(to_rgb(PALETTE[0]), 4))}
 
 
 def test_points_get_smaller_with_more_cells():
-    sizes = [part(umap_figure(plane(n), []), f"{n:,} cells").collections[0].get_sizes()[0] for n in (4, 2000, 50_000)]
+    sizes = [panel(umap_figure(plane(n), []), f"{n:,} cells").collections[0].get_sizes()[0] for n in (4, 2000, 50_000)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < sizes[0] / 5
 
@@ -362,59 +362,59 @@ def figures(monkeypatch):
         (["--leiden", "--key-added", "wide", "--color", "batch,wide_leiden"], ["batch", "wide_leiden"]),
     ],
 )
-def test_what_colors_the_figure(bench, figures, options, titles):
+def test_options_select_the_colors_of_the_figure(bench, figures, options, titles):
     figure = bench.folder / "umap.png"
-    outcome = run_well(*bench.ask("embed", "--plot", figure, *options))
+    outcome = run_ok(*bench.args("embed", "--plot", figure, *options))
     assert figure.exists()
     assert f"→ {figure}" in outcome.out
     assert title_of(figures[0]) == titles
     assert any(key.startswith("X_umap_") for key in ad.read_h5ad(bench.data).obsm)
 
 
-def test_batches_color_the_figure_of_a_model_with_batches(bench_with_batches, figures):
+def test_figure_of_a_model_with_batches_is_colored_by_batch(bench_with_batches, figures):
     bench = bench_with_batches
-    outcome = run_well(*bench.ask("embed", "--plot", bench.folder / "umap.svg"))
+    outcome = run_ok(*bench.args("embed", "--plot", bench.folder / "umap.svg"))
     assert title_of(figures[0]) == ["batch"]
     assert 'color="batch"' in outcome.err
 
 
 def test_new_clusters_are_drawn_instead_of_older_ones(bench, figures):
-    run_well(*bench.ask("embed", "--leiden", "--resolution", "5"))
+    run_ok(*bench.args("embed", "--leiden", "--resolution", "5"))
     old = ad.read_h5ad(bench.data).obs["scvae_leiden"].nunique()
     plot = ["--plot", bench.folder / "umap.png", "--color", "scvae_leiden", "--force"]
-    run_well(*bench.ask("embed", *plot))
-    run_well(*bench.ask("embed", "--leiden", "--resolution", "0.1", *plot))
+    run_ok(*bench.args("embed", *plot))
+    run_ok(*bench.args("embed", "--leiden", "--resolution", "0.1", *plot))
     n_drawn = [len(set(colors_drawn(figure, "scvae_leiden").values())) for figure in figures]
     assert n_drawn == [old, ad.read_h5ad(bench.data).obs["scvae_leiden"].nunique()]
     assert n_drawn[0] > n_drawn[1]
 
 
-def test_refused_colors(bench):
+def test_invalid_colors_are_refused(bench):
     plot = ["--plot", bench.folder / "umap.png"]
-    hint = refused(bench.folder, bench.ask("embed", *plot, "--color", "celltype"), DATA, "called 'celltype'")
+    hint = assert_refused(bench.folder, bench.args("embed", *plot, "--color", "celltype"), DATA, "called 'celltype'")
     assert "cell_type" in hint
-    hint = refused(bench.folder, bench.ask("embed", *plot, "--color", "scvae_leiden"), DATA, "no clusters")
+    hint = assert_refused(bench.folder, bench.args("embed", *plot, "--color", "scvae_leiden"), DATA, "no clusters")
     assert "--leiden" in hint
 
 
-def test_genes_are_named_by_symbol_and_need_not_be_in_the_model(bench, figures):
-    def extended(adata):
+def test_genes_can_be_given_as_symbols_and_need_not_be_in_the_model(bench, figures):
+    def add_gene(adata):
         extra = ad.AnnData(sp.csr_matrix(np.arange(adata.n_obs, dtype=np.float32)[:, None]), obs=adata.obs)
         extra.var_names = ["new"]
         joined = ad.concat([adata, extra], axis=1, merge="same")
         joined.var["symbol"] = [f"Sym_{name}" for name in joined.var_names]
         return joined
 
-    bench.changed(extended)
-    asked = ["--gene-symbols", "symbol", "--color", "Sym_gene_01,Sym_new", "--plot", bench.folder / "umap.pdf"]
-    run_well(*bench.ask("embed", *asked))
+    bench.change(add_gene)
+    options = ["--gene-symbols", "symbol", "--color", "Sym_gene_01,Sym_new", "--plot", bench.folder / "umap.pdf"]
+    run_ok(*bench.args("embed", *options))
     assert title_of(figures[0]) == ["Sym_gene_01", "Sym_new"]
 
 
-def test_the_figure_of_python_is_the_same(copied):
+def test_command_and_function_draw_the_same_figure(copied):
     adata = ad.read_h5ad(copied.data)
     paths = [copied.data.with_name(name) for name in ("typed.png", "passed.png")]
-    run_well("embed", copied.data, "-m", copied.model, "--leiden", "--color", "cell_type", "--plot", paths[0])
+    run_ok("embed", copied.data, "-m", copied.model, "--leiden", "--color", "cell_type", "--plot", paths[0])
     before = dict(matplotlib.rcParams)
     scvae.embed(adata, copied.model, leiden=True, color="cell_type", plot=paths[1])
     assert dict(matplotlib.rcParams) == before

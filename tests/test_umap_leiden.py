@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from command_line import run_cli, run_well
+from command_line import run_cli, run_ok
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
-from workbench import DATA, USAGE, refused
+from workbench import DATA, USAGE, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
@@ -33,7 +33,7 @@ def blobs(n_cells: int, n_groups: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize(("n_neighbors", "resolution", "seed"), [(15, 1.0, 0), (5, 0.3, 7)])
-def test_the_numbers_are_those_of_scanpy(n_neighbors, resolution, seed):
+def test_results_equal_scanpy(n_neighbors, resolution, seed):
     x, _ = blobs(200, 4)
     found = umap_leiden(x, umap=True, leiden=True, n_neighbors=n_neighbors, resolution=resolution, seed=seed)
     adata = ad.AnnData(x.copy(), obsm={"X_scvae": x})
@@ -47,14 +47,14 @@ def test_the_numbers_are_those_of_scanpy(n_neighbors, resolution, seed):
 
 
 @pytest.mark.parametrize("n_groups", [2, 6])
-def test_separated_groups_are_found_again(n_groups):
+def test_separated_groups_are_found(n_groups):
     x, group = blobs(60 * n_groups, n_groups)
     found = umap_leiden(x, umap=False, leiden=True, resolution=0.1)
     assert found.umap_n2 is None
     assert adjusted_rand_score(group, found.cluster_n) == 1
 
 
-def test_a_larger_resolution_gives_more_clusters():
+def test_larger_resolution_gives_more_clusters():
     x = np.random.default_rng(0).normal(size=(600, 5)).astype(np.float32)
     counts = [len(umap_leiden(x, umap=False, leiden=True, resolution=r).cluster_n.categories) for r in (0.2, 1, 5, 100)]
     assert counts == sorted(set(counts))
@@ -70,7 +70,7 @@ def test_many_neighbors_are_found_with_the_pinned_packages():
 
 
 @pytest.mark.parametrize("n_cells", [MIN_CELLS, 5, 14, 15, 16])
-def test_fewer_cells_than_neighbors(n_cells):
+def test_fewer_cells_than_neighbors_are_accepted(n_cells):
     x = np.random.default_rng(0).normal(size=(n_cells, 3)).astype(np.float32)
     found = umap_leiden(x, umap=True, leiden=True)
     assert found.umap_n2.shape == (n_cells, 2)
@@ -86,12 +86,12 @@ def test_too_few_cells_are_refused(n_cells):
         umap_leiden(np.zeros((n_cells, 3), dtype=np.float32), umap=True, leiden=True)
 
 
-def test_cells_in_one_place():
+def test_identical_cells_have_finite_positions():
     found = umap_leiden(np.zeros((30, 3), dtype=np.float32), umap=True, leiden=True)
     assert np.isfinite(found.umap_n2).all()
 
 
-def test_slots():
+def test_slots_depend_on_the_options():
     x, _ = blobs(40, 2)
     paths = {(umap, leiden): [] for umap in (True, False) for leiden in (True, False) if umap or leiden}
     for umap, leiden in paths:
@@ -102,9 +102,9 @@ def test_slots():
 # --- in a file --------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_was_asked_for_is_written(copied):
+def test_only_requested_slots_are_written(copied):
     before = ad.read_h5ad(copied.data)
-    outcome = run_well("embed", copied.data, "-m", copied.model, *BOTH, "--n-neighbors", "10", "--resolution", "0.5")
+    outcome = run_ok("embed", copied.data, "-m", copied.model, *BOTH, "--n-neighbors", "10", "--resolution", "0.5")
     after = ad.read_h5ad(copied.data)
     assert set(after.obsm) - set(before.obsm) == {"X_scvae", "scvae_latent", "scvae_latent_var", "X_umap_scvae"}
     assert set(after.obs) - set(before.obs) == {"scvae_leiden"}
@@ -123,72 +123,72 @@ def test_only_what_was_asked_for_is_written(copied):
     sc.pl.embedding(after, basis="umap_scvae", color="scvae_leiden", show=False)
 
 
-def test_a_plain_embedding_records_no_settings_of_graphs(copied):
-    run_well("embed", copied.data, "-m", copied.model)
+def test_embed_without_umap_and_leiden_records_no_graph_options(copied):
+    run_ok("embed", copied.data, "-m", copied.model)
     used = json.loads(ad.read_h5ad(copied.data).uns["scvae"]["runs"]["embed"])["options"]
     assert set(used) == {"space", "axes", "refine"}
 
 
-def test_another_name(copied):
-    outcome = run_well("embed", copied.data, "-m", copied.model, *BOTH, "--key-added", "wide")
+def test_key_added_changes_the_names_of_the_slots(copied):
+    outcome = run_ok("embed", copied.data, "-m", copied.model, *BOTH, "--key-added", "wide")
     after = ad.read_h5ad(copied.data)
     assert after.obsm["X_umap_wide"].shape == (after.n_obs, 2)
     assert "wide_leiden" in after.obs
     assert 'basis="umap_wide", color="wide_leiden"' in outcome.err
 
 
-def test_an_earlier_umap_is_named_when_it_is_not_replaced(copied):
-    run_well("embed", copied.data, "-m", copied.model, *BOTH)
-    assert "obsm/X_umap_scvae" in run_well("embed", copied.data, "-m", copied.model).err
+def test_earlier_umap_that_is_not_replaced_is_reported(copied):
+    run_ok("embed", copied.data, "-m", copied.model, *BOTH)
+    assert "obsm/X_umap_scvae" in run_ok("embed", copied.data, "-m", copied.model).err
 
 
 @pytest.mark.parametrize(("flag", "path"), [("--umap", "obsm/X_umap_scvae"), ("--leiden", "obs/scvae_leiden")])
-def test_what_is_not_ours_is_not_replaced(bench, flag, path):
-    def occupy(adata):
+def test_slots_of_the_user_are_overwritten_only_with_force(bench, flag, path):
+    def add_slots(adata):
         adata.obs["scvae_leiden"] = "mine"
         adata.obsm["X_umap_scvae"] = np.zeros((adata.n_obs, 2))
 
-    bench.changed(occupy)
-    hint = refused(bench.folder, bench.ask("embed", flag), DATA, path)
+    bench.change(add_slots)
+    hint = assert_refused(bench.folder, bench.args("embed", flag), DATA, path)
     assert "--force" in hint
-    run_well(*bench.ask("embed", flag, "--force"))
+    run_ok(*bench.args("embed", flag, "--force"))
 
 
 def test_empty_cells_have_no_position_and_no_cluster(bench):
-    from workbench import dropped_rows
+    from workbench import with_two_empty_cells
 
-    bench.changed(dropped_rows)
-    run_well(*bench.ask("embed", *BOTH, "--drop-empty", "--plot", bench.folder / "umap.png"))
+    bench.change(with_two_empty_cells)
+    run_ok(*bench.args("embed", *BOTH, "--drop-empty", "--plot", bench.folder / "umap.png"))
     adata = ad.read_h5ad(bench.data)
     assert np.isnan(adata.obsm["X_umap_scvae"][:2]).all()
     assert np.isfinite(adata.obsm["X_umap_scvae"][2:]).all()
     assert list(adata.obs["scvae_leiden"].isna()) == [True, True] + [False] * (adata.n_obs - 2)
 
 
-def test_few_cells_in_a_file(bench):
-    bench.changed(lambda adata: adata[:3].copy())
+def test_too_few_cells_in_a_file_are_refused(bench):
+    bench.change(lambda adata: adata[:3].copy())
     for options in (["--umap"], ["--leiden"], ["--plot", bench.folder / "umap.png"]):
-        refused(bench.folder, bench.ask("embed", *options), DATA, "at least 4 cells, and the data has 3 cells")
-    run_well(*bench.ask("embed"))
+        assert_refused(bench.folder, bench.args("embed", *options), DATA, "at least 4 cells, and the data has 3 cells")
+    run_ok(*bench.args("embed"))
 
 
-def test_all_cells_are_neighbors(bench):
-    bench.changed(lambda adata: adata[:6].copy())
-    outcome = run_well(*bench.ask("embed", "--umap"))
+def test_number_of_neighbors_is_limited_by_the_number_of_cells(bench):
+    bench.change(lambda adata: adata[:6].copy())
+    outcome = run_ok(*bench.args("embed", "--umap"))
     assert "UMAP (6 neighbors)" in outcome.out
     assert "fewer than 15 cells" in outcome.err
 
 
-def test_igraph_is_named_when_it_is_missing(bench, monkeypatch):
+def test_missing_igraph_is_reported(bench, monkeypatch):
     monkeypatch.setattr(module, "has_leiden", lambda: False)
-    hint = refused(bench.folder, bench.ask("embed", "--leiden"), USAGE, "igraph, which is not installed")
+    hint = assert_refused(bench.folder, bench.args("embed", "--leiden"), USAGE, "igraph, which is not installed")
     assert hint == "hint: pip install igraph"
     with pytest.raises(ConfigError, match="igraph"):
         scvae.embed(bench.data, bench.model, leiden=True)
-    run_well(*bench.ask("embed", "--umap"))
+    run_ok(*bench.args("embed", "--umap"))
 
 
-def test_python_returns_it(copied):
+def test_python_function_returns_umap_and_clusters(copied):
     adata = ad.read_h5ad(copied.data)
     result = scvae.embed(adata, copied.model, umap=True, leiden=True, inplace=False).umap_leiden
     assert "X_umap_scvae" not in adata.obsm
@@ -208,12 +208,12 @@ def test_python_returns_it(copied):
         (["--plot", "umap.png", "--color", ","], "--color ',' contains no names"),
     ],
 )
-def test_options_without_use_are_refused(bench, options, fragment):
-    refused(bench.folder, bench.ask("embed", *options), USAGE, fragment)
+def test_options_without_effect_are_refused(bench, options, fragment):
+    assert_refused(bench.folder, bench.args("embed", *options), USAGE, fragment)
 
 
-def test_json_counts_the_clusters(copied):
-    asked = ["embed", copied.data, "-m", copied.model, "--json"]
-    assert json.loads(run_cli(*asked).out)["n_clusters"] is None
-    facts = json.loads(run_cli(*asked, "--leiden").out)
+def test_json_contains_the_number_of_clusters(copied):
+    command = ["embed", copied.data, "-m", copied.model, "--json"]
+    assert json.loads(run_cli(*command).out)["n_clusters"] is None
+    facts = json.loads(run_cli(*command, "--leiden").out)
     assert facts["n_clusters"] == ad.read_h5ad(copied.data).obs["scvae_leiden"].nunique()

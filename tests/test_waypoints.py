@@ -31,7 +31,7 @@ def group(label: str, cells: object) -> Population:
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_small_population_stands_among_its_own(border):
+def test_end_of_a_small_population_is_among_its_own_cells(border):
     graph, density, small, x_nk = border
     naive = small[int(density.log_prob(points(x_nk[small])).argmax())]
     chosen = densest(graph, density, small)
@@ -49,12 +49,12 @@ def test_a_small_population_stands_among_its_own(border):
     assert chosen == inner[int(density.log_prob(points(x_nk[inner])).argmax())]
 
 
-def test_the_position_of_a_large_population_is_its_densest_one(border):
+def test_end_of_a_large_population_is_its_densest_position(border):
     graph, density, _, x_nk = border
     assert np.linalg.norm(x_nk[densest(graph, density, np.arange(600))]) < 0.5
 
 
-def test_outliers_do_not_stand_for_a_population():
+def test_outliers_do_not_represent_a_population():
     """Most cells of a small population lie next to a large population, and the others are scattered far away."""
     near_nk = np.vstack([clusters([[0.0, 0]], 600, 0.6), clusters([[0.9, 0]], 40, 0.35, seed=1)])
     x_nk = np.vstack([near_nk, clusters([[8.0, 0]], 20, 2.0, seed=2)])
@@ -67,7 +67,7 @@ def test_outliers_do_not_stand_for_a_population():
     assert densest(graph, density, np.arange(640, 660)) >= 640
 
 
-def test_one_cell_is_its_own_core(border):
+def test_single_cell_is_its_own_core(border):
     graph, density, _, _ = border
     assert core(graph, np.array([17])).tolist() == [17]
     assert densest(graph, density, np.array([17])) == 17
@@ -75,13 +75,13 @@ def test_one_cell_is_its_own_core(border):
 
 def test_ends_are_cells_or_means(border):
     graph, density, small, x_nk = border
-    route = [group("large", np.arange(600)), group("one", [3]), group("small", small)]
-    dense = positions(graph, density, points(x_nk), route, "density")
+    populations = [group("large", np.arange(600)), group("one", [3]), group("small", small)]
+    dense = positions(graph, density, points(x_nk), populations, "density")
     assert dense.z_pwk.shape == (1, 3, 2)
     expected = [densest(graph, density, np.arange(600)), 3, densest(graph, density, small)]
     assert dense.nodes_pw.tolist() == [expected]
     np.testing.assert_allclose(dense.z_pwk[0], x_nk[expected], rtol=1e-5)
-    mean = positions(graph, density, points(x_nk), route, "centroid")
+    mean = positions(graph, density, points(x_nk), populations, "centroid")
     np.testing.assert_allclose(mean.z_pwk[0, 0], x_nk[:600].mean(0), atol=1e-5)
     np.testing.assert_allclose(mean.z_pwk[0, 1], x_nk[3], rtol=1e-5)
     np.testing.assert_allclose(mean.z_pwk[0, 2], x_nk[small].mean(0), atol=1e-5)
@@ -89,7 +89,7 @@ def test_ends_are_cells_or_means(border):
     assert mean.nodes_pw[0, 2] == to_mean.argmin()
 
 
-def test_candidates_of_a_large_population_are_spread_over_it():
+def test_candidates_of_a_large_population_are_evenly_spaced():
     some = group("all", np.arange(5000)).candidates()
     assert 400 <= len(some) <= 500
     assert np.ptp(np.diff(some)) == 0
@@ -109,7 +109,7 @@ def pairs_of(n_start: int, n_end: int, *, n_paths: int, seed: int = 0):
     return x_nk, drawn, single, 100 * cdist(x_nk[:n_start], x_nk[n_start:]) ** 2
 
 
-def test_equal_populations_are_paired_at_least_cost():
+def test_equal_populations_are_paired_with_minimal_cost():
     x_nk, drawn, single, cost = pairs_of(40, 40, n_paths=40)
     assert drawn.z_pwk.shape == (40, 3, 2)
     starts, ends = drawn.nodes_pw[:, 0], drawn.nodes_pw[:, -1]
@@ -123,9 +123,9 @@ def test_equal_populations_are_paired_at_least_cost():
     assert (drawn.z_pwk[:, 1] == single.z_pwk[0, 1]).all()
 
 
-def test_pairs_repeat_with_the_seed_and_only_when_they_must():
-    first, again, other = (pairs_of(30, 50, n_paths=20, seed=s)[1].nodes_pw for s in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
+def test_pairs_depend_on_the_seed_and_repeat_only_if_necessary():
+    first, second, other = (pairs_of(30, 50, n_paths=20, seed=s)[1].nodes_pw for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
     assert len({tuple(pair) for pair in first}) == 20
     many = pairs_of(10, 10, n_paths=30)[1].nodes_pw
@@ -133,7 +133,7 @@ def test_pairs_repeat_with_the_seed_and_only_when_they_must():
     assert len({tuple(pair) for pair in many}) <= 10
 
 
-def test_very_many_cells_are_paired_in_part(monkeypatch):
+def test_large_populations_are_paired_in_part(monkeypatch):
     monkeypatch.setattr(waypoints, "COUPLED_CELLS", 20)
     drawn = pairs_of(100, 60, n_paths=20)[1]
     assert len(set(drawn.nodes_pw[:, 0])) == len(set(drawn.nodes_pw[:, -1])) == 20

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pytest
 import write_attacks
-from command_line import TINY, run_cli, run_well
+from command_line import TINY, run_cli, run_ok
 from system_calls import can_trace
-from workbench import DATA, MODEL, contents, elements_of, refused
+from workbench import DATA, MODEL, assert_refused, contents, elements_of
 
 import scvae_cli as scvae
 from scvae_cli.data import atomic, exchange, file_metadata, writers_lock
@@ -39,7 +39,7 @@ traced = pytest.mark.skipif(not can_trace(), reason="this system does not let a 
 
 @traced
 @pytest.mark.parametrize("number", [signal.SIGKILL, *write_attacks.SIGNALS], ids=lambda number: number.name)
-def test_a_signal_at_any_system_call_leaves_the_old_file_or_the_new_one(copied, number):
+def test_signal_at_any_system_call_leaves_complete_old_or_new_file(copied, number):
     """A few of the cases of benchmarks/attack_writes.py."""
     folder = copied.data.parent / "work"
     folder.mkdir()
@@ -52,7 +52,7 @@ def test_a_signal_at_any_system_call_leaves_the_old_file_or_the_new_one(copied, 
 
 @pytest.mark.parametrize("call", ["write", "seek", "truncate"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(5, "Input/output error")])
-def test_whatever_is_raised_while_hdf5_calls_back_is_raised_in_the_end(tmp_path, monkeypatch, call, error):
+def test_errors_in_callbacks_of_hdf5_are_raised_at_the_end(tmp_path, monkeypatch, call, error):
     original, calls = getattr(PatientFile.__mro__[1], call), []
 
     class Breaking(PatientFile.__mro__[1]):  # type: ignore[misc]
@@ -75,7 +75,7 @@ def test_whatever_is_raised_while_hdf5_calls_back_is_raised_in_the_end(tmp_path,
     assert len(calls) >= 3
 
 
-def test_signals_wait_for_the_end_of_a_block_and_nest():
+def test_signals_are_delayed_until_the_end_of_nested_blocks():
     seen: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append("handled"))
     try:
@@ -113,7 +113,7 @@ def test_ignored_signals_stay_ignored():
 
 
 @pytest.mark.parametrize("number", write_attacks.SIGNALS, ids=lambda number: number.name)
-def test_a_signal_at_the_start_ends_with_a_message(copied, number):
+def test_signal_at_the_start_ends_with_a_message(copied, number):
     """The signal arrives after the first line of scvae has run, but before its libraries are imported."""
     script = (
         "import scvae_cli.interruption as i; i.end_on_signals(); print('up', flush=True); import time; time.sleep(9)"
@@ -134,16 +134,16 @@ def test_a_signal_at_the_start_ends_with_a_message(copied, number):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not write_attacks.can_unshare(), reason="this system does not permit namespaces")
-def test_writers_with_one_process_id_and_host_name_lose_nothing(copied):
+def test_writers_with_equal_process_id_and_host_name_lose_no_results(copied):
     folder = copied.data.parent / "work"
     folder.mkdir()
     data, model = (Path(shutil.move(path, folder)) for path in (copied.data, copied.model))
-    tally = write_attacks.rivals(folder, data, model, rounds=2, writers=2)
+    tally = write_attacks.concurrent_writers(folder, data, model, rounds=2, writers=2)
     assert tally.total == 4
     assert not tally.failures
 
 
-def test_a_second_writer_waits_and_then_refuses(tmp_path, monkeypatch):
+def test_second_writer_waits_and_is_then_refused(tmp_path, monkeypatch):
     target = tmp_path / "a.csv"
     monkeypatch.setattr(writers_lock, "WAIT_SECONDS", 0.1)
     with only_writer(target):
@@ -156,20 +156,20 @@ def test_a_second_writer_waits_and_then_refuses(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_a_second_training_of_one_model_is_refused_before_it_reads_the_counts(copied):
+def test_second_training_of_one_model_is_refused_before_it_reads_the_counts(copied):
     """Two trainings of one model at once would save their states in one file, and could not be resumed reliably."""
     saved_state = copied.model.with_name(f".{copied.model.name}.partial")
     saved_state.write_text("of the first training")
     with only_training(copied.model):
-        refusal = run_cli("train", copied.data, "-m", copied.model, "--force", *TINY)
-    assert (refusal.code, refusal.err.count("\n")) == (4, 2)
-    assert f"error: another scvae is training {copied.model}" in refusal.err
+        outcome = run_cli("train", copied.data, "-m", copied.model, "--force", *TINY)
+    assert (outcome.code, outcome.err.count("\n")) == (4, 2)
+    assert f"error: another scvae is training {copied.model}" in outcome.err
     assert saved_state.read_text() == "of the first training"
-    run_well("train", copied.data, "-m", copied.model, "--force", *TINY)
+    run_ok("train", copied.data, "-m", copied.model, "--force", *TINY)
     assert {path.name for path in copied.data.parent.iterdir()} == {copied.data.name, copied.model.name}
 
 
-def test_only_files_without_a_writer_are_orphans(tmp_path):
+def test_only_temporary_files_without_a_writer_are_removed(tmp_path):
     target = tmp_path / "a.csv"
     orphan, old = (tmp_path / f".a.csv.scvae-{name}.tmp" for name in ("0123456789abcdef", "host-17"))
     for path in (orphan, old):
@@ -184,15 +184,15 @@ def test_only_files_without_a_writer_are_orphans(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
-def test_what_has_the_name_of_the_lock_is_not_touched(copied, kind):
+def test_other_file_with_the_name_of_the_lock_is_not_changed(copied, kind):
     path, other = copied.data.parent / ".cells.h5ad.scvae.lock", copied.data.parent / "precious.txt"
     other.write_text("precious")
     {"link": lambda: path.symlink_to(other), "folder": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
-    refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "is in the way of writing")
+    assert_refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "is in the way of writing")
     assert other.read_text() == "precious"
 
 
-def test_temporary_files_are_private_and_take_the_permissions_in_the_end(tmp_path):
+def test_temporary_files_are_private_until_they_are_complete(tmp_path):
     target = tmp_path / "a.csv"
     target.write_text("old")
     target.chmod(0o640)
@@ -212,7 +212,7 @@ def test_temporary_files_are_private_and_take_the_permissions_in_the_end(tmp_pat
     assert stat.S_IMODE((tmp_path / "new.csv").stat().st_mode) == 0o640
 
 
-def test_a_change_of_the_same_size_and_time_is_noticed(tmp_path):
+def test_change_with_equal_size_and_time_is_detected(tmp_path):
     target = tmp_path / "a.csv"
     target.write_text("old")
     status = target.stat()
@@ -230,7 +230,7 @@ def test_a_change_of_the_same_size_and_time_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["with hard links", "without"])
-def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch, links):
+def test_file_that_appears_during_the_write_is_kept(tmp_path, monkeypatch, links):
     target = tmp_path / "a.csv"
     if not links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
@@ -246,7 +246,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch, links):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_a_file_open_for_writing_elsewhere_is_refused(tmp_path):
+def test_file_open_for_writing_in_another_program_is_refused(tmp_path):
     data = tmp_path / "a.h5"
     with h5py.File(data, "w") as file:
         file["x"] = 1
@@ -255,14 +255,14 @@ def test_a_file_open_for_writing_elsewhere_is_refused(tmp_path):
             pass
 
 
-def test_long_names_leave_room_for_temporary_ones(tmp_path):
+def test_temporary_files_of_long_names_can_be_created(tmp_path):
     target = tmp_path / f"{'ä' * 125}.csv"
     with replacing(target) as sibling:
         sibling.write_text("long")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
-# --- where results cannot go, and what a file has besides its content -------------------------------------------------
+# --- invalid outputs, and metadata of files ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a device"])
@@ -270,15 +270,15 @@ def test_pipes_and_devices_are_not_replaced(copied, kind):
     target = copied.data.with_name("out.h5ad")
     os.mkfifo(target) if kind == "fifo" else target.symlink_to("/dev/null")
     arguments = ["embed", copied.data, "-m", copied.model, "-o", target, "--force"]
-    refused(copied.data.parent, arguments, DATA, "is a device or a pipe")
+    assert_refused(copied.data.parent, arguments, DATA, "is a device or a pipe")
     assert target.is_symlink() or target.is_fifo()
 
 
-def test_a_link_in_a_circle_is_refused(copied):
+def test_link_to_itself_is_refused(copied):
     target = copied.data.with_name("out.h5ad")
     target.symlink_to(target)
     arguments = ["embed", copied.data, "-m", copied.model, "-o", target, "--force"]
-    refused(copied.data.parent, arguments, DATA, "leads back to itself")
+    assert_refused(copied.data.parent, arguments, DATA, "leads back to itself")
 
 
 def test_attributes_and_group_are_kept(tmp_path):
@@ -298,7 +298,7 @@ def test_attributes_and_group_are_kept(tmp_path):
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
 
 
-def test_what_cannot_be_kept_is_said_in_one_line(tmp_path, monkeypatch):
+def test_lost_metadata_is_reported_in_one_line(tmp_path, monkeypatch):
     target, other = tmp_path / "a.csv", tmp_path / "b.csv"
     target.write_text("old")
     target.chmod(0o664)
@@ -330,13 +330,13 @@ def test_what_cannot_be_kept_is_said_in_one_line(tmp_path, monkeypatch):
 # --- links, virtual datasets, data outside ----------------------------------------------------------------------------
 
 
-def outside(copied: Any, group: str) -> Path:
+def move_to_other_file(copied: Any, group: str) -> Path:
     """Move a group into another file, and put an external link in its place."""
     other = copied.data.with_name("other.h5")
-    with h5py.File(copied.data, "r+") as file, h5py.File(other, "w") as there:
+    with h5py.File(copied.data, "r+") as file, h5py.File(other, "w") as other_file:
         if group not in file:
             file.create_group(group)
-        file.copy(group, there)
+        file.copy(group, other_file)
         del file[group]
         file[group] = h5py.ExternalLink(other.name, group)
     return other
@@ -347,27 +347,27 @@ def outside(copied: Any, group: str) -> Path:
     [("obsm", "embed"), ("uns", "embed"), ("layers", "denoise"), ("obs", "score"), ("obs", "embed"), ("X", "embed")],
 )
 def test_links_to_other_files_are_read_and_never_replaced(copied, group, verb):
-    other = outside(copied, group)
-    before, there = elements_of(copied.data), other.read_bytes()
+    other = move_to_other_file(copied, group)
+    before, content = elements_of(copied.data), other.read_bytes()
     arguments = [verb, copied.data, "-m", copied.model]
     if group == "X" or (group, verb) == ("obs", "embed"):
-        run_well(*arguments)
+        run_ok(*arguments)
     else:
-        refused(copied.data.parent, arguments, DATA, f"{group} is a link to another file")
+        assert_refused(copied.data.parent, arguments, DATA, f"{group} is a link to another file")
         assert elements_of(copied.data) == before
-    assert other.read_bytes() == there
+    assert other.read_bytes() == content
     with h5py.File(copied.data) as file:
         assert isinstance(file.get(group, getlink=True), h5py.ExternalLink)
         assert group in file
 
 
-def test_a_copy_elsewhere_must_find_what_the_file_refers_to(copied):
-    outside(copied, "X")
-    place = copied.data.parent / "elsewhere"
-    place.mkdir()
-    arguments = ["embed", copied.data, "-m", copied.model, "-o", place / "out.h5ad"]
-    refused(copied.data.parent, arguments, DATA, "would not be found from")
-    run_well(*arguments[:-1], copied.data.with_name("out.h5ad"))
+def test_copy_in_another_folder_must_find_linked_files(copied):
+    move_to_other_file(copied, "X")
+    other_folder = copied.data.parent / "elsewhere"
+    other_folder.mkdir()
+    arguments = ["embed", copied.data, "-m", copied.model, "-o", other_folder / "out.h5ad"]
+    assert_refused(copied.data.parent, arguments, DATA, "would not be found from")
+    run_ok(*arguments[:-1], copied.data.with_name("out.h5ad"))
 
 
 def test_soft_links_are_kept_or_refused(copied):
@@ -377,19 +377,19 @@ def test_soft_links_are_kept_or_refused(copied):
         file["kept/mine"] = np.ones((120, 4))
         file["kept/X_scvae"] = h5py.SoftLink("/kept/mine")
     arguments = ["embed", copied.data, "-m", copied.model, "--force"]
-    refused(copied.data.parent, arguments, DATA, "obsm/X_scvae is a link to '/kept/mine'")
-    run_well(*arguments, "--key-added", "beside")
+    assert_refused(copied.data.parent, arguments, DATA, "obsm/X_scvae is a link to '/kept/mine'")
+    run_ok(*arguments, "--key-added", "beside")
     with h5py.File(copied.data) as file:
         assert isinstance(file.get("obsm", getlink=True), h5py.SoftLink)
         assert {"mine", "X_beside"} <= set(file["kept"])
 
 
-def test_a_missing_linked_file_is_named(copied):
-    outside(copied, "obs").unlink()
-    refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "obs is a link to 'other.h5'")
+def test_missing_linked_file_is_named(copied):
+    move_to_other_file(copied, "obs").unlink()
+    assert_refused(copied.data.parent, ["embed", copied.data, "-m", copied.model], DATA, "obs is a link to 'other.h5'")
 
 
-def virtual(copied: Any) -> Path:
+def make_virtual(copied: Any) -> Path:
     """Replace the values of X by a virtual dataset whose source is another file."""
     source = copied.data.with_name("source.h5")
     with h5py.File(copied.data, "r+") as file, h5py.File(source, "w") as there:
@@ -402,16 +402,16 @@ def virtual(copied: Any) -> Path:
     return source
 
 
-def test_a_virtual_dataset_needs_its_source(copied, tmp_path):
-    source = virtual(copied)
+def test_virtual_dataset_requires_its_source(copied, tmp_path):
+    source = make_virtual(copied)
     arguments = ["embed", copied.data, "-m", copied.model]
-    run_well(*arguments)
+    run_ok(*arguments)
     source.rename(tmp_path / "elsewhere.h5")
-    refused(copied.data.parent, arguments, DATA, "takes its values from 'source.h5', which is missing")
+    assert_refused(copied.data.parent, arguments, DATA, "takes its values from 'source.h5', which is missing")
 
 
 @pytest.mark.parametrize("path", ["X/data", "obs/cell_type/codes"])
-def test_data_in_a_raw_file_are_refused_and_not_shown(copied, path):
+def test_data_in_a_raw_file_are_refused(copied, path):
     with h5py.File(copied.data, "r+") as file:
         shape, dtype, attributes = file[path].shape, file[path].dtype, dict(file[path].attrs)
         secret = copied.data.with_name("secret.bin")
@@ -422,29 +422,29 @@ def test_data_in_a_raw_file_are_refused_and_not_shown(copied, path):
     arguments: list[object] = ["embed", copied.data, "-m", copied.model]
     if path != "X/data":
         arguments = ["interpolate", *arguments[1:], "--groupby", "cell_type", "--from", "a", "--to", "b"]
-    refused(copied.data.parent, arguments, DATA, "are not in the file, but in 'secret.bin'")
+    assert_refused(copied.data.parent, arguments, DATA, "are not in the file, but in 'secret.bin'")
 
 
 # --- the model folder -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inside", ["notes.txt", "plots"])
-def test_force_replaces_no_folder_with_other_files(copied, inside):
+def test_force_does_not_replace_a_folder_with_other_files(copied, inside):
     path = copied.model / inside
     path.mkdir() if inside == "plots" else path.write_text("mine")
     arguments = ["train", copied.data, "-m", copied.model, *TINY, "--force"]
-    refused(copied.data.parent, arguments, MODEL, f"contains '{inside}', which scvae did not write")
+    assert_refused(copied.data.parent, arguments, MODEL, f"contains '{inside}', which scvae did not write")
     assert path.exists()
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '{"format": 4}', "{", '{"model_type": "bert"}'])
-def test_force_replaces_no_folder_that_is_not_a_model(copied, content):
+def test_force_does_not_replace_a_folder_that_is_not_a_model(copied, content):
     folder = copied.data.with_name("bert")
     folder.mkdir()
     (folder / "config.json").write_text(content)
     (folder / "weights.safetensors").write_text("mine")
     arguments = ["train", copied.data, "-m", folder, *TINY, "--force"]
-    refused(copied.data.parent, arguments, MODEL, "exists and is not a model folder")
+    assert_refused(copied.data.parent, arguments, MODEL, "exists and is not a model folder")
 
 
 @pytest.fixture(params=[True, False], ids=["exchanged", "renamed twice"])
@@ -455,18 +455,18 @@ def swap(request, monkeypatch):
     return request.param
 
 
-def test_files_put_into_a_model_during_the_training_are_not_lost(copied, monkeypatch):
+def test_files_added_to_a_model_during_the_training_are_not_lost(copied, monkeypatch):
     model = scvae.load(copied.model)
-    usual = exchange.exchange
+    original = exchange.exchange
     calls: list[None] = []
 
-    def late(new: Path, folder: Path) -> bool:
+    def exchange_late(new: Path, folder: Path) -> bool:
         if not calls:
             (folder / "notes.txt").write_text("mine")
         calls.append(None)
-        return usual(new, folder)
+        return original(new, folder)
 
-    monkeypatch.setattr(bundle, "exchange", late)
+    monkeypatch.setattr(bundle, "exchange", exchange_late)
     before = contents(copied.model)
     with pytest.raises(scvae.ModelError, match="notes"):
         model.save(copied.model, force=True)
@@ -475,28 +475,28 @@ def test_files_put_into_a_model_during_the_training_are_not_lost(copied, monkeyp
 
 
 @pytest.mark.parametrize("where", ["link", "detour"])
-def test_a_model_is_replaced_where_it_lies(copied, swap, where):
-    shelf = copied.data.parent / "shelf"
-    shelf.mkdir()
-    real = shelf / "real.scvae"
+def test_model_is_replaced_at_its_real_path(copied, swap, where):
+    folder = copied.data.parent / "shelf"
+    folder.mkdir()
+    real = folder / "real.scvae"
     copied.model.rename(real)
     copied.model.symlink_to(real)
-    given = copied.model if where == "link" else shelf / "real.scvae" / ".." / "real.scvae"
+    given = copied.model if where == "link" else folder / "real.scvae" / ".." / "real.scvae"
     old = (real / "weights.safetensors").read_bytes()
-    run_well("train", copied.data, "-m", given, *TINY, "--seed", "1", "--force")
+    run_ok("train", copied.data, "-m", given, *TINY, "--seed", "1", "--force")
     assert copied.model.is_symlink()
     assert (real / "weights.safetensors").read_bytes() != old
-    run_well("embed", copied.data, "-m", copied.model)
-    assert [path.name for path in shelf.iterdir()] == ["real.scvae"]
+    run_ok("embed", copied.data, "-m", copied.model)
+    assert [path.name for path in folder.iterdir()] == ["real.scvae"]
 
 
-def test_a_detour_over_a_folder_that_does_not_exist(copied):
-    run_well("train", copied.data, "-m", copied.data.parent / "new.scvae" / ".." / "new.scvae", *TINY)
+def test_model_path_may_pass_a_folder_that_does_not_exist(copied):
+    run_ok("train", copied.data, "-m", copied.data.parent / "new.scvae" / ".." / "new.scvae", *TINY)
     assert (copied.data.parent / "new.scvae" / "config.json").exists()
 
 
 @pytest.mark.parametrize("verb", ["train", "embed"])
-def test_a_crash_between_two_renames_loses_no_model(copied, verb):
+def test_crash_between_two_renames_loses_no_model(copied, verb):
     before = contents(copied.model)
     copied.model.rename(copied.model.with_name(".cells.scvae.previous"))
     if verb == "train":
@@ -504,19 +504,21 @@ def test_a_crash_between_two_renames_loses_no_model(copied, verb):
         assert outcome.code == MODEL
         assert "already exists" in outcome.err
     else:
-        run_well("embed", copied.data, "-m", copied.model)
+        run_ok("embed", copied.data, "-m", copied.model)
     assert contents(copied.model) == before
 
 
-def test_a_read_only_model_is_found_before_the_training(copied, monkeypatch):
+def test_read_only_model_is_refused_before_the_training(copied, monkeypatch):
     monkeypatch.setattr("scvae_cli.training.loop.Trainer.events", None)
     copied.model.chmod(0o555)
-    refused(copied.data.parent, ["train", copied.data, "-m", copied.model, *TINY, "--force"], MODEL, "is read-only")
+    assert_refused(
+        copied.data.parent, ["train", copied.data, "-m", copied.model, *TINY, "--force"], MODEL, "is read-only"
+    )
     copied.model.chmod(0o755)
     assert stat.S_IMODE(copied.model.stat().st_mode) == 0o755
 
 
-def test_a_saved_model_keeps_its_permissions(copied, swap):
+def test_saved_model_keeps_its_permissions(copied, swap):
     copied.model.chmod(0o750)
     (copied.model / "weights.safetensors").chmod(0o640)
     scvae.load(copied.model).save(copied.model, force=True)

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 USAGE, DATA, MODEL, DEVICE = 2, 3, 4, 5
 # Arguments of an interpolation from the first batch to the second batch.
-WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
+BETWEEN_BATCHES = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
 
 
 class Bench:
-    """A folder with `cells.h5ad` and its model in `cells.scvae`, which tests may break."""
+    """A folder with `cells.h5ad` and its model in `cells.scvae`, which tests may change."""
 
     def __init__(self, folder: Path, trained: Trained) -> None:
         self.folder = folder
         copied = trained.copy_to(folder)
         self.data, self.model = copied.data, copied.model
 
-    def changed(self, change: Callable[[ad.AnnData], ad.AnnData | None]) -> Path:
+    def change(self, change: Callable[[ad.AnnData], ad.AnnData | None]) -> Path:
         """Change the data with a function, and write the data again."""
         adata = ad.read_h5ad(self.data)
         result = change(adata)
@@ -48,24 +48,24 @@ class Bench:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
-    def train(self, *options: object) -> list[object]:
+    def train_args(self, *options: object) -> list[object]:
         """Return arguments of a training whose model gets another name."""
         return ["train", self.data, "-m", self.folder / "other.scvae", *TINY, *options]
 
-    def ask(self, verb: str, *options: object) -> list[object]:
+    def args(self, verb: str, *options: object) -> list[object]:
         """Return arguments of a command with the data and the model."""
         return [verb, self.data, "-m", self.model, *options]
 
-    def walk(self, start: str, end: str, *options: object) -> list[object]:
+    def between_groups(self, start: str, end: str, *options: object) -> list[object]:
         """Return arguments of an interpolation between two groups."""
-        return self.ask("interpolate", "--groupby", "cell_type", "--from", start, "--to", end, *options)
+        return self.args("interpolate", "--groupby", "cell_type", "--from", start, "--to", end, *options)
 
-    def hop(self, start: str, end: str, *options: object) -> list[object]:
+    def between_cells(self, start: str, end: str, *options: object) -> list[object]:
         """Return arguments of an interpolation between two cells."""
-        return self.ask("interpolate", "--from-cell", start, "--to-cell", end, *options)
+        return self.args("interpolate", "--from-cell", start, "--to-cell", end, *options)
 
 
-def dropped_rows(adata: ad.AnnData) -> ad.AnnData:
+def with_two_empty_cells(adata: ad.AnnData) -> ad.AnnData:
     """Remove all counts of the first two cells."""
     adata.X = sp.csr_matrix(adata.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
     return adata
@@ -77,8 +77,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def refused(folder: Path, arguments: list[object], code: int, fragment: str) -> str:
-    """Assert that a command refuses its input correctly, and return the hint of the error."""
+def assert_refused(folder: Path, arguments: list[object], code: int, fragment: str) -> str:
+    """Assert that a command refuses its input in one line and changes no file, and return the hint of the error."""
     before = contents(folder)
     outcome = run_cli(*arguments)
     assert outcome.code == code, outcome

@@ -37,7 +37,7 @@ NEW_FILE = "scvae_cli.new_cells_question:NewCellsQuestion:write"
 
 @dataclass
 class Tally:
-    """Number of cases that were tried, what they left behind, and what went wrong."""
+    """Number of cases that were tried, what was left in the folder, and what went wrong."""
 
     tried: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class _Done(BaseException):
     """Raised when all cases were tried, so that the parent process does not continue the command."""
 
 
-class _GoOn(BaseException):
+class _Continue(BaseException):
     """Raised in the forked process of a case, which continues the command."""
 
 
@@ -85,19 +85,19 @@ class Writing:
         owner, name = _owner(self.place)
         original, parent = getattr(owner, name), os.getpid()
 
-        def go_on(**how: Any) -> Ended:
+        def continue_in_fork(**how: Any) -> Ended:
             ended = fork_here(self.pristine.parent, prepare=_handle_signals, **how)
             if ended is None:
-                raise _GoOn
+                raise _Continue
             return ended
 
         def stopped(this: Any, *args: Any, **kwargs: Any) -> Any:
             if os.getpid() == parent:
                 try:
-                    cases(go_on)
+                    cases(continue_in_fork)
                     raise _Done
-                except _GoOn:
-                    _take_as_read(this)
+                except _Continue:
+                    _accept_restored_file(this)
             return original(this, *args, **kwargs)
 
         # The first run imports and compiles all code, so that the forks need not do so.
@@ -124,7 +124,7 @@ def _handle_signals() -> None:
     end_on_signals()
 
 
-def _take_as_read(this: Any) -> None:
+def _accept_restored_file(this: Any) -> None:
     """Accept the restored data file in place of the file that the command has read."""
     store = getattr(getattr(this, "session", None), "store", None)
     if store is not None:
@@ -135,21 +135,21 @@ def interrupted(writing: Writing, points: int, number: int, seed: int = 0) -> Ta
     """Send one signal at points spread over all system calls of a write."""
     tally = Tally()
 
-    def cases(go_on: Callable[..., Ended]) -> None:
+    def cases(continue_in_fork: Callable[..., Ended]) -> None:
         writing.put_back()
         old = contents(writing.folder)
-        whole = go_on()
+        complete = continue_in_fork()
         new = contents(writing.folder)
-        assert whole.code == 0, whole
+        assert complete.code == 0, complete
         assert new != old
         random_points = random.Random(seed)
         for k in range(points):
             # The stops are divided into `points` equal parts, with one random stop in each part.
-            until = 1 + int((k + random_points.random()) * whole.stops / points)
+            until = 1 + int((k + random_points.random()) * complete.stops / points)
             writing.put_back()
-            ended = go_on(until=until, number=number)
-            case = f"{signal.Signals(number).name} at {until} of {whole.stops}"
-            _judge(tally, writing, go_on, ended, number, case, old, new)
+            ended = continue_in_fork(until=until, number=number)
+            case = f"{signal.Signals(number).name} at {until} of {complete.stops}"
+            _judge(tally, writing, continue_in_fork, ended, number, case, old, new)
 
     writing(cases)
     return tally
@@ -158,41 +158,41 @@ def interrupted(writing: Writing, points: int, number: int, seed: int = 0) -> Ta
 def _judge(
     tally: Tally,
     writing: Writing,
-    go_on: Callable[..., Ended],
+    continue_in_fork: Callable[..., Ended],
     ended: Ended,
     number: int,
     case: str,
     old: dict[str, str],
     new: dict[str, str],
 ) -> None:
-    left = contents(writing.folder)
+    found = contents(writing.folder)
     changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
     faults = [
-        f"{name} is neither old nor new" for name in changed if left.get(name) not in (old.get(name), new.get(name))
+        f"{name} is neither old nor new" for name in changed if found.get(name) not in (old.get(name), new.get(name))
     ]
-    faults += [f"{name} was changed" for name in {*old, *new} - changed if left.get(name) != old.get(name)]
-    written = {name for name in changed if left.get(name) == new.get(name)}
+    faults += [f"{name} was changed" for name in {*old, *new} - changed if found.get(name) != old.get(name)]
+    written = {name for name in changed if found.get(name) == new.get(name)}
     state = "new" if written == changed else "partly new" if written else "old"
-    litter = left.keys() - {*old, *new}
+    leftover = found.keys() - {*old, *new}
     if ended.code == -signal.SIGKILL:
         # The next run removes leftover files, and its result is complete.
-        following = go_on(traced=False)
+        following = continue_in_fork(traced=False)
         after = contents(writing.folder)
         if following.code != 0 or after.keys() != new.keys() or (state == "old" and after != new):
             faults.append(f"the next run: {following}, left {sorted(after)}")
     else:
-        said = ended.err.splitlines()[-1] if ended.err else ""
-        if litter:
-            faults.append(f"litter: {sorted(litter)}")
+        message = ended.err.splitlines()[-1] if ended.err else ""
+        if leftover:
+            faults.append(f"leftover files: {sorted(leftover)}")
         if ended.code == 0:
             if state != "new":
                 faults.append("exit code 0, but the results are not complete")
             state += ", exit code 0"
-        elif ended.code != 128 + number or not said.startswith("interrupted; "):
+        elif ended.code != 128 + number or not message.startswith("interrupted; "):
             faults.append("another exit code, or no message")
-        elif ("was not changed" in said) != (not written):
+        elif ("was not changed" in message) != (not written):
             faults.append("the message is not true")
-        elif any(Path(name).parts[0] not in said for name in written):
+        elif any(Path(name).parts[0] not in message for name in written):
             faults.append("the message does not name what was written")
         if "Traceback" in ended.err or "Error" in ended.err:
             faults.append("a traceback")
@@ -205,21 +205,21 @@ def killed_trainings(folder: Path, data: Path, kills: int, options: Sequence[str
 
     tally, model = Tally(), folder / "killed.scvae"
     command = ["train", data, "-m", model, "--quiet", *options]
-    usual, fit.CHECKPOINT_SECONDS = fit.CHECKPOINT_SECONDS, -1.0
+    interval, fit.CHECKPOINT_SECONDS = fit.CHECKPOINT_SECONDS, -1.0
     writing = Writing(folder, command, "scvae_cli.training.checkpoint:Checkpoint:save")
 
     def trained(*more: str) -> Ended:
         return forked(lambda: run([str(word) for word in (*command, *more)]), folder.parent, traced=False)
 
-    def cases(go_on: Callable[..., Ended]) -> None:
-        whole = go_on()
+    def cases(continue_in_fork: Callable[..., Ended]) -> None:
+        complete = continue_in_fork()
         expected = _weights(model)
-        assert whole.code == 0, whole
+        assert complete.code == 0, complete
         random_points = random.Random(seed)
         for k in range(kills):
-            until = 1 + int((k + random_points.random()) * whole.stops / kills)
+            until = 1 + int((k + random_points.random()) * complete.stops / kills)
             writing.put_back()
-            ended = go_on(until=until, number=signal.SIGKILL)
+            ended = continue_in_fork(until=until, number=signal.SIGKILL)
             resumed = trained("--resume")
             outcome = "resumed"
             if "no interrupted training" in resumed.err:  # killed before the first state was saved
@@ -228,22 +228,22 @@ def killed_trainings(folder: Path, data: Path, kills: int, options: Sequence[str
                 resumed, outcome = Ended(0, "", "", 0, False), "the model was complete"
             fault = None
             if resumed.code != 0 or not model.exists() or _weights(model) != expected:
-                fault = f"killed at {until} of {whole.stops} ({ended.code}): {resumed}"
-            elif litter := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
+                fault = f"killed at {until} of {complete.stops} ({ended.code}): {resumed}"
+            elif leftover := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
                 # A complete model may have leftover files beside it, which the next training removes.
                 again = trained("--force")
-                litter = [path.name for path in folder.iterdir() if path.name.startswith(".")]
-                fault = f"litter after {again}: {litter}" if again.code != 0 or litter else None
+                leftover = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+                fault = f"leftover files after {again}: {leftover}" if again.code != 0 or leftover else None
             tally.add(outcome, fault)
 
     try:
         writing(cases)
     finally:
-        fit.CHECKPOINT_SECONDS = usual
+        fit.CHECKPOINT_SECONDS = interval
     return tally
 
 
-def rivals(folder: Path, data: Path, model: Path, rounds: int, writers: int, seed: int = 0) -> Tally:
+def concurrent_writers(folder: Path, data: Path, model: Path, rounds: int, writers: int, seed: int = 0) -> Tally:
     """Let several processes write one file; each is process 1 of a namespace, and all have the same host name."""
     tally, random_delays = Tally(), random.Random(seed)
     writing = Writing(folder, [])
@@ -256,19 +256,19 @@ def rivals(folder: Path, data: Path, model: Path, rounds: int, writers: int, see
         running = [_start(data, model, key, delay, folder.parent) for key, delay in zip(keys, delays, strict=True)]
         ended = [_wait(process, errors) for process, errors in running]
         with h5py.File(data) as file:
-            there = {key for key in keys if f"uns/{key}/runs/embed" in file and f"obsm/X_{key}" in file}
-        won = {key for key, (code, _) in zip(keys, ended, strict=True) if code == 0}
+            written = {key for key in keys if f"uns/{key}/runs/embed" in file and f"obsm/X_{key}" in file}
+        succeeded = {key for key, (code, _) in zip(keys, ended, strict=True) if code == 0}
         # A command that starts while another one replaces the file finds the file locked.
-        said = ("nothing was written", "is open for writing in another program")
-        refused = [text for code, text in ended if code == 3 and any(words in text for words in said)]
+        refusals = ("nothing was written", "is open for writing in another program")
+        refused = [text for code, text in ended if code == 3 and any(words in text for words in refusals)]
         faults = []
-        if there != won or not won:
-            faults.append(f"ended well: {sorted(won)}, in the file: {sorted(there)}")
-        if len(won) + len(refused) < writers:
+        if written != succeeded or not succeeded:
+            faults.append(f"ended well: {sorted(succeeded)}, in the file: {sorted(written)}")
+        if len(succeeded) + len(refused) < writers:
             faults.append("neither written nor refused")
-        if litter := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
-            faults.append(f"litter {litter}")
-        for _ in won:
+        if leftover := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
+            faults.append(f"leftover files {leftover}")
+        for _ in succeeded:
             tally.add("written")
         for _ in refused:
             tally.add("refused")
