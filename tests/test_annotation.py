@@ -25,6 +25,7 @@ from scvae_cli.tools.annotate.batch_offset import batch_offsets
 from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled, regression
 from scvae_cli.tools.annotate.conformal import HeldOutScores
 from scvae_cli.tools.annotate.difference import difference
+from scvae_cli.tools.annotate.expected import expected
 from scvae_cli.tools.annotate.held_out_parts import chosen_cells, parts_of
 from scvae_cli.tools.annotate.novelty import metric_of_all, metric_of_labels, novelty
 from scvae_cli.tools.annotate.quality import confusion, macro_f1, reliability
@@ -205,6 +206,28 @@ def test_the_offset_of_a_batch_is_that_of_its_cells_of_known_types(shift, new_sh
     np.testing.assert_allclose(offset_n[:1000][known_n] / (1.349 * (1 + label_n[:1000][known_n])), expected, atol=0.2)
 
 
+# --- expected accuracy ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.2])
+@pytest.mark.parametrize("missing", [0.0, 0.1, 0.4, 1.0])
+def test_cells_of_missing_types_are_expected_to_be_wrong(missing, rate):
+    rng = np.random.default_rng(7)
+    known_n = rng.random(4000) >= missing
+    p_n = np.where(known_n, rng.random(4000), 0.1 * rng.random(4000) ** 3)
+    probability_n = rng.uniform(0.6, 1, 4000)
+    right_n = known_n & (rng.random(4000) < probability_n) & (p_n > rate)
+    found = expected(probability_n, p_n, rng.random(2000), np.ones(2000), rate=rate)
+    assert found.of_missing_types == pytest.approx(missing, abs=0.03)
+    assert found.accuracy == pytest.approx(right_n.mean(), abs=0.03)
+
+
+def test_a_few_small_p_values_are_no_missing_type():
+    rng = np.random.default_rng(8)
+    found = [expected(np.ones(50), rng.random(50), rng.random(500), np.ones(500), rate=0.01) for _ in range(200)]
+    assert np.mean([one.of_missing_types == 0 for one in found]) > 0.9
+
+
 # --- annotate ---------------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +238,7 @@ def test_hidden_labels_are_found(annotated):
     # The accuracy that is measured on labeled cells equals the accuracy of the cells without a label.
     assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
     assert right_n[kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=1e-9)
-    assert right_n[~kept_n].mean() == pytest.approx(result.expected_accuracy, abs=0.06)
+    assert right_n[~kept_n].mean() == pytest.approx(result.expected.accuracy, abs=0.06)
     np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)
 
 
@@ -245,6 +268,9 @@ def test_a_type_that_has_no_label_is_unknown_more_often():
     with pytest.warns(ScvaeWarning, match="are unknown"):
         result = scvae.annotate(adata, model, labels_key="known", inplace=False, unknown_rate=0.05)
     assert np.median(result.p_n[new_n]) < np.median(result.p_n[~new_n]) / 2
+    others_n, share = ~result.labeled_n, new_n[~result.labeled_n].mean()
+    assert share / 2 < result.expected.of_missing_types < 1.5 * share
+    assert result.expected.accuracy < result.probability_nc[others_n].max(1).mean() - share / 2
 
 
 def test_labels_of_a_reference_equal_those_in_the_data(tmp_path):

@@ -25,6 +25,7 @@ from scvae_cli.tools.annotate.batch_offset import batch_offsets
 from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled
 from scvae_cli.tools.annotate.conformal import HeldOutScores, enough_cells
 from scvae_cli.tools.annotate.difference import Difference, difference, some_cells
+from scvae_cli.tools.annotate.expected import expected
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.learning import Learned, Lesson, learn
 from scvae_cli.tools.annotate.novelty import Metric, metric_of_all, novelty
@@ -191,6 +192,15 @@ def annotate(
         view_weights=dict(zip(VIEWS, (float(weight) for weight in found.weight_v), strict=True)),
         quality=replace(found.quality, confusion_cc=found.quality.confusion_cc[np.ix_(rank_c, rank_c)]),
         difference=_difference(found, query, predicted, labeled_n, options.seed),
+        expected=None
+        if labeled_n.all()
+        else expected(
+            probability_nc[~labeled_n].max(1),
+            predicted.p_n[~labeled_n],
+            found.held_out.p_n,
+            learned.weight_h,
+            rate=options.unknown_rate,
+        ),
         values=learned.values,
         back_off=backed_off,
     )
