@@ -33,7 +33,7 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -232,6 +232,14 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _place(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], tuple[int, ...]]:
+    """Return the key by which rows are sorted: by set, seed, task and method."""
+    sets, tasks = list(SETS), list(dict.fromkeys(row["task"] for row in rows))
+    return lambda row: (
+        sets.index(row["set"]), row["seed"], row["left_out"], tasks.index(row["task"]), METHODS.index(row["method"]),
+    )  # fmt: skip
+
+
 def main() -> None:
     """Measure, and write results/labels.json and results/labels.md; rows that were measured before are kept."""
     parser = argparse.ArgumentParser()
@@ -255,7 +263,7 @@ def main() -> None:
                 rows = json.loads(place.read_text())["rows"] if place.exists() else []
                 measured = {(row["set"], row["seed"], row["method"]) for row in new}
                 rows = [row for row in rows if (row["set"], row["seed"], row["method"]) not in measured] + new
-                rows.sort(key=lambda row: (list(SETS).index(row["set"]), row["seed"], METHODS.index(row["method"])))
+                rows.sort(key=_place(rows))
                 machine = describe_machine(arguments.threads)
                 stored = {"date": str(date.today()), "machine": machine, "rows": rows}
                 place.write_text(json.dumps(stored, indent=1) + "\n")
