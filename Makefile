@@ -78,6 +78,7 @@ bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/trajectories.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/fates.py
 	$(BIN)/python benchmarks/labels.py --scvi-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/expected_accuracy.py
 	$(BIN)/python benchmarks/label_training.py
 	$(BIN)/python benchmarks/membership.py
 	$(BIN)/python benchmarks/embedding.py --scvi-python $(PEER)/bin/python

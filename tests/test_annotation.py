@@ -21,10 +21,11 @@ from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError, ScvaeWarning
-from scvae_cli.tools.annotate.batch_offset import batch_offsets
-from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled, regression
+from scvae_cli.tools.annotate.batch_novelty import corrected_novelty
+from scvae_cli.tools.annotate.classifier import fit_pool, log_odds, pool_weights, regression
 from scvae_cli.tools.annotate.conformal import HeldOutScores
 from scvae_cli.tools.annotate.difference import difference
+from scvae_cli.tools.annotate.expected import expected
 from scvae_cli.tools.annotate.held_out_parts import chosen_cells, parts_of
 from scvae_cli.tools.annotate.novelty import metric_of_all, metric_of_labels, novelty
 from scvae_cli.tools.annotate.quality import confusion, macro_f1, reliability
@@ -104,7 +105,21 @@ def test_pool_weights_recover_the_informative_view_and_the_temperature():
     assert weight_v[0] == pytest.approx(1 / 3, abs=0.05)
     # Because of the penalty, the weight of the noise is not exactly zero.
     assert weight_v[1] < 0.15
-    np.testing.assert_allclose(np.exp(pooled(weight_v, views)).sum(1), 1)
+    np.testing.assert_allclose(np.exp(fit_pool(views, code_m, np.ones(4000)).log_probabilities(views)).sum(1), 1)
+
+
+@pytest.mark.parametrize(("n_cells", "tolerance"), [(8000, 0.15), (4, None)])
+def test_biases_of_labels_are_found_if_there_are_enough_cells(n_cells, tolerance):
+    rng = np.random.default_rng(2)
+    view_mc, bias_c = log_softmax(rng.normal(size=(n_cells, 3), scale=2), axis=1), np.array([0.8, -0.6, -0.2])
+    true_mc = log_softmax(0.5 * view_mc + bias_c, axis=1)
+    code_m = (rng.random((n_cells, 1)) < np.exp(true_mc).cumsum(1)).argmax(1)
+    found = fit_pool(view_mc[None], code_m, np.ones(n_cells))
+    if tolerance is None:
+        assert np.abs(found.bias_c).max() < 1.5
+    else:
+        np.testing.assert_allclose(found.bias_c - found.bias_c.mean(), bias_c, atol=tolerance)
+        assert found.weight_v[0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_log_odds_are_accurate_for_extreme_probabilities():
@@ -187,22 +202,58 @@ def scores_of(rng, n_cells, n_labels=4):
     return -rng.normal(5 * label_n, 1 + label_n), label_n
 
 
-@pytest.mark.parametrize(("shift", "new_share"), [(0.0, 0.0), (1.5, 0.0), (1.5, 0.15), (1.5, 1.0), (20.0, 0.0)])
-def test_batch_offset_equals_offset_of_cells_of_known_types(shift, new_share):
-    """Novelty of a batch is higher by `shift` interquartile ranges, and some cells of one label are of a new type."""
+@pytest.mark.parametrize("new_share", [0.0, 0.15, 0.7])
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (1.5, 1.0), (0.0, 2.5), (1.5, 2.5)])
+def test_known_types_in_a_new_batch_get_the_novelty_of_labeled_batches(shift, scale, new_share):
+    """Novelty of a batch is shifted by interquartile ranges and scaled, and some cells are of new types."""
     rng = np.random.default_rng(4)
-    score_m, label_m = scores_of(rng, 2000)
-    held_out = HeldOutScores(score_m, label_m, np.arange(2000) % 5, 4, 50)
-    score_n, label_n = scores_of(rng, 2000)
+    usual_m, label_m = scores_of(rng, 3000)
+    held = HeldOutScores(usual_m, label_m, np.arange(3000) % 5, 4, 50)
+    usual_n, label_n = scores_of(rng, 4000)
     range_n = 1.349 * (1 + label_n)
-    new_n = rng.random(2000) < new_share
-    label_n[new_n] = 0
-    novelty_n = np.where(new_n, 200.0, shift * range_n - score_n)
-    offset_n = batch_offsets(novelty_n, label_n, np.repeat([0, -1], 1000), held_out)
-    assert not offset_n[1000:].any()
-    expected = 0.0 if shift > 3 or new_share == 1 else shift
-    known_n = ~new_n[:1000] if new_share < 1 else new_n[:1000]
-    np.testing.assert_allclose(offset_n[:1000][known_n] / (1.349 * (1 + label_n[:1000][known_n])), expected, atol=0.2)
+    low_n = 5 * label_n - range_n / 2
+    novelty_n = low_n + shift * range_n + scale * (-usual_n - low_n)
+    new_n = rng.random(4000) < new_share
+    novelty_n[new_n] = low_n[new_n] + range_n[new_n] * rng.uniform(15, 40, new_n.sum())
+    found_kn = corrected_novelty(np.tile(novelty_n, (5, 1)), label_n, np.repeat([0, -1], 2000), held)
+    np.testing.assert_array_equal(found_kn[:, 2000:], np.tile(novelty_n[2000:], (5, 1)))
+    p_n = np.concatenate([held.p_values(-found_kn[:, :2000][:, label_n[:2000] == c], c) for c in range(4)])
+    of_new_n = np.concatenate([new_n[:2000][label_n[:2000] == c] for c in range(4)])
+    for level in (0.05, 0.25, 0.5):
+        assert (p_n[~of_new_n] <= level).mean() == pytest.approx(level, abs=0.06)
+    assert not new_share or (p_n[of_new_n] <= 0.05).mean() > 0.9
+
+
+@pytest.mark.parametrize("novelty", [20.0, 200.0])
+def test_a_batch_of_one_new_type_is_not_taken_for_a_batch_of_known_types(novelty):
+    rng = np.random.default_rng(4)
+    usual_m, label_m = scores_of(rng, 2000)
+    held = HeldOutScores(usual_m, label_m, np.arange(2000) % 5, 4, 50)
+    novelty_kn, label_n = np.tile(rng.normal(novelty, 2, 300), (5, 1)), np.zeros(300, dtype=int)
+    found_kn = corrected_novelty(novelty_kn, label_n, np.zeros(300, dtype=int), held)
+    assert (held.p_values(-found_kn, 0) <= 0.05).mean() > 0.95
+
+
+# --- expected accuracy ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.2])
+@pytest.mark.parametrize("missing", [0.0, 0.1, 0.4, 1.0])
+def test_cells_of_missing_types_are_expected_to_be_wrong(missing, rate):
+    rng = np.random.default_rng(7)
+    known_n = rng.random(4000) >= missing
+    p_n = np.where(known_n, rng.random(4000), 0.1 * rng.random(4000) ** 3)
+    probability_n = rng.uniform(0.6, 1, 4000)
+    right_n = known_n & (rng.random(4000) < probability_n) & (p_n > rate)
+    found = expected(probability_n, p_n, rng.random(2000), np.ones(2000), rate=rate)
+    assert found.of_missing_types == pytest.approx(missing, abs=0.03)
+    assert found.accuracy == pytest.approx(right_n.mean(), abs=0.03)
+
+
+def test_a_few_small_p_values_are_no_missing_type():
+    rng = np.random.default_rng(8)
+    found = [expected(np.ones(50), rng.random(50), rng.random(500), np.ones(500), rate=0.01) for _ in range(200)]
+    assert np.mean([one.of_missing_types == 0 for one in found]) > 0.9
 
 
 # --- annotate ---------------------------------------------------------------------------------------------------------
@@ -215,7 +266,7 @@ def test_hidden_labels_are_predicted_with_the_reported_accuracy(annotated):
     # The accuracy that is measured on labeled cells equals the accuracy of the cells without a label.
     assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
     assert right_n[kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=1e-9)
-    assert right_n[~kept_n].mean() == pytest.approx(result.expected_accuracy, abs=0.06)
+    assert right_n[~kept_n].mean() == pytest.approx(result.expected.accuracy, abs=0.06)
     np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)
 
 
@@ -245,6 +296,9 @@ def test_cells_of_a_type_without_labels_have_lower_p_values():
     with pytest.warns(ScvaeWarning, match="are unknown"):
         result = scvae.annotate(adata, model, labels_key="known", inplace=False, unknown_rate=0.05)
     assert np.median(result.p_n[new_n]) < np.median(result.p_n[~new_n]) / 2
+    others_n, share = ~result.labeled_n, new_n[~result.labeled_n].mean()
+    assert share / 2 < result.expected.of_missing_types < 1.5 * share
+    assert result.expected.accuracy < result.probability_nc[others_n].max(1).mean() - share / 2
 
 
 def test_labels_in_a_reference_file_give_the_same_predictions(tmp_path):

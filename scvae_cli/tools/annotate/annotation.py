@@ -21,10 +21,11 @@ from scvae_cli.errors import ModelError
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels, back_off, back_off_quality
-from scvae_cli.tools.annotate.batch_offset import batch_offsets
-from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled
+from scvae_cli.tools.annotate.batch_novelty import corrected_novelty
+from scvae_cli.tools.annotate.classifier import Pool, fit_pool, log_odds
 from scvae_cli.tools.annotate.conformal import HeldOutScores, enough_cells
 from scvae_cli.tools.annotate.difference import Difference, difference, some_cells
+from scvae_cli.tools.annotate.expected import expected
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.learning import Learned, Lesson, learn
 from scvae_cli.tools.annotate.novelty import Metric, metric_of_all, novelty
@@ -65,8 +66,8 @@ class _Calibrated:
     ----------
     learned
         The classifiers.
-    weight_v
-        Weight of each view (matrix of coordinates of the cells) in the predictions, shape (v,).
+    pool
+        Weight of each view (matrix of coordinates of the cells) in the predictions, and bias of each label.
     label_scores, novelty_scores
         Scores of held-out cells, with which the scores of other cells are compared. The scores are the log odds of the
         labels, and the negative novelty (difference from all known types) of the cells.
@@ -76,7 +77,7 @@ class _Calibrated:
 
     learned: Learned
     everything: Metric
-    weight_v: np.ndarray
+    pool: Pool
     label_scores: HeldOutScores
     novelty_scores: HeldOutScores
     held_out: _Predicted
@@ -93,7 +94,7 @@ class _Calibrated:
         learned = self.learned
         views = learned.scaling.views_of_genes(cells)
         parts = range(len(learned.metrics_k))
-        log_p_knc = np.stack([pooled(self.weight_v, learned.by_view(k, views)) for k in parts])
+        log_p_knc = np.stack([self.pool.log_probabilities(learned.by_view(k, views)) for k in parts])
         odds_knc = np.stack([log_odds(log_p_nc) for log_p_nc in log_p_knc])
         novelty_kn = np.stack([novelty(views[0], metric, self.everything) for metric in learned.metrics_k])
         log_p_nc = log_softmax(log_p_knc.mean(axis=0), axis=1)
@@ -105,10 +106,10 @@ class _Calibrated:
     def novelty_p(self, novelty_kn: np.ndarray, label_n: np.ndarray, new_batch_n: np.ndarray) -> np.ndarray:
         """Compute the p-value of the hypothesis that a cell belongs to a known type, shape (n,).
 
-        The novelty of cells in a new batch is first corrected by the offset of the batch (`batch_offset`).
+        The novelty of cells in a new batch is first corrected (`batch_novelty`).
         """
         held, p_n = self.novelty_scores, np.empty(len(label_n))
-        usual_kn = batch_offsets(np.median(novelty_kn, axis=0), label_n, new_batch_n, held) - novelty_kn
+        usual_kn = -corrected_novelty(novelty_kn, label_n, new_batch_n, held)
         for c in np.unique(label_n):
             p_n[label_n == c] = held.p_values(usual_kn[:, label_n == c], c)
         return p_n
@@ -188,9 +189,18 @@ def annotate(
         labeled_c=learned.size_c[rank_c],
         coverage=options.coverage,
         unknown_rate=options.unknown_rate,
-        view_weights=dict(zip(VIEWS, (float(weight) for weight in found.weight_v), strict=True)),
+        view_weights=dict(zip(VIEWS, (float(weight) for weight in found.pool.weight_v), strict=True)),
         quality=replace(found.quality, confusion_cc=found.quality.confusion_cc[np.ix_(rank_c, rank_c)]),
         difference=_difference(found, query, predicted, labeled_n, options.seed),
+        expected=None
+        if labeled_n.all()
+        else expected(
+            probability_nc[~labeled_n].max(1),
+            predicted.p_n[~labeled_n],
+            found.held_out.p_n,
+            learned.weight_h,
+            rate=options.unknown_rate,
+        ),
         values=learned.values,
         back_off=backed_off,
     )
@@ -217,8 +227,8 @@ def _calibrated(learned: Learned, everything: Metric, options: AnnotateOptions) 
     """Calibrate classifiers on held-out labeled cells."""
     code_h, part_h, weight_h = learned.code_h, learned.part_h, learned.weight_h
     n_labels = len(learned.names)
-    weight_v = pool_weights(learned.log_p_vhc, code_h, weight_h)
-    log_p_hc = pooled(weight_v, learned.log_p_vhc)
+    pool = fit_pool(learned.log_p_vhc, code_h, weight_h)
+    log_p_hc = pool.log_probabilities(learned.log_p_vhc)
     odds_hc, label_h, usual_h = (
         log_odds(log_p_hc),
         log_p_hc.argmax(1),
@@ -233,7 +243,7 @@ def _calibrated(learned: Learned, everything: Metric, options: AnnotateOptions) 
         novelty_p_h[label_h == c] = novelty_scores.p_values_of_held_out(usual_h, int(c))[label_h == c]
     held_out = _Predicted(log_p_hc, label_p_hc > 1 - options.coverage, novelty_p_h)
     quality = _quality(held_out, learned.log_p_vhc[GENES], code_h, weight_h, options)
-    return _Calibrated(learned, everything, weight_v, label_scores, novelty_scores, held_out, quality)
+    return _Calibrated(learned, everything, pool, label_scores, novelty_scores, held_out, quality)
 
 
 def _difference(

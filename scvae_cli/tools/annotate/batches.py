@@ -5,13 +5,14 @@ Letters in array shapes: n cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scvae_cli.data.covariates import read_covariates
 from scvae_cli.data.known_labels import KnownLabels
 from scvae_cli.data.labels import positions_in
+from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
 
 _SHOWN = 3
@@ -77,32 +78,57 @@ def new_batches(session: Session, known: KnownLabels | None, reference: Session 
     reference
         Session with the labeled cells. If `reference` is None, the labeled cells are in `session`.
     """
-    n, of_n = session.counts.n_cells, _batches(session)
-    other_n = np.ones(n, dtype=bool)
     if known is None:
-        of_labeled = _batches_of_training(session)
-        lacking = next((key for key in session.model.config.data.batch_keys if key not in session.store.obs_keys), None)
-    else:
-        labeled_n, of_known_n, lacking = known.code_n >= 0, _batches(reference or session), None
-        of_labeled = [] if of_known_n is None else sorted(set(of_known_n[labeled_n]) - {None})
-        if reference is None:
-            other_n = ~labeled_n
-    some_n = np.zeros(n, dtype=bool) if of_n is None else other_n & (of_n != None)  # noqa: E711  # elementwise
-    n_others = int(other_n.sum())
-    if of_n is None or not of_labeled or not some_n.any():
-        if known is not None and reference is None:
-            return NewBatches(batch_n=np.full(n, -1), names=(), n_others=n_others)
-        # Cells without a known batch may be of a new batch.
-        names = () if known is None and lacking is None else None
-        return NewBatches(batch_n=np.zeros(n, dtype=np.int64), names=names, n_others=n_others, lacking=lacking)
-    new_n = some_n & (positions_in(of_labeled, of_n) < 0)
+        return _beside_training(session)
+    if reference is None:
+        return _beside_labeled(session, known)
+    return _beside_reference(session, known, reference)
+
+
+def _beside_training(session: Session) -> NewBatches:
+    """Compare the batches of the cells with those of the training."""
+    keys, stored = session.model.config.data.batch_keys, session.store.obs_keys
+    lacking = next((key for key in keys if key not in stored), None)
+    new = _compared(_batches(session), _batches_of_training(session))
+    if new is None:
+        # If the model has no column of batches, nobody can name the batches, so no warning is given.
+        new = _unknown(session, names=() if lacking is None else None)
+    return replace(new, lacking=lacking, unmapped=_lacking_in_model(session.model, new.names or ()))
+
+
+def _beside_labeled(session: Session, known: KnownLabels) -> NewBatches:
+    """Compare the batches of the cells without a label with those of the labeled cells of the same data."""
+    other_n, of_n = known.code_n < 0, _batches(session)
+    of_others_n = None if of_n is None else np.where(other_n, of_n, np.array(None, dtype=object))
+    new = _compared(of_others_n, _batches_of_labeled(of_n, known))
+    if new is None:
+        new = NewBatches(batch_n=np.full(len(other_n), -1), names=(), n_others=0)
+    return replace(new, n_others=int(other_n.sum()))
+
+
+def _beside_reference(session: Session, known: KnownLabels, reference: Session) -> NewBatches:
+    """Compare the batches of the cells with those of the labeled cells of other data."""
+    new = _compared(_batches(session), _batches_of_labeled(_batches(reference), known))
+    return _unknown(session, names=None) if new is None else new
+
+
+def _compared(of_n: np.ndarray | None, of_labeled: list[str]) -> NewBatches | None:
+    """Find the cells whose batch has no labeled cells; None if no cell or no labeled cell has a known batch.
+
+    `of_n` contains the batch of each cell; None for cells that are not compared.
+    """
+    if of_n is None or not of_labeled or not (known_n := of_n != None).any():  # noqa: E711  # elementwise
+        return None
+    new_n = known_n & (positions_in(of_labeled, of_n) < 0)
     names = tuple(sorted(set(of_n[new_n])))
-    batch_n = np.where(new_n, positions_in(names, of_n), -1) if names else np.full(n, -1)
-    unmapped: tuple[str, ...] = ()
-    if known is None and names:
-        of_model_n = positions_in(session.model.batches, np.asarray(names, dtype=object))
-        unmapped = tuple(name for name, at in zip(names, of_model_n, strict=True) if at < 0)
-    return NewBatches(batch_n=batch_n, names=names, n_others=n_others, unmapped=unmapped, lacking=lacking)
+    batch_n = np.where(new_n, positions_in(names, of_n), -1) if names else np.full(len(of_n), -1)
+    return NewBatches(batch_n=batch_n, names=names, n_others=len(of_n))
+
+
+def _unknown(session: Session, *, names: tuple[str, ...] | None) -> NewBatches:
+    """Treat all cells as one new batch, because their batches are not known."""
+    n = session.counts.n_cells
+    return NewBatches(batch_n=np.zeros(n, dtype=np.int64), names=names, n_others=n)
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -112,6 +138,17 @@ def _listed(names: tuple[str, ...]) -> str:
 def _batches_of_training(session: Session) -> list[str]:
     model = session.model
     return list(model.batches[: len(model.batches) - model.vae.n_mapped])
+
+
+def _batches_of_labeled(of_n: np.ndarray | None, known: KnownLabels) -> list[str]:
+    return [] if of_n is None else sorted(set(of_n[known.code_n >= 0]) - {None})
+
+
+def _lacking_in_model(model: Model, names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    at_b = positions_in(model.batches, np.asarray(names, dtype=object))
+    return tuple(name for name, at in zip(names, at_b, strict=True) if at < 0)
 
 
 def _batches(session: Session) -> np.ndarray | None:

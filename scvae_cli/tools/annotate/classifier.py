@@ -3,13 +3,16 @@
 A view is a matrix of coordinates of the cells, such as the embedding. In each view, a multinomial logistic regression
 with an L2 penalty predicts the label. The predictions of the views are combined by a logarithmic opinion pool,
 
-    log p(label) = Σ_v w_v · log p_v(label) + constant,
+    log p(label) = Σ_v w_v · log p_v(label) + b(label) + constant,
 
-where the weights w_v ≥ 0 minimize the cross-entropy of held-out labeled cells. The weights also calibrate the
-probabilities: their sum acts as the inverse temperature of temperature scaling (Guo et al. 2017,
-doi:10.48550/arXiv.1706.04599). A view that generalizes worse to held-out cells gets a smaller weight. With few labeled
-cells, the view of the genes improves the predictions little. With many labeled cells, the genes add information that
-the model lacks.
+where the weights w_v ≥ 0 minimize the cross-entropy of held-out labeled cells. A view that generalizes worse to
+held-out cells gets a smaller weight. With few labeled cells, the view of the genes improves the predictions little.
+With many labeled cells, the genes add information that the model lacks.
+
+The weights also calibrate the probabilities: their sum acts as the inverse temperature of temperature scaling (Guo et
+al. 2017, doi:10.48550/arXiv.1706.04599). A second fit to the held-out cells scales all weights and finds the bias b of
+each label, as in bias-corrected temperature scaling (Alexandari et al. 2020, doi:10.48550/arXiv.1901.06852). With few
+held-out cells, normal priors keep the scale near 1 and the biases near 0.
 
 Letters in array shapes: n cells, m labeled cells, c labels, v views of a cell, j coordinates.
 """
@@ -28,6 +31,8 @@ _MAX_ITERATIONS, _TOLERANCE = 200, 1e-3
 # penalty, held-out cells alone would decide the weights, although other cells may be unlike the held-out cells.
 _EQUAL_WEIGHTS = 0.03
 _MOST_WEIGHT = 5.0
+# Largest absolute value of the log of the scale by which all weights are multiplied.
+_MOST_LOG_SCALE = 2.0
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,27 @@ def regression(x_mj: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, inver
     return Regression(coefficient_cj.T.astype(np.float32), np.asarray(intercept_c, dtype=np.float64))
 
 
-def pooled(weight_v: np.ndarray, log_p_vnc: np.ndarray) -> np.ndarray:
-    """Compute weighted sums of the log probabilities of all views, and normalize the probabilities; shape (n, c)."""
-    log_p_nc: np.ndarray = log_softmax(np.tensordot(weight_v, log_p_vnc, axes=1), axis=1)
-    return log_p_nc
+@dataclass(frozen=True)
+class Pool:
+    """The weights of the views, shape (v,), and the bias of each label, shape (c,)."""
+
+    weight_v: np.ndarray
+    bias_c: np.ndarray
+
+    def log_probabilities(self, log_p_vnc: np.ndarray) -> np.ndarray:
+        """Combine the log probabilities of all views, and normalize the probabilities; shape (n, c)."""
+        log_p_nc: np.ndarray = log_softmax(np.tensordot(self.weight_v, log_p_vnc, axes=1) + self.bias_c, axis=1)
+        return log_p_nc
+
+
+def fit_pool(log_p_vmc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray) -> Pool:
+    """Find the weights of the views and the biases of the labels from held-out labeled cells.
+
+    `weight_m` holds the number of labeled cells that each held-out cell represents.
+    """
+    weight_v = pool_weights(log_p_vmc, code_m, weight_m)
+    scale, bias_c = _scale_and_biases(np.tensordot(weight_v, log_p_vmc, axes=1), code_m, weight_m)
+    return Pool(scale * weight_v, bias_c)
 
 
 def pool_weights(log_p_vmc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray) -> np.ndarray:
@@ -94,7 +116,7 @@ def pool_weights(log_p_vmc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray
     own_vm = log_p_vmc[:, rows, code_m]
 
     def loss(weight_v: np.ndarray) -> tuple[float, np.ndarray]:
-        log_p_mc = pooled(weight_v, log_p_vmc)
+        log_p_mc = log_softmax(np.tensordot(weight_v, log_p_vmc, axes=1), axis=1)
         expected_vm = np.einsum("vmc,mc->vm", log_p_vmc, np.exp(log_p_mc))
         from_equal_v = weight_v - 1 / n_views
         value = -log_p_mc[rows, code_m] @ share_m + _EQUAL_WEIGHTS * (from_equal_v**2).sum()
@@ -104,6 +126,32 @@ def pool_weights(log_p_vmc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray
     found = minimize(loss, start_v, jac=True, bounds=[(0.0, _MOST_WEIGHT)] * n_views, method="L-BFGS-B")
     weight_v: np.ndarray = found.x
     return weight_v
+
+
+def _scale_and_biases(logit_mc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray) -> tuple[float, np.ndarray]:
+    """Find the scale of the logits and the biases of the labels with the highest posterior density.
+
+    The biases and the log of the scale have standard normal priors. The posterior density is a function with one
+    maximum in the biases; the search starts at a scale of 1 and without biases.
+    """
+    from scipy.optimize import minimize
+
+    rows, share_m = np.arange(len(code_m)), weight_m / weight_m.sum()
+    n_cells = 1 / float(share_m @ share_m)
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled_mc = np.exp(parameters[0]) * logit_mc
+        log_p_mc = log_softmax(scaled_mc + parameters[1:], axis=1)
+        residual_mc = np.exp(log_p_mc)
+        residual_mc[rows, code_m] -= 1
+        residual_mc *= share_m[:, None]
+        value = -log_p_mc[rows, code_m] @ share_m + (parameters**2).sum() / (2 * n_cells)
+        gradient = np.append((residual_mc * scaled_mc).sum(), residual_mc.sum(axis=0))
+        return float(value), gradient + parameters / n_cells
+
+    limits = [(-_MOST_LOG_SCALE, _MOST_LOG_SCALE)] + [(None, None)] * logit_mc.shape[1]
+    found = minimize(loss, np.zeros(1 + logit_mc.shape[1]), jac=True, bounds=limits, method="L-BFGS-B").x
+    return float(np.exp(found[0])), found[1:]
 
 
 def log_odds(log_p_nc: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from scvae_cli.tools.annotate.annotation import annotate
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels
 from scvae_cli.tools.annotate.batches import new_batches
 from scvae_cli.tools.annotate.coarse_labels import coarse_labels
+from scvae_cli.tools.annotate.expected import Expected
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import Prediction
@@ -130,7 +131,8 @@ class Annotate(Question[AnnotateOptions, Annotation]):
                 for name, labeled in zip(result.labels, result.labeled_c, strict=True)
             ],
             "n_unknown": int(result.unknown_n.sum()),
-            "expected_accuracy": result.expected_accuracy,
+            "expected_accuracy": None if result.expected is None else result.expected.accuracy,
+            "expected_of_missing_types": None if result.expected is None else result.expected.of_missing_types,
             "unknown_rate": result.unknown_rate,
             "coverage": result.coverage,
             "heldout": {
@@ -184,14 +186,8 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             )
         if result.back_off is not None:
             lines += _coarse_lines(result, result.back_off, self.options)
-        if result.expected_accuracy is not None:
-            n_others = int((~result.labeled_n).sum())
-            differs = result.difference is not None and result.difference.is_clear
-            lines.append(
-                f"on {amount(n_others, 'cell')} without a label: accuracy {result.expected_accuracy:.1%} is expected "
-                "from the probabilities of the predicted labels"
-                + (" (these cells differ from labeled cells, so the accuracy may be lower)" if differs else "")
-            )
+        if result.expected is not None:
+            lines += _expected_lines(result, result.expected)
         return "\n".join([*lines, *_confusions(result)])
 
     def notes(self, result: Annotation) -> Sequence[str]:
@@ -231,6 +227,21 @@ def _coarse_lines(result: Annotation, found: BackOff, options: AnnotateOptions) 
         lines.append(f"  the other cells get a coarse label: {quality.coarse_right:.1%} of these labels are correct")
     n_backed_off, n = int((~found.kept_n & ~result.unknown_n).sum()), len(found.kept_n)
     return [*lines, f"  of all {n:,} cells, {n_backed_off:,} get a coarse label, since their own label is uncertain"]
+
+
+def _expected_lines(result: Annotation, expected: Expected) -> list[str]:
+    n_others = int((~result.labeled_n).sum())
+    differs = result.difference is not None and result.difference.is_clear
+    lines = [
+        f"on {amount(n_others, 'cell')} without a label: accuracy {expected.accuracy:.1%} is expected"
+        + (" (these cells differ from labeled cells, so the accuracy may be lower)" if differs else "")
+    ]
+    if expected.of_missing_types:
+        lines.append(
+            f"  about {expected.of_missing_types:.0%} of these cells seem to be of types without labeled cells, and "
+            "count as wrong"
+        )
+    return lines
 
 
 def _confusions(result: Annotation) -> list[str]:

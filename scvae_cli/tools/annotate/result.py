@@ -15,6 +15,7 @@ from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.labels import BETWEEN, UNKNOWN
 from scvae_cli.tools.annotate.back_off import BackOff
 from scvae_cli.tools.annotate.difference import Difference
+from scvae_cli.tools.annotate.expected import Expected
 from scvae_cli.tools.annotate.label_categories import categorical
 from scvae_cli.tools.annotate.quality import Quality
 
@@ -52,6 +53,8 @@ class Annotation:
         How well the labels of held-out labeled cells were predicted.
     difference
         How well a classifier distinguishes cells without a label from labeled cells; None if there are too few cells.
+    expected
+        Expected accuracy of the labels of the cells without a label; None if all cells have a label.
     values
         Values of the labels, shape (c,), if the labels are numbers or booleans; otherwise None.
     back_off
@@ -72,6 +75,7 @@ class Annotation:
     view_weights: dict[str, float]
     quality: Quality
     difference: Difference | None = None
+    expected: Expected | None = None
     values: np.ndarray | None = None
     back_off: BackOff | None = None
 
@@ -85,16 +89,6 @@ class Annotation:
         """Count the cells of each predicted label, and the unknown cells."""
         size_c = np.bincount(self.code_n, minlength=len(self.labels) + 1)
         return {name: int(size) for name, size in zip((*self.labels, UNKNOWN), size_c, strict=True)}
-
-    @property
-    def expected_accuracy(self) -> float | None:
-        """Mean probability of the predicted labels of the cells without a label; None if all cells have a label.
-
-        If probabilities are calibrated, this is the expected share of correct labels.
-        """
-        if self.labeled_n.all():
-            return None
-        return float(self.probability_nc[~self.labeled_n].max(1).mean(dtype=np.float64))
 
     def warnings(self) -> list[str]:
         """Return warnings about labels and cells whose predictions may be unreliable."""
