@@ -37,11 +37,12 @@ from scvae_cli.tools.trajectory.curves import (
 )
 from scvae_cli.tools.trajectory.detours import earliest_step, empty_steps, groups_beyond, returning_steps
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
-from scvae_cli.tools.trajectory.lineage import Lineage, Walks, lineage, suspects
+from scvae_cli.tools.trajectory.lineage import Lineage, lineage, suspects
 from scvae_cli.tools.trajectory.membership import members
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import Trajectory
 from scvae_cli.tools.trajectory.steps import Steps, along, refuse_too_many
+from scvae_cli.tools.trajectory.walks import Walks
 from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, positions
 
 # A trajectory that avoids other fates is used if it has at most this fraction of the implausible steps.
@@ -108,8 +109,8 @@ def interpolate(
     walks = None
     if groups_n is not None and _fates_matter(session, found.steps, named, options):
         with session.progress("Comparing fates", None):
-            walks = Walks.beginning_at(session, graph, start)
-        found = _avoiding_fates(session, walks, ways, options, found, named=named, fates=fates, groups_n=groups_n)
+            walks = Walks.beginning_at(session, graph, start, groups_n)
+        found = _avoiding_fates(session, walks, ways, options, found, named=named, fates=fates)
     trajectory = described(
         session,
         found.z_tk,
@@ -129,7 +130,7 @@ def interpolate(
         trajectory,
         avoided=found.avoided,
         sisters=found.sisters,
-        beyond=_groups_beyond(graph, trajectory, walks, groups_n),
+        beyond=_groups_beyond(trajectory, walks),
         turning=_turning(trajectory, orders),
     )
 
@@ -173,7 +174,6 @@ def _avoiding_fates(
     *,
     named: Sequence[str],
     fates: Collection[str],
-    groups_n: np.ndarray,
 ) -> _Paths:
     """Compute the paths again if they lead through cells that develop into another fate than the end.
 
@@ -185,15 +185,15 @@ def _avoiding_fates(
         return tuple(sister for sister in own.sisters(paths.steps.nearest_tj) if sister in fates)
 
     end, nearest_tj = named[-1], first.steps.nearest_tj
-    sure = lineage(walks, session, end, groups_n, named=named, fates=fates)
-    suspected = suspects(walks, end, groups_n, {*first.steps.groups_passed()} - {*named})
+    sure = lineage(walks, session, end, named=named, fates=fates)
+    suspected = suspects(walks, end, {*first.steps.groups_passed()} - {*named})
     lineages = [sure]
     if not suspected <= {*fates}:
-        lineages.insert(0, lineage(walks, session, end, groups_n, named=named, fates={*fates, *suspected}))
+        lineages.insert(0, lineage(walks, session, end, named=named, fates={*fates, *suspected}))
     for own in lineages if options.path != "straight" else ():
         if own.detour(nearest_tj).any():
             others = AvoidedCells.among(walks.graph, session.cells, own.away_m)
-            again = _paths(session, walks.graph, ways, options, groups_n, others)
+            again = _paths(session, walks.graph, ways, options, walks.groups_n, others)
             # A trajectory must not cross a gap between two branches in order to avoid a fate.
             if again.implausible(own) <= _FEWER * first.implausible(own):
                 return replace(again, avoided=own.sisters(nearest_tj), sisters=known(sure, again))
@@ -218,16 +218,14 @@ def _fates_matter(session: Session, steps: Steps, named: Sequence[str], options:
     return known and not {*named}.issuperset(steps.groups_passed())
 
 
-def _groups_beyond(
-    graph: CellGraph, trajectory: Trajectory, walks: Walks | None, groups_n: np.ndarray | None
-) -> tuple[str, ...]:
+def _groups_beyond(trajectory: Trajectory, walks: Walks | None) -> tuple[str, ...]:
     """Find the groups between the waypoints that are farther from the start than the end is (`groups_beyond`)."""
     end, passed = trajectory.labels[-1], trajectory.steps.groups_passed()
     # The groups are not compared if the user named intermediate waypoints, or if an end is not a group.
-    if walks is None or groups_n is None or len(trajectory.labels) > 2 or end not in passed:
+    if walks is None or len(trajectory.labels) > 2 or end not in passed:
         return ()
     between = [group for group in passed if group not in trajectory.labels]
-    return groups_beyond(between, end, groups_n[graph.cells], walks.time_m)
+    return groups_beyond(between, end, walks.group_m, walks.time_m)
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:

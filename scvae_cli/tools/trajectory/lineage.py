@@ -2,8 +2,7 @@
 
 A sister fate is another group than the end of the trajectory, at which the order of the cells ends or which is known to
 be a fate. A cell is away from the lineage if the end of the trajectory is much less probable for this cell than for the
-start. Fate probabilities are those of `scvae pseudotime` (`latent/fates.py`), with the start of the trajectory as the
-root. A trajectory that leads through cells away from its lineage takes a short cut: the mature cells of two fates may
+start. A trajectory that leads through cells away from its lineage takes a short cut: the mature cells of two fates may
 be alike, but cells of one fate do not develop into the other. If the end of the trajectory is nearer to the start than
 a group that the user named before it, the trajectory follows no lineage, and no cells are away from it.
 
@@ -20,15 +19,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
-from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
-from scvae_cli.latent.end_cells import standing
-from scvae_cli.latent.fates import AS_FAR, fate_probabilities, staying_probabilities
-from scvae_cli.latent.neighbor_graph import CellGraph, euclidean_graph
-from scvae_cli.latent.populations import core
+from scvae_cli.latent.fates import AS_FAR
 from scvae_cli.session import Session
+from scvae_cli.tools.trajectory.walks import Walks
 
 # The order of the cells ends at a group if more than this fraction of the walks from the group stay there.
 _STAYS = 0.5
@@ -67,60 +62,10 @@ class Lineage:
         return tuple(sister for sister, n in count.most_common() if sister and n > _REPORTED * count.total())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Walks:
-    """The order of the cells from a node, and the similarities that give the random walks along this order.
-
-    Parameters
-    ----------
-    graph, expression
-        Neighbor graphs of the same nodes in latent space and in expression space.
-    start
-        The node from which the order begins.
-    time_m
-        Distance of each node from the start along the order.
-    similarities
-        Similarities between neighbors in expression space and in latent space, each of shape (m, m).
-    """
-
-    graph: CellGraph
-    expression: CellGraph
-    start: int
-    time_m: np.ndarray
-    similarities: tuple[sp.csr_matrix, ...]
-
-    @classmethod
-    def beginning_at(cls, session: Session, graph: CellGraph, start: int) -> Walks:
-        """Order the cells by their distance from a node.
-
-        Raises
-        ------
-        ModelError
-            If the model was trained by an earlier version of scvae, and therefore has no map to expression space.
-        """
-        position_md = torch.as_tensor(session.expression)[torch.as_tensor(graph.cells)]
-        expression = euclidean_graph(graph.cells, position_md, ORDER_NEIGHBORS)
-        return cls(
-            graph=graph,
-            expression=expression,
-            start=start,
-            time_m=order_graph(expression).distances([start])[0],
-            similarities=tuple(
-                similarities(euclidean_graph(graph.cells, place)) for place in (position_md, graph.mean_mk)
-            ),
-        )
-
-    def median(self, group_m: np.ndarray, group: str) -> float:
-        """Compute the median distance of a group from the start; −∞ if no node belongs to the group."""
-        inside_m = group_m == group
-        return float(np.median(self.time_m[inside_m])) if inside_m.any() else -np.inf
-
-
 def lineage(
     walks: Walks,
     session: Session,
     end: str,
-    groups_n: np.ndarray,
     *,
     named: Collection[str],
     fates: Collection[str],
@@ -133,27 +78,22 @@ def lineage(
         Random walks from the start of the trajectory; the n cells and the model.
     end
         Group where the trajectory ends.
-    groups_n
-        Group of each cell, None for a cell without a group.
     named
         Groups that the user named. These groups are no sister fates.
     fates
         Other groups that are taken for fates, in addition to the groups where the order ends.
     """
-    graph, time_m, group_m = walks.graph, walks.time_m, groups_n[walks.graph.cells]
+    graph, group_m = walks.graph, walks.group_m
     others = sorted({group for group in group_m.tolist() if group is not None} - {end, *named})
-    staying = staying_probabilities(walks.similarities, time_m, [np.flatnonzero(group_m == group) for group in others])
     sisters = [
-        group for group, probability in zip(others, staying, strict=True) if probability > _STAYS or group in fates
+        group
+        for group, probability in zip(others, walks.staying(others), strict=True)
+        if probability > _STAYS or group in fates
     ]
-    away_m, sister_n = np.zeros(len(time_m), dtype=bool), np.full(len(groups_n), "", dtype=object)
-    at_end = walks.median(group_m, end)
-    if sisters and at_end > -np.inf and all(walks.median(group_m, group) <= at_end for group in named):
-        ends = []
-        for group in (end, *sisters):
-            nodes = core(walks.expression, np.flatnonzero(groups_n == group))
-            ends.append((nodes, standing("extreme", time_m[nodes], np.zeros(len(nodes)), np.zeros((len(nodes), 1)))))
-        probability_me = fate_probabilities(walks.similarities, time_m, ends)
+    away_m, sister_n = np.zeros(len(group_m), dtype=bool), np.full(len(walks.groups_n), "", dtype=object)
+    at_end = walks.median(end)
+    if sisters and at_end > -np.inf and all(walks.median(group) <= at_end for group in named):
+        probability_me = walks.fates((end, *sisters))
         at_start = probability_me[[walks.start, *graph.neighbors_mj[walks.start]], 0].mean()
         away_m = probability_me[:, 0] < _LESS_PROBABLE * at_start
         # The user named the start and the end, so cells of their groups are on the lineage.
@@ -167,8 +107,7 @@ def lineage(
     return Lineage(away_m=away_m, sister_n=sister_n)
 
 
-def suspects(walks: Walks, end: str, groups_n: np.ndarray, passed: Collection[str]) -> frozenset[str]:
+def suspects(walks: Walks, end: str, passed: Collection[str]) -> frozenset[str]:
     """Find the groups that a trajectory passes although they are about as far from the start as the end is."""
-    group_m = groups_n[walks.graph.cells]
-    least = AS_FAR * walks.median(group_m, end)
-    return frozenset(group for group in passed if walks.median(group_m, group) >= least)
+    least = AS_FAR * walks.median(end)
+    return frozenset(group for group in passed if walks.median(group) >= least)
