@@ -15,6 +15,7 @@ all fates were named in an earlier `scvae pseudotime --to` ("named"). The measur
 - length: length of the trajectory, divided by the length of the path of least change.
 - told: how many of the paths of least change of which at least a tenth of the steps are foreign are corrected or warned
   of.
+- false: how many of the other paths of least change are corrected or warned of.
 
 In the trees of `fates_trees.py`, the expression of the branches differs more and more. In converging trees, the mature
 cells of the first two branches are alike, and few cells lie on the way to the first end, so that the path of least
@@ -56,6 +57,8 @@ PAUL_LINEAGES = {
     "Basophils": {PAUL_START, "GMP", "Basophils"},
 }
 DISTINCT = 0.5
+# A trajectory is a detour if at least this fraction of its steps is foreign.
+DETOUR = 0.1
 
 
 def converging(n_branches: int, alike: float, depth: float, seed: int) -> anndata.AnnData:
@@ -197,8 +200,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         "Each cell of the table contains three values: of the path of least change, of the trajectory that avoids the "
         "fates that are found, and of the trajectory that avoids the fates that were named.",
         "",
-        "| data | ends | foreign | steps | error | off | length | corrected | told |",
-        "|" + "---|" * 9,
+        "| data | ends | foreign | steps | error | off | length | corrected | told | false |",
+        "|" + "---|" * 10,
     ]
     kinds = ("least", "found", "named")
     for name in dict.fromkeys(row["data"] for row in rows):
@@ -209,8 +212,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             known = values[0][0] is not None
             cells.append(" / ".join(f"{(max if key == 'off' else np.mean)(v):.3f}" for v in values) if known else "")
         cells.append(" / ".join(str(sum(row[kind]["corrected"] for row in own)) for kind in kinds[1:]))
-        bad = [row for row in own if row["least"]["steps"] >= 0.1]
-        told = " / ".join(str(sum(row[kind]["told"] for row in bad)) for kind in kinds[1:])
-        cells.append(f"{told} of {len(bad)}")
+        bad = [row for row in own if row["least"]["steps"] >= DETOUR]
+        good = [row for row in own if row["least"]["steps"] < DETOUR]
+        for some in (bad, good):
+            told = " / ".join(str(sum(row[kind]["told"] for row in some)) for kind in kinds[1:])
+            cells.append(f"{told} of {len(some)}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
