@@ -15,6 +15,7 @@ all fates were named in an earlier `scvae pseudotime --to` ("named"). The measur
 - length: length of the trajectory, divided by the length of the path of least change.
 - detours corrected or warned of: how many detours `interpolate` corrects or warns of. A detour is a path of least
   change of which at least a tenth of the steps are foreign.
+- false alarms: how many of the other paths of least change `interpolate` corrects or warns of.
 
 In the trees of `fates_trees.py`, the expression of the branches differs more and more. In converging trees, the mature
 cells of the first two branches are alike, and few cells lie on the way to the first end, so that the path of least
@@ -56,6 +57,8 @@ PAUL_LINEAGES = {
     "Basophils": {PAUL_START, "GMP", "Basophils"},
 }
 DISTINCT = 0.5
+# A trajectory is a detour if at least this fraction of its steps is foreign.
+DETOUR = 0.1
 
 
 def converging(n_branches: int, alike: float, depth: float, seed: int) -> anndata.AnnData:
@@ -196,15 +199,16 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "Each cell of the table contains three values: of the path of least change, of the trajectory that avoids the "
         "fates that `interpolate` finds, and of the trajectory that avoids the fates that were named in an earlier "
-        "`pseudotime`. (The last two columns contain the last two values.) Foreign cells do not develop into the end "
+        "`pseudotime`. (The last three columns contain the last two values.) Foreign cells do not develop into the end "
         "of the trajectory. The columns are the fraction of foreign cells among the cells nearest to the steps, the "
         "fraction of steps whose nearest cells are mostly foreign, the error of the decoded trajectory, the highest "
         "off-manifold score, the length relative to the path of least change, the number of corrected trajectories, "
-        "and the number of detours (at least a tenth of the steps are foreign) that are corrected or warned of.",
+        "the number of detours (at least a tenth of the steps are foreign) that are corrected or warned of, and the "
+        "number of other paths that are corrected or warned of.",
         "",
         "| data | ends | foreign cells | foreign steps | error | off-manifold score | length | corrected "
-        "| detours corrected or warned of |",
-        "|" + "---|" * 9,
+        "| detours corrected or warned of | false alarms |",
+        "|" + "---|" * 10,
     ]
     kinds = ("least", "found", "named")
     for name in dict.fromkeys(row["data"] for row in rows):
@@ -215,8 +219,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             known = values[0][0] is not None
             cells.append(" / ".join(f"{(max if key == 'off' else np.mean)(v):.3f}" for v in values) if known else "")
         cells.append(" / ".join(str(sum(row[kind]["corrected"] for row in own)) for kind in kinds[1:]))
-        bad = [row for row in own if row["least"]["steps"] >= 0.1]
-        noticed = " / ".join(str(sum(row[kind]["told"] for row in bad)) for kind in kinds[1:])
-        cells.append(f"{noticed} of {len(bad)}")
+        detours = [row for row in own if row["least"]["steps"] >= DETOUR]
+        others = [row for row in own if row["least"]["steps"] < DETOUR]
+        for some in (detours, others):
+            noticed = " / ".join(str(sum(row[kind]["told"] for row in some)) for kind in kinds[1:])
+            cells.append(f"{noticed} of {len(some)}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -74,7 +74,7 @@ KEYS = {
     "annotate": "output labels_key reference n_cells n_labeled labels n_unknown expected_accuracy "
     "expected_of_missing_types unknown_rate coverage heldout view_weights difference coarse missing_genes plot slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes decoded_with group_means missing_genes slots",
-    "interpolate": "output name waypoints kind n_steps length groups_beyond fates_avoided fates_passed turns "
+    "interpolate": "output name waypoints kind n_steps length groups_beyond fates_avoided fates_passed fates_via turns "
     "off_manifold groups_passed steps_without_cells returns n_cells n_cells_on_path groups_on_path decoded_with "
     "genes missing_genes path_out plot slots",
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "

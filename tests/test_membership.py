@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
+from handmade import density_of, flat, points
 from simulated import TINY, converging_tree, learned, tree
 
 import scvae_cli as scvae
@@ -21,7 +22,9 @@ from scvae_cli.model.posterior import Posterior
 from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.detours import returning_steps
 from scvae_cli.tools.trajectory.end_clouds import cloud
+from scvae_cli.tools.trajectory.lineage import Lineage
 from scvae_cli.tools.trajectory.recorded_orders import recorded_ends, recorded_orders
+from scvae_cli.tools.trajectory.steps import along
 
 ENDS = ["stem", "mature_1"]
 
@@ -152,15 +155,21 @@ def test_return_of_a_path_is_found_for_any_number_of_steps(n_steps):
 # --- other branches ---------------------------------------------------------------------------------------------------
 
 
-def test_groups_on_the_border_of_others_are_not_passed(trajectory):
-    share_t = np.ones(len(trajectory.z_tk))
-    group_t = np.full(len(share_t), "a", dtype=object)
-    group_t[20:22], share_t[20:22] = "border", 0.4
-    group_t[30:], group_t[-1], share_t[-1] = "b", "end", 0.3
-    steps = replace(trajectory.steps, group_t=group_t, group_share_t=share_t)
-    assert steps.groups_passed() == ["a", "b", "end"]
-    share_t[20] = 0.6
-    assert steps.groups_passed() == ["a", "border", "a", "b", "end"]
+@pytest.mark.parametrize("n_steps", [50, 500])
+def test_groups_of_a_few_cells_are_not_passed(n_steps):
+    """Groups are counted along stretches, not at single steps; the groups at the two ends are always listed."""
+    at_n = np.linspace(0, 1, 1000)
+    line_nk = points(np.column_stack([at_n, np.zeros(1000)]))
+    groups_n = np.select([at_n < 0.01, at_n < 0.2, at_n < 0.6, at_n < 0.99], ["start", "", "a", "b"], "end").astype(
+        object
+    )
+    groups_n[groups_n == ""] = None
+    groups_n[400:415] = "few"
+    z_tk = np.column_stack([np.linspace(0, 1, n_steps), np.zeros(n_steps)])
+    density = density_of(np.random.default_rng(0).normal(size=(100, 2)))
+    steps = along(flat(), density, line_nk, z_tk, groups_n)
+    assert "few" in steps.group_t
+    assert steps.groups_passed() == ["start", "a", "b", "end"]
 
 
 @pytest.mark.parametrize("groups", [["stem", "mature_1"], ["stem", "mature_2"], ["progenitor", "mature_2"]])
@@ -205,6 +214,47 @@ def test_passed_fates_give_a_warning(trajectory):
     assert "that develop into 'a' or 'b' rather than 'mature_1'" in passed.warning_of_sisters()
     assert "into 'b' rather" in replace(passed, beyond=("a",)).warning_of_sisters()
     assert replace(passed, beyond=("a", "b")).warning_of_sisters() is None
+
+
+def test_other_fates_in_via_give_a_warning(ordered):
+    cells, model = ordered
+
+    def via(group: str):
+        return scvae.interpolate(
+            cells, model, groupby="cell_type", groups=["stem", group, "mature_2"], n_steps=20, inplace=False
+        )
+
+    assert via("progenitor").visited == ()
+    with pytest.warns(ScvaeWarning, match="returns to an earlier state"):
+        found = via("mature_1")
+    assert found.visited == ("mature_1",)
+    assert found.warning_of_visits() is None
+    warning = replace(found, returning=None).warning_of_visits()
+    assert "'mature_1' is probably an end of other branches" in warning
+
+
+def test_trajectory_toward_the_root_gives_a_warning(ordered):
+    cells, model = ordered
+    with pytest.warns(
+        ScvaeWarning, match="goes back toward 'stem', where an order of scvae pseudotime begins: it runs"
+    ):
+        back = scvae.interpolate(
+            cells, model, groupby="cell_type", groups=["mature_1", "stem"], n_steps=20, inplace=False
+        )
+    assert back.turning == (19, "stem")
+
+
+def test_detours_are_steps_where_the_probability_of_the_end_decreases():
+    """Two of the four steps are among cells that develop into other fates; one cell alone is no detour."""
+    own = Lineage(
+        away_m=np.zeros(8, dtype=bool),
+        chance_n=np.array([1, 1, 0.2, 0.1, 0.9, 0.3, 1.5, 2]),
+        sister_n=np.array(["a", "a", "a", "b", "a", "b", "a", "a"], dtype=object),
+    )
+    nearest_tj = np.arange(8).reshape(4, 2)
+    assert own.detour(nearest_tj).tolist() == [False, True, True, False]
+    assert own.sisters(nearest_tj) == ("b", "a")
+    assert own.sisters(nearest_tj[[0, 3]]) == ()
 
 
 def test_trajectory_avoids_another_branch_that_becomes_alike(converged):

@@ -215,7 +215,7 @@ def test_end_of_one_cell_is_represented_by_this_cell(adata, model):
     last = cells.obs["true_pseudotime"][types == "mature_2"].idxmax()
     types[(types == "mature_2") & (cells.obs_names != last)] = "unnamed"
     cells.obs["cell_type"] = types
-    with pytest.warns(ScvaeWarning, match=r"as far from the root as this end: unnamed \(mature_2\)\."):
+    with pytest.warns(ScvaeWarning, match=r"most probable for their cells: unnamed \(mature_2\)\."):
         result = ordered(cells, model, root="stem", ends=MATURE)
     assert result.end_cells[1] == (last,)
     np.testing.assert_allclose(result.probability_ne.sum(1), 1)
@@ -226,17 +226,23 @@ def test_end_of_one_cell_is_represented_by_this_cell(adata, model):
 
 
 def test_mature_groups_that_are_not_named_are_reported(branches):
-    pseudotime_n = np.repeat([0.0, 0.5, 0.8, 0.9, 1.0], 10)
-    group_n = np.repeat(np.array(["root", "young", "other", "unlike", "end"], dtype=object), 10)
-    branch_n = np.where(group_n == "unlike", "uncommitted", "end")
-    result = replace(branches, ends=("end",), pseudotime_n=pseudotime_n, branch_n=branch_n)
-    assert warning_of_unnamed_groups(result, group_n, "root") is None
-    result = replace(result, pseudotime_n=np.where(group_n == "other", 0.9, pseudotime_n))
+    """A group is compared with the end that is most probable for its cells, even if they are uncommitted."""
+    pseudotime_n = np.repeat([0.0, 0.5, 0.8, 0.9, 1.0, 0.4], 10)
+    group_n = np.repeat(np.array(["root", "young", "other", "between", "end", "near"], dtype=object), 10)
+    probability_ne = np.repeat([[0.5, 0.5], [0.6, 0.4], [0.9, 0.1], [1, 0], [1, 0], [0, 1]], 10, axis=0)
+    result = replace(branches, ends=("end", "near"), pseudotime_n=pseudotime_n, probability_ne=probability_ne)
+    named = np.where(group_n == "between", "end", group_n)
+    assert warning_of_unnamed_groups(result, named, "root") is None
     warning = warning_of_unnamed_groups(result, group_n, "root")
     assert warning is not None
-    assert "as this end: other (end)." in warning
+    assert "for their cells: between (end)." in warning
+    uncommitted_ne = np.where((group_n == "between")[:, None], [0.55, 0.45], probability_ne)
+    assert warning_of_unnamed_groups(replace(result, probability_ne=uncommitted_ne), group_n, "root") == warning
     group_n[group_n == "young"] = None
     assert warning_of_unnamed_groups(result, group_n, "root") == warning
+    # The distance of an end that is a single cell is unknown.
+    group_n[group_n == "end"] = "between"
+    assert warning_of_unnamed_groups(result, group_n, "root") is None
 
 
 def test_disconnected_components_are_reported(order_positions):

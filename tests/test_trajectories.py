@@ -190,9 +190,11 @@ def test_warning_names_the_steps_and_a_remedy(trajectory):
         assert "--path geodesic stays in regions with cells" in warned([5, 6, 7, 20], kind=path)
     assert "choose another --group" in warned([0, 1], kind=ASCENT)
     assert "without --unconstrained" in warned([30, 31], kind=ASCENT)
-    nowhere = replace(trajectory.steps, group_t=np.full(40, "", dtype=object), off_manifold_t=np.full(40, 0.99))
+    none_t = np.full(40, "", dtype=object)
+    nowhere = replace(trajectory.steps, group_t=none_t, majority_t=none_t, off_manifold_t=np.full(40, 0.99))
     assert replace(trajectory, steps=nowhere).warning().startswith("on the trajectory, steps 0–39 of 0–39 lie")
-    many = replace(nowhere, group_t=np.asarray([f"g{i}" for i in range(40)], dtype=object))
+    many_t = np.asarray([f"g{i}" for i in range(40)], dtype=object)
+    many = replace(nowhere, group_t=many_t, majority_t=many_t)
     assert "passes g0 → g1 → g2 → … → g38 → g39; " in replace(trajectory, steps=many).warning()
 
 

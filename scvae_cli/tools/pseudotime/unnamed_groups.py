@@ -1,8 +1,9 @@
 """Groups that are not named as ends, but may be fates of their own.
 
 Every cell gets a probability for each of the named ends, even if its type develops into none of these ends. A group of
-intermediate cells lies between the root and an end. A group that lies about as far from the root as the end itself is
-more likely a fate of its own, or is not a part of the process.
+intermediate cells lies between the root and an end. A group that lies about as far from the root as its most probable
+end is more likely a fate of its own, or is not a part of the process. Cells of such a group may be committed to an end,
+or uncommitted because no end is near.
 
 Letters in array shapes: n cells.
 """
@@ -20,7 +21,7 @@ _SHOWN = 6
 
 
 def warning_of_unnamed_groups(result: Pseudotime, group_n: np.ndarray, root: str) -> str | None:
-    """Return a warning about groups that are committed to an end but do not precede this end; None if there are none.
+    """Return a warning about groups that lie as far from the root as their most probable end; None if there are none.
 
     Parameters
     ----------
@@ -35,20 +36,24 @@ def warning_of_unnamed_groups(result: Pseudotime, group_n: np.ndarray, root: str
     shown = ", ".join(f"{group} ({end})" for group, end in found[:_SHOWN])
     shown += f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return (
-        "most cells of some groups are committed to an end, although these groups are not named as ends and lie as far "
-        f"from the root as this end: {shown}. If such a group is a fate of its own, name it with --to. If it is not a "
-        "part of the process, leave it out with --subset"
+        "some groups are not named as ends, but lie as far from the root as the end that is most probable for their "
+        f"cells: {shown}. If such a group is a fate of its own, name it with --to. If it is not a part of the process, "
+        "leave it out with --subset"
     )
 
 
 def _unnamed(result: Pseudotime, group_n: np.ndarray, named: Collection[str]) -> list[tuple[str, str]]:
-    """Return the groups, each with the end to which most of its cells are committed."""
+    """Return the groups, each with the end that is most probable for its cells."""
+    distance_e = [_median(result.pseudotime_n[group_n == end]) for end in result.ends]
     found = []
     for group in sorted(set(group_n) - {None, *named}):
         inside_n = group_n == group
-        for end in result.ends:
-            committed = np.mean(result.branch_n[inside_n] == end) > 0.5
-            at_end = result.pseudotime_n[group_n == end]
-            if committed and len(at_end) and np.median(result.pseudotime_n[inside_n]) >= AS_FAR * np.median(at_end):
-                found.append((group, end))
+        e = int(result.probability_ne[inside_n].mean(0).argmax())
+        if np.median(result.pseudotime_n[inside_n]) >= AS_FAR * distance_e[e]:
+            found.append((group, result.ends[e]))
     return found
+
+
+def _median(position_n: np.ndarray) -> float:
+    """Compute the median; infinity if there are no positions, because the end is a single cell."""
+    return float(np.median(position_n)) if len(position_n) else np.inf

@@ -19,8 +19,8 @@ from scvae_cli.latent.selection import even
 # steps, and if the excursion is at least the fraction `_FAR` of the length of the trajectory. A circular trajectory
 # thus returns, and a gently bent trajectory does not.
 _BACK, _FAR = 0.5, 0.1
-# A trajectory goes back along an order of the cells if its start and its end are both later in the order than some step
-# between them, by at least this fraction of the order.
+# A trajectory goes back along an order of the cells if its end, or some step between its ends, is earlier in the order
+# than the start by at least this fraction of the order. A step between the ends must also be earlier than the end.
 _GOES_BACK = 0.1
 # Largest number of steps that are compared with each other; the computation time grows with the cube of this number.
 _MOST_STEPS = 100
@@ -98,16 +98,21 @@ def groups_beyond(passed: Sequence[str], end: str, groups_n: np.ndarray, time_n:
 
 
 def earliest_step(nearest_tj: np.ndarray, time_n: np.ndarray) -> int | None:
-    """Find the step at which a trajectory turns, if it first goes back along an order of the cells and then forward.
+    """Find the step up to which a trajectory goes back along an order of the cells.
 
     `time_n` is the position of each cell in the order, from 0 to 1; the position of a step is the mean over its nearest
-    cells. Returns None if the trajectory does not go back.
+    cells. If the trajectory first goes back and then forward, the result is the step at which it turns. If the
+    trajectory ends earlier in the order than it starts, the result is the last step. Returns None if the trajectory
+    does not go back.
 
     >>> earliest_step(np.arange(5)[:, None], np.array([0.9, 0.5, 0.2, 0.6, 1.0]))
     2
+    >>> earliest_step(np.arange(5)[:, None], np.array([0.9, 0.6, 0.3, 0.2, 0.25]))
+    4
     >>> earliest_step(np.arange(5)[:, None], np.array([0.2, 0.15, 0.3, 0.6, 1.0]))
     """
     time_t = time_n[nearest_tj].mean(1)
     earliest = int(time_t.argmin())
-    goes_back = min(time_t[0], time_t[-1]) - time_t[earliest] >= _GOES_BACK
-    return earliest if goes_back else None
+    if min(time_t[0], time_t[-1]) - time_t[earliest] >= _GOES_BACK:
+        return earliest
+    return len(time_t) - 1 if time_t[0] - time_t[-1] >= _GOES_BACK else None

@@ -37,11 +37,12 @@ from scvae_cli.tools.trajectory.curves import (
 )
 from scvae_cli.tools.trajectory.detours import earliest_step, empty_steps, groups_beyond, returning_steps
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
-from scvae_cli.tools.trajectory.lineage import Lineage, Walks, lineage, suspects
+from scvae_cli.tools.trajectory.lineage import Lineage, lineage, other_fates
 from scvae_cli.tools.trajectory.membership import members
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import Trajectory
 from scvae_cli.tools.trajectory.steps import Steps, along, refuse_too_many
+from scvae_cli.tools.trajectory.walks import Walks
 from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, positions
 
 # A trajectory that avoids other fates is used if it has at most this fraction of the implausible steps.
@@ -108,8 +109,8 @@ def interpolate(
     walks = None
     if groups_n is not None and _fates_matter(session, found.steps, named, options):
         with session.progress("Comparing fates", None):
-            walks = Walks.beginning_at(session, graph, start)
-        found = _avoiding_fates(session, walks, ways, options, found, named=named, fates=fates, groups_n=groups_n)
+            walks = Walks.beginning_at(session, graph, start, groups_n)
+        found = _avoiding_fates(session, walks, ways, options, found, named=named, fates=fates)
     trajectory = described(
         session,
         found.z_tk,
@@ -129,7 +130,8 @@ def interpolate(
         trajectory,
         avoided=found.avoided,
         sisters=found.sisters,
-        beyond=_groups_beyond(graph, trajectory, walks, groups_n),
+        visited=found.visited,
+        beyond=_groups_beyond(trajectory, walks),
         turning=_turning(trajectory, orders),
     )
 
@@ -143,6 +145,7 @@ class _Paths:
     steps: Steps
     avoided: tuple[str, ...] = ()
     sisters: tuple[str, ...] = ()
+    visited: tuple[str, ...] = ()
 
     def implausible(self, own: Lineage) -> int:
         """Count the steps that are away from a lineage, and the steps where no cells were observed."""
@@ -173,31 +176,25 @@ def _avoiding_fates(
     *,
     named: Sequence[str],
     fates: Collection[str],
-    groups_n: np.ndarray,
 ) -> _Paths:
     """Compute the paths again if they lead through cells that develop into another fate than the end.
 
-    Fates that are not known are avoided if there is another way, but give no warning: if the trajectory starts at
-    mature cells, the order of the cells may end at their progenitors.
+    `fates` are groups that are known to be fates; a path that passes one of them leads through cells of another fate.
     """
-
-    def known(own: Lineage, paths: _Paths) -> tuple[str, ...]:
-        return tuple(sister for sister in own.sisters(paths.steps.nearest_tj) if sister in fates)
-
-    end, nearest_tj = named[-1], first.steps.nearest_tj
-    sure = lineage(walks, session, end, groups_n, named=named, fates=fates)
-    suspected = suspects(walks, end, groups_n, {*first.steps.groups_passed()} - {*named})
-    lineages = [sure]
-    if not suspected <= {*fates}:
-        lineages.insert(0, lineage(walks, session, end, groups_n, named=named, fates={*fates, *suspected}))
-    for own in lineages if options.path != "straight" else ():
-        if own.detour(nearest_tj).any():
-            others = AvoidedCells.among(walks.graph, session.cells, own.away_m)
-            again = _paths(session, walks.graph, ways, options, groups_n, others)
-            # A trajectory must not cross a gap between two branches in order to avoid a fate.
-            if again.implausible(own) <= _FEWER * first.implausible(own):
-                return replace(again, avoided=own.sisters(nearest_tj), sisters=known(sure, again))
-    return replace(first, sisters=known(sure, first))
+    own = lineage(walks, session, named[-1], named=named, fates=fates)
+    found = first
+    if options.path != "straight" and own.detour(first.steps.nearest_tj).any():
+        others = AvoidedCells.among(walks.graph, session.cells, own.away_m)
+        again = _paths(session, walks.graph, ways, options, walks.groups_n, others)
+        # A trajectory must not cross a gap between two branches in order to avoid a fate.
+        if again.implausible(own) <= _FEWER * first.implausible(own):
+            found = replace(again, avoided=own.sisters(first.steps.nearest_tj))
+    passed = [group for group in found.steps.groups_passed() if group in {*fates} - {*named}]
+    visited, _ = other_fates(walks, {*named[1:-1]} - {named[0], named[-1]}, named[-1], fates=fates)
+    # If the trajectory starts at mature cells, groups on its way may be as far from the start as its end.
+    led_to = [group for group in own.sisters(found.steps.nearest_tj) if group in own.certain]
+    sisters = dict.fromkeys([*led_to, *passed])
+    return replace(found, sisters=tuple(sisters), visited=tuple(visited))
 
 
 def _named_groups(waypoints: Sequence[Population], steps: Steps) -> list[str]:
@@ -210,28 +207,26 @@ def _named_groups(waypoints: Sequence[Population], steps: Steps) -> list[str]:
 
 
 def _fates_matter(session: Session, steps: Steps, named: Sequence[str], options: InterpolateOptions) -> bool:
-    """Return whether the trajectory passes groups that the user did not name, so that it may pass another fate.
+    """Return whether the trajectory may pass another fate: a group that it passes between its ends.
 
     Fates are not known between time points, or if the model was trained by an earlier version of scvae.
     """
     known = options.time_key is None and session.model.expression is not None and named[-1] != ""
-    return known and not {*named}.issuperset(steps.groups_passed())
+    return known and (len(named) > 2 or not {*named}.issuperset(steps.groups_passed()))
 
 
-def _groups_beyond(
-    graph: CellGraph, trajectory: Trajectory, walks: Walks | None, groups_n: np.ndarray | None
-) -> tuple[str, ...]:
+def _groups_beyond(trajectory: Trajectory, walks: Walks | None) -> tuple[str, ...]:
     """Find the groups between the waypoints that are farther from the start than the end is (`groups_beyond`)."""
     end, passed = trajectory.labels[-1], trajectory.steps.groups_passed()
     # The groups are not compared if the user named intermediate waypoints, or if an end is not a group.
-    if walks is None or groups_n is None or len(trajectory.labels) > 2 or end not in passed:
+    if walks is None or len(trajectory.labels) > 2 or end not in passed:
         return ()
     between = [group for group in passed if group not in trajectory.labels]
-    return groups_beyond(between, end, groups_n[graph.cells], walks.time_m)
+    return groups_beyond(between, end, walks.group_m, walks.time_m)
 
 
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
-    """Find the step at which a trajectory stops going back along an order of the cells; return the step and the order.
+    """Find the step up to which a trajectory goes back along an order of the cells; return the step and the root.
 
     The result is None if the trajectory goes back along none of the orders.
     """

@@ -190,6 +190,7 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
             "groups_beyond": list(result.beyond),
             "fates_avoided": list(result.avoided),
             "fates_passed": list(result.sisters),
+            "fates_via": list(result.visited),
             "turns": None if result.turning is None else {"step": result.turning[0], "root": result.turning[1]},
             **self.shared_facts(result),
             "genes": self.gene_table(result),

@@ -61,11 +61,14 @@ class Trajectory:
         Groups that the trajectory passes although they are farther from the start than the end is, along the order of
         the cells.
     avoided, sisters
-        Sister fates toward which the path of least change leads, and which the trajectory avoids; known sister fates
-        toward which the trajectory leads all the same. A sister fate is a group that does not develop into the end.
+        Sister fates toward which the path of least change leads, and which the trajectory avoids; sister fates toward
+        which the trajectory leads all the same. A sister fate is a group that does not develop into the end.
+    visited
+        Groups that the user named between the ends of the trajectory, although they are sister fates.
     turning
-        Step at which the trajectory turns, and root of the order of the cells along which the trajectory goes back
-        before it turns. `turning` is None if the trajectory goes back along none of the orders in the data.
+        Step up to which the trajectory goes back along an order of the cells, and root of this order. The step is the
+        last one if the trajectory ends earlier in the order than it starts. `turning` is None if the trajectory goes
+        back along none of the orders in the data.
     group_sizes
         Number of the cells of each group that belong to the trajectory, largest first; empty without groups.
     bundle_ptk
@@ -100,6 +103,7 @@ class Trajectory:
     beyond: tuple[str, ...] = ()
     avoided: tuple[str, ...] = ()
     sisters: tuple[str, ...] = ()
+    visited: tuple[str, ...] = ()
     turning: tuple[int, str] | None = None
     group_sizes: dict[str, int] = field(default_factory=dict)
     bundle_ptk: np.ndarray | None
@@ -120,6 +124,7 @@ class Trajectory:
             self.warning_of_return(),
             self.warning_of_groups_beyond(),
             self.warning_of_sisters(),
+            self.warning_of_visits(),
             self.warning_of_turning(),
             self.warning_of_groups(),
         )
@@ -193,6 +198,21 @@ class Trajectory:
             f"{named} out with --subset"
         )
 
+    def warning_of_visits(self) -> str | None:
+        """Warn of groups between the ends that are fates of their own; return None if there are none.
+
+        If the trajectory returns to an earlier state after such a group, another warning says so.
+        """
+        if not self.visited or self.returning is not None:
+            return None
+        named = " and ".join(repr(group) for group in self.visited)
+        are, ends = ("is", "an end") if len(self.visited) == 1 else ("are", "ends")
+        return (
+            f"{named} {are} probably {ends} of other branches: the order of the cells ends there, or these cells are "
+            f"about as far from {self.labels[0]!r} as those of {self.labels[-1]!r}; no cell develops from {named} into "
+            f"{self.labels[-1]!r} in this case, so do not name {named} with --via"
+        )
+
     def note_of_avoided(self) -> str | None:
         """Say which fates the trajectory avoids; return None if there are none."""
         if not self.avoided:
@@ -204,10 +224,15 @@ class Trajectory:
         )
 
     def warning_of_turning(self) -> str | None:
-        """Warn of a trajectory that first goes back along an order of the cells; return None if it does not go back."""
+        """Warn of a trajectory that goes back along an order of the cells; return None if it does not go back."""
         if self.turning is None:
             return None
         step, root = self.turning
+        if step == len(self.z_tk) - 1:
+            return (
+                f"the trajectory goes back toward {root!r}, where an order of scvae pseudotime begins: it runs against "
+                "the direction in which cells develop; exchange its start and its end to follow a differentiation"
+            )
         where = f" (near {group!r})" if (group := self.steps.group_t[step]) else ""
         return (
             f"up to step {step}{where}, the trajectory goes back toward {root!r}, where an order of scvae pseudotime "

@@ -20,6 +20,8 @@ from scvae_cli.model.geometry import Geometry
 from scvae_cli.tools.trajectory.curves import step_lengths
 
 NEAREST_CELLS = 15
+# A stretch of a trajectory reaches from a step to both sides by this fraction of the trajectory.
+_STRETCH = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class Steps:
     group_t, group_share_t
         Most frequent group among the nearest cells, and the fraction of the nearest cells that belong to this group.
         Without groups, the values are "" and NaN.
+    majority_t
+        Group to which more than half of the cells nearest to a stretch of the trajectory around the step belong; "" if
+        there is no such group. Where cells of several groups are mixed, as soon after a branching, a group may have
+        more than half of the few cells nearest to a step by chance.
     """
 
     length: float
@@ -51,6 +57,7 @@ class Steps:
     nearest_tj: np.ndarray
     group_t: np.ndarray
     group_share_t: np.ndarray
+    majority_t: np.ndarray
 
     @property
     def off(self) -> np.ndarray:
@@ -61,13 +68,12 @@ class Steps:
     def groups_passed(self) -> list[str]:
         """List the groups in the order of the trajectory. A group that is passed again is listed again.
 
-        A group is passed if more than half of the nearest cells of a step belong to the group. A few cells with a wrong
-        label can make a group the most frequent one at a step, so a group must have more than half of the cells. The
-        most frequent groups at the first and at the last step are always listed.
+        The most frequent groups at the first and at the last step are always listed.
         """
         named = np.flatnonzero(self.group_t != "")
-        listed = [t for t in named if t in (named[0], named[-1]) or self.group_share_t[t] > 0.5]
-        return [str(group) for group, _ in groupby(self.group_t[listed])]
+        ends = {named[0], named[-1]} if len(named) else set()
+        found = [self.group_t[t] if t in ends else self.majority_t[t] for t in range(len(self.group_t))]
+        return [str(group) for group, _ in groupby(group for group in found if group != "")]
 
 
 def refuse_too_many(n_steps: int, n_genes: int, n_paths: int = 0) -> None:
@@ -96,11 +102,7 @@ def along(
     share_t = np.full(len(z_tk), np.nan)
     if groups_n is not None:
         for t, cells in enumerate(nearest_tj):
-            named = [group for group in groups_n[cells] if group is not None]
-            if named:
-                # If several groups are equally frequent, the group that contains the nearest cell is used.
-                group_t[t] = max(dict.fromkeys(named), key=named.count)
-                share_t[t] = named.count(group_t[t]) / len(cells)
+            group_t[t], share_t[t] = _most_frequent(groups_n[cells])
     # The speed at a step is the mean of the speeds before and after it.
     length_s = step_lengths(geometry, z_tk)
     speed_s = length_s * len(length_s)
@@ -113,4 +115,29 @@ def along(
         nearest_tj=nearest_tj,
         group_t=group_t,
         group_share_t=share_t,
+        majority_t=np.full(len(z_tk), "", dtype=object) if groups_n is None else _majorities(nearest_tj, groups_n),
     )
+
+
+def _most_frequent(groups_j: np.ndarray) -> tuple[str, float]:
+    """Return the most frequent group of some cells, and the fraction of the cells that belong to this group.
+
+    If several groups are equally frequent, the group that comes first is returned. Returns "" and NaN if no cell has a
+    group.
+    """
+    named = [group for group in groups_j if group is not None]
+    if not named:
+        return "", np.nan
+    group = max(dict.fromkeys(named), key=named.count)
+    return group, named.count(group) / len(groups_j)
+
+
+def _majorities(nearest_tj: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
+    """Compute `Steps.majority_t`, shape (t,). A cell that is near to several steps of a stretch counts once."""
+    width = round(_STRETCH * (len(nearest_tj) - 1))
+    majority_t = np.full(len(nearest_tj), "", dtype=object)
+    for t in range(len(nearest_tj)):
+        group, share = _most_frequent(groups_n[np.unique(nearest_tj[max(0, t - width) : t + width + 1])])
+        if share > 0.5:
+            majority_t[t] = group
+    return majority_t
