@@ -78,7 +78,7 @@ def test_harmony_removes_a_planted_shift_and_keeps_the_groups():
     shifted = x_nk + np.where(batch_n == "one", 0, 4)[:, None] * np.eye(x_nk.shape[1])[4]
     state = np.random.get_state()[1].copy()  # noqa: NPY002  # what old versions of harmonypy change
     corrected = harmony(shifted, batch_n)
-    assert (np.random.get_state()[1] == state).all(), "it is untouched"  # noqa: NPY002
+    assert (np.random.get_state()[1] == state).all(), "it is untouched"  # noqa: NPY002  # see above
 
     def gap(of_nk: np.ndarray) -> float:
         return float(np.abs(of_nk[batch_n == "one"].mean(0) - of_nk[batch_n == "two"].mean(0)).max())
