@@ -498,12 +498,18 @@ def test_figure_shows_names_of_labels_only_if_there_are_few(annotated):
     result = annotated[3]
     few = annotation_figure(result)
     assert (few.axes[0].get_xlabel(), few.axes[0].get_ylabel()) == ("predicted", "true")
-    assert [text.get_text() for text in few.axes[0].get_yticklabels()] == list(result.labels)
+    n_cells = result.quality.confusion_cc.sum(1)
+
+    def rows(labels):
+        return [f"{label} (n = {n:,.0f})" for label, n in zip(labels, n_cells, strict=True)]
+
+    assert [text.get_text() for text in few.axes[0].get_xticklabels()] == list(result.labels)
+    assert [text.get_text() for text in few.axes[0].get_yticklabels()] == rows(result.labels)
     quality = replace(result.quality, confusion_cc=np.eye(150))
     many = annotation_figure(replace(result, labels=tuple(f"type {i}" for i in range(150)), quality=quality))
     long = tuple(f"CD4-positive, alpha-beta memory T cell {i}" for i in range(len(result.labels)))
     wide = annotation_figure(replace(result, labels=long))
-    assert [text.get_text() for text in wide.axes[0].get_yticklabels()] == list(long)
+    assert [text.get_text() for text in wide.axes[0].get_yticklabels()] == rows(long)
     for figure in (few, many, wide):
         size, box = figure.get_size_inches(), figure.get_tightbbox()
         assert min(box.x0, box.y0) >= 0

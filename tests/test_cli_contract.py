@@ -8,6 +8,8 @@ import re
 import signal
 from pathlib import Path
 
+import anndata as ad
+import h5py
 import pytest
 import typer
 from command_line import TINY, run_cli, run_elsewhere, run_killed, run_ok
@@ -102,7 +104,7 @@ KEYS = {
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
     "active_condition rank_correlation embedding_rank_correlation embedding baselines stability missing_genes plot "
     "slots",
-    "info MODEL": "model hash n_genes batches covariates labels facts config",
+    "info MODEL": "model hash n_genes batches mapped_batches covariates labels facts config",
     "info DATA": "data runs other_runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
 }
@@ -230,6 +232,20 @@ def test_info_lists_the_results_of_every_key_added(copied):
     selected = json.loads(run_ok("info", copied.data, "--key-added", "embed", "--json").out)
     assert (list(selected["runs"]), selected["other_runs"]) == (["embed"], {})
     assert "with --key-added none" in run_ok("info", copied.data, "--key-added", "none").out
+
+
+def test_info_shows_chosen_names_and_every_run_of_one_name(copied):
+    ordered = ["pseudotime", copied.data, "-m", copied.model, "--root-cell", ad.read_h5ad(copied.data).obs_names[0]]
+    run_ok(*ordered, "--name", "my order: 1/2")
+    run_ok(*commands(copied)["score"], "--key-added", "other")
+    with h5py.File(copied.data, "r+") as file:
+        runs = file["uns/scvae/runs"]
+        # A user may copy a record under another name.
+        runs["score --key-added other"] = file["uns/other/runs/score"][()]
+    text = run_ok("info", copied.data).out
+    assert "results of 3 runs" in text
+    assert "\npseudotime --name 'my order: 1/2': model " in text
+    assert text.count("\nscore --key-added other: model ") == 2
 
 
 def test_json_of_check_is_an_object_if_the_data_is_refused(copied):

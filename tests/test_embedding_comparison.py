@@ -80,7 +80,7 @@ def test_harmony_removes_a_simulated_shift_and_keeps_the_groups():
     shifted = x_nk + np.where(batch_n == "one", 0, 4)[:, None] * np.eye(x_nk.shape[1])[4]
     state = np.random.get_state()[1].copy()  # noqa: NPY002  # old versions of harmonypy change this state
     corrected = harmony(shifted, batch_n)
-    assert (np.random.get_state()[1] == state).all(), "the global random state is unchanged"  # noqa: NPY002
+    assert (np.random.get_state()[1] == state).all(), "the global random state is unchanged"  # noqa: NPY002  # see above
 
     def gap(of_nk: np.ndarray) -> float:
         return float(np.abs(of_nk[batch_n == "one"].mean(0) - of_nk[batch_n == "two"].mean(0)).max())

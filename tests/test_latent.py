@@ -12,9 +12,11 @@ from plain_likelihood import zinb_log_prob
 from simulated import TINY, tree
 
 import scvae_cli as scvae
+from scvae_cli.config import ModelConfig
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.latent.posteriors import cell_table
+from scvae_cli.model.vae import VAE
 from scvae_cli.session import Session
 
 
@@ -140,6 +142,28 @@ def test_denoised_average_equals_the_average_over_batches(adata, model):
     assert not np.allclose(mean_as("batch_1"), mean_as("batch_2"), rtol=1e-3)
     with pytest.raises(DataError, match="no batch 'batch_9'"):
         mean_as("batch_9")
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "normal"])
+@pytest.mark.parametrize("decoder", ["mlp", "linear"])
+def test_averages_over_many_batches_equal_those_of_single_cells(likelihood, decoder):
+    """The average over batches is computed in blocks of cells, and with one row of effects for all cells."""
+    config = ModelConfig(likelihood=likelihood, decoder=decoder, n_latent=3, n_hidden=8, n_layers=2)
+    vae = VAE(config, 20, [f"batch_{b}" for b in range(40)]).eval()
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in vae.parameters():
+            weight.copy_(0.5 * torch.randn(weight.shape, generator=random))
+        vae.batch_share_b.copy_(torch.softmax(torch.randn(40, generator=random), 0))
+        z_nk, library_n = torch.randn(300, 3, generator=random), 100 + 50 * torch.rand(300, generator=random)
+        expected_ng = torch.zeros(300, 20)
+        for b, share in enumerate(vae.batch_share_b.tolist()):
+            output = vae.decode(z_nk, torch.full((300,), b))
+            expected_ng += share * output.mean_ng(library_n, with_zero_inflation=True)
+        if likelihood == "zinb":
+            expected_ng *= (library_n / expected_ng.sum(1))[:, None]
+        found_ng = vae.expected_counts(z_nk, library_n, None, with_zero_inflation=True)
+    torch.testing.assert_close(found_ng, expected_ng, rtol=1e-5, atol=1e-6)
 
 
 def test_selected_genes_are_denoised(adata, model):

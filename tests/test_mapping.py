@@ -303,6 +303,9 @@ def test_command_and_function_map_equally(copied):
     record = json.loads(adata.uns["scvae"]["runs"]["map"])
     assert record["model_hash"] == saved.hash
     # Other commands work with the mapped model.
+    told = json.loads(run_ok("info", new, "--json").out)
+    assert (told["batches"], told["mapped_batches"]) == (list(saved.batches), ["batch_1", "batch_2"])
+    assert "\nmapped after the training (scvae map): batch_1, batch_2\n" in run_ok("info", new).out
     for verb in ("embed", "denoise", "score", "info"):
         options = ("--samples", "2", "--simulated", "100") if verb == "score" else ()
         run_ok(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)

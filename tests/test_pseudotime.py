@@ -153,14 +153,21 @@ def test_order_of_the_ends_does_not_matter(adata, model, branches):
     np.testing.assert_array_equal(other.branch_n, branches.branch_n)
 
 
-def test_branches_of_a_simulated_fork(model, order_positions):
-    """A stem splits into two arms, in a plane of latent space whose directions change the expression equally."""
+def fork(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return latent positions, positions along the fork, and positions along the arms.
+
+    A stem splits into two arms, in a plane of latent space whose directions change the expression equally.
+    """
     random = np.random.default_rng(0)
     along_n = np.linspace(0, 8, 600)
     arm_n = np.where(along_n > 4, along_n - 4, 0) * np.where(np.arange(600) % 2 == 0, 1, -1)
     path_nk = 0.25 * np.column_stack([along_n, arm_n]) + 0.03 * random.standard_normal((600, 2))
     value_k, axis_kk = np.linalg.eigh(Geometry(model.vae).metric(points(np.zeros((1, 4))))[0].numpy())
-    z_nk = 4 * path_nk @ (axis_kk[:, 2:] / np.sqrt(value_k[2:])).T
+    return 4 * path_nk @ (axis_kk[:, 2:] / np.sqrt(value_k[2:])).T, along_n, arm_n
+
+
+def test_branches_of_a_simulated_fork(model, order_positions):
+    z_nk, along_n, arm_n = fork(model)
     cells = np.arange(600)
     result = order_positions(
         z_nk,
@@ -261,6 +268,29 @@ def test_ends_in_other_components_keep_their_cells(order_positions):
     assert set(result.branch_n[40:80]) == {"a"}
     assert set(result.branch_n[80:]) == {"b"}
     assert np.isfinite(result.probability_ne).all()
+
+
+def test_an_end_of_two_clouds_gives_a_warning(model, order_positions, branches):
+    assert max(branches.end_shares_apart) < 0.1
+    z_nk, _, arm_n = fork(model)
+    root = Population(label="root", cells=np.arange(60))
+    late = np.arange(540, 600)
+    both = order_positions(z_nk, root, (Population(label="arms", cells=late),))
+    assert both.end_shares_apart == pytest.approx((0.5,), abs=0.05)
+    (warning,) = [text for text in both.warnings() if "another cloud" in text]
+    assert "% of the cells of 'arms' lie in another cloud" in warning
+    one = order_positions(z_nk, root, (Population(label="arm", cells=late[arm_n[late] > 0]),))
+    assert one.end_shares_apart == (0.0,)
+
+
+@pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
+def test_a_label_of_few_cells_is_one_cloud(adata, model):
+    """Most neighbors of a cell do not have its label, although the cells lie together."""
+    few = adata.copy()
+    label = few.obs["cell_type"].astype(str)
+    few.obs["few"] = label.where((np.arange(adata.n_obs) % 10 == 0) | (label == "stem"), "other")
+    result = ordered(few, model, groupby="few", root="stem", ends=MATURE)
+    assert max(result.end_shares_apart) < 0.25
 
 
 def test_ends_in_the_same_place_give_a_warning(adata, model):

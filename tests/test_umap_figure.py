@@ -21,6 +21,7 @@ from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_expression import log_expression
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.errors import DataError
+from scvae_cli.report.column_colors import column_colors, palette_colors
 from scvae_cli.report.page import NO_GROUP, PALETTE, group_colors
 from scvae_cli.tools.embed.coloring import Groups, Values, colorings, column_coloring
 from scvae_cli.tools.embed.figure import umap_figure
@@ -198,6 +199,31 @@ def test_codes_of_missing_values_do_not_change_the_color_scale(codes):
     np.testing.assert_array_equal(coloring_of(value_n).value_n, value_n)
 
 
+@pytest.mark.parametrize(
+    "value_n",
+    [
+        np.linspace(-1, 1, 60) * 1.7e308,
+        np.asarray([1.7e308, -1.7e308, *np.linspace(0, 1, 58)]),
+        pd.Series([10**400 * sign + i for i in range(30) for sign in (-1, 1)], dtype=object),
+        np.asarray([2**70 + 2**20 * i for i in range(60)], dtype=object),
+        np.asarray(["9" * 5000 + str(i % 3) for i in range(60)], dtype=object),
+    ],
+    ids=["largest floats", "two large floats", "huge integers", "integers beyond int64", "long digits"],
+)
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_any_size_can_be_drawn(value_n):
+    figure = umap_figure(plane(60), [coloring_of(value_n)])
+    figure.canvas.draw()
+    scales = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+    assert all(np.isfinite([*axes.get_xlim()]).all() for axes in scales)
+
+
+def test_long_numbers_in_labels_are_sorted_by_value():
+    labels = ["9" * 5000, "10", "009", "1" + "0" * 5000]
+    found = coloring_of(np.asarray(labels, dtype=object))
+    assert list(found.order) == ["009", "10", "9" * 5000, "1" + "0" * 5000]
+
+
 def colorings_by_name(adata: ad.AnnData, names: list[str], column: str | None = None) -> dict[str, Groups | Values]:
     store = open_store(adata)
     genes = gene_names(store, column)
@@ -244,7 +270,7 @@ def test_every_cell_has_the_color_of_its_group(n_cells, names):
     groups, xy_n2 = in_groups(n_cells, names), plane(n_cells)
     drawn = colors_drawn(umap_figure(xy_n2, [groups]), "groups")
     assert len(drawn) == n_cells
-    expected = group_colors(groups.label_n, ())
+    expected = palette_colors(groups.order)
     for xy, label in zip(xy_n2, groups.label_n, strict=True):
         color = NO_GROUP if label is None else expected[label]
         assert drawn[tuple(map(float, xy))] == tuple(np.round(to_rgb(color), 4))
@@ -273,6 +299,26 @@ def test_high_values_are_drawn_last_and_missing_values_first():
     np.testing.assert_array_equal(np.asarray(known.get_array()), np.sort(value_n[5:]))
     np.testing.assert_array_equal(known.get_offsets(), plane(50)[np.argsort(value_n)[:45]])
     assert ["no value"] in legends(figure)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("stored", [["#123456", "teal", "0.5"], ["#123456", "teal"], ["#123456", "teal", "no"], None])
+def test_groups_have_the_colors_of_scanpy_or_one_color_in_all_figures(tmp_path, stored, in_file):
+    names = ["a", "b", "c"]
+    adata = colored(group=pd.Categorical([names[i % 3] for i in range(30)], categories=names[::-1]))
+    if stored is not None:
+        adata.uns["group_colors"] = np.asarray(stored, dtype=object)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    store = open_store(tmp_path / "a.h5ad" if in_file else adata)
+    valid = stored is not None and stored[-1] == "0.5"
+    expected = dict(zip(names[::-1], ["#123456", "#008080", "#808080"] if valid else PALETTE, strict=False))
+    assert column_colors(store, "group") == expected
+    some = adata.obs["group"].to_numpy() != "b"
+    shown = column_coloring(store, some, "group")
+    positions = plane(int(some.sum()))
+    drawn = set(colors_drawn(umap_figure(positions, [shown]), "group").values())
+    assert drawn == {tuple(np.round(to_rgb(expected[name]), 4)) for name in ("a", "c")}
+    assert group_colors(shown.label_n, ["c"], expected) == {name: expected[name] for name in ("c", "a")}
 
 
 @pytest.mark.parametrize("n_groups", [1, 2, 30, 31, 60, 102, 103, 300])

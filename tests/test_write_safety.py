@@ -55,7 +55,7 @@ def test_signal_at_any_system_call_leaves_complete_old_or_new_file(copied, numbe
 def test_errors_in_callbacks_of_hdf5_are_raised_at_the_end(tmp_path, monkeypatch, call, error):
     original, calls = getattr(PatientFile.__mro__[1], call), []
 
-    class Breaking(PatientFile.__mro__[1]):  # type: ignore[misc]
+    class Breaking(PatientFile.__mro__[1]):  # type: ignore[misc]  # the class is known only at run time
         pass
 
     def broken(self: Any, *args: Any) -> Any:
@@ -91,11 +91,12 @@ def test_signals_are_delayed_until_the_end_of_nested_blocks():
 
 
 def test_ctrl_c_in_python_is_raised_after_the_write_or_at_a_safe_point(tmp_path):
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.csv") as sibling:  # noqa: PT012
+    # The error is raised at the end of the block, so the block contains the whole write.
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.csv") as sibling:  # noqa: PT012  # see above
         signal.raise_signal(signal.SIGINT)
         sibling.write_text("whole")
     assert (tmp_path / "a.csv").read_text() == "whole"
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.csv") as sibling:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a.csv") as sibling:  # noqa: PT012  # see above
         sibling.write_text("half")
         signal.raise_signal(signal.SIGINT)
         stop_if_asked()
@@ -235,7 +236,8 @@ def test_file_that_appears_during_the_write_is_kept(tmp_path, monkeypatch, links
     if not links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
     for force in (False, True):
-        with pytest.raises(DataError, match="created by another program"), replacing(target, force=force) as sibling:  # noqa: PT012
+        refused = pytest.raises(DataError, match="created by another program")
+        with refused, replacing(target, force=force) as sibling:  # the error is raised at the end of the block
             sibling.write_text("ours")
             target.write_text("theirs")
         assert target.read_text() == "theirs"

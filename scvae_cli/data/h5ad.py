@@ -169,6 +169,14 @@ class H5adFile:
             value: str = check_stored(item).asstr()[()]
             return value
 
+    def uns_texts(self, key: str) -> list[str] | None:
+        with self._open(f"uns/{key}") as file:
+            item = file.get(f"uns/{key}")
+            if not isinstance(item, h5py.Dataset) or item.ndim != 1 or h5py.check_string_dtype(item.dtype) is None:
+                return None
+            refuse_outside(item, self.title)
+            return [str(text) for text in check_stored(item).asstr()[()]]
+
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
         """Check before a computation that the file can be written, and that anndata 0.7 or later wrote the file."""
         target = output or self.path

@@ -19,7 +19,16 @@ import numpy as np
 
 from scvae_cli.labels import as_label
 
-__all__ = ["are_measurements", "as_label", "in_natural_order", "labels_of", "matching", "positions_in", "values_of"]
+__all__ = [
+    "are_measurements",
+    "as_label",
+    "group_order",
+    "in_natural_order",
+    "labels_of",
+    "matching",
+    "positions_in",
+    "values_of",
+]
 
 
 def labels_of(values: Any) -> np.ndarray:
@@ -134,6 +143,20 @@ def in_natural_order(labels: Collection[str]) -> list[str] | None:
         return sorted(labels, key=lambda label: [float(text) for text in re.findall(number, label)])
 
 
+def group_order(labels: Collection[str], categories: Sequence[str] | None) -> tuple[str, ...]:
+    """Sort the groups of a column for a legend. Numbers in labels are compared by their value.
+
+    `categories` are the categories of a categorical column, in order, and None for any other column. pandas sorts
+    categories as texts. Any other order of the categories was chosen by the user, and is kept.
+
+    >>> group_order({"10", "9"}, ["10", "9"]), group_order({"late", "early"}, ["early", "mid", "late"])
+    (('9', '10'), ('early', 'late'))
+    """
+    if categories is not None and [*categories] != sorted(categories):
+        return tuple(label for label in categories if label in labels)
+    return tuple(sorted(labels, key=_natural))
+
+
 def positions_in(names: Sequence[str], label_n: np.ndarray) -> np.ndarray:
     """Return the position of each label in `names` (found by `matching`), or −1 if none matches; shape (n,), int64.
 
@@ -144,6 +167,18 @@ def positions_in(names: Sequence[str], label_n: np.ndarray) -> np.ndarray:
     found = {label: matching(label, index) for label in set(label_n)}
     at = {label: -1 if name is None else index[name] for label, name in found.items()}
     return np.asarray([at[label] for label in label_n], dtype=np.int64)
+
+
+def _natural(label: str) -> list[str | tuple[int, str]]:
+    """Return a sort key that compares numbers in labels by their value, so that "10" comes after "9"."""
+    # Numbers are compared by their length and their digits, because Python refuses to convert numbers of thousands of
+    # digits.
+    return [_by_value(part) if part.isdecimal() else part for part in re.split(r"(\d+)", label)]
+
+
+def _by_value(number: str) -> tuple[int, str]:
+    digits = "".join(str(int(digit)) for digit in number).lstrip("0")
+    return len(digits), digits
 
 
 def _objects(items: Sequence[Any]) -> np.ndarray:

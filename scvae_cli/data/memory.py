@@ -129,6 +129,12 @@ class AnnDataStore:
             value = value[part]
         return value if isinstance(value, str) else None
 
+    def uns_texts(self, key: str) -> list[str] | None:
+        value: Any = self.adata.uns.get(key)
+        if not isinstance(value, list | tuple | np.ndarray) or np.ndim(value) != 1:
+            return None
+        return [str(text) for text in value] if all(isinstance(text, str) for text in value) else None
+
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # arguments of every `CellStore`
         """Raise a ConfigError if an output file is given, because an AnnData in memory is changed in place."""
         if output is not None:

@@ -84,6 +84,9 @@ class CellStore(Protocol):
     def uns_text(self, key: str) -> str | None:
         """Return the string at the path `key` in uns, such as "a/b", or None if there is no string."""
 
+    def uns_texts(self, key: str) -> list[str] | None:
+        """Return the list of strings at the path `key` in uns, or None if there is no such list."""
+
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
         """Check before a computation that `write` will be able to write slots to the given paths."""
 

@@ -142,7 +142,7 @@ def _graph(cells: np.ndarray, point_md: Tensor, y_mg: Tensor, n_neighbors: int) 
     neighbors_mj = _without_itself(nearest(point_md, point_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
     edges = np.stack([source, neighbors_mj.ravel()], axis=1)
-    n_components = _components(edges, len(cells))[0]
+    n_components = components(edges, len(cells))[0]
     bridges = _bridges(point_md, edges)
     edges = np.concatenate([edges, bridges])
     # In a sparse matrix, an edge with a length of exactly zero would be missing.
@@ -193,7 +193,7 @@ def _without_itself(neighbors: np.ndarray) -> np.ndarray:
     return others
 
 
-def _components(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
+def components(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
     """Return the number of connected components of m nodes, and the component of each node."""
     adjacency = sp.csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(m, m))
     n_components, component_m = connected_components(adjacency, directed=False)
@@ -208,7 +208,7 @@ def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
     """
     bridges = np.empty((0, 2), dtype=edges.dtype)
     while True:
-        n_components, component_m = _components(np.concatenate([edges, bridges]), len(point_md))
+        n_components, component_m = components(np.concatenate([edges, bridges]), len(point_md))
         if n_components == 1:
             return bridges
         largest = np.bincount(component_m).argmax()

@@ -62,8 +62,9 @@ class Geometry:
         mean_ng, tangent_mng = z_nk.new_zeros(()), z_nk.new_zeros(())
         shares = vae.trained_share_b.tolist() if vae.batches else [1.0]
         for b, share in enumerate(shares):
-            batch_n = torch.full((len(z_nk),), b, device=z_nk.device) if vae.batches else None
-            outputs = vae.decoder.push_logits(z_nk, v_mnk, batch_n)
+            # One index stands for all points, so that the effects of the batch are computed only once.
+            batch_1 = torch.tensor([b], device=z_nk.device) if vae.batches else None
+            outputs = vae.decoder.push_logits(z_nk, v_mnk, batch_1)
             part_ng, d_part_mng = head.push_mean(*outputs, share=share, library=library)
             mean_ng = mean_ng + part_ng
             tangent_mng = tangent_mng + d_part_mng

@@ -34,7 +34,8 @@ class Responses(nn.Module):
         """Return the additional shift of the log proportions at the latent positions `z_nk`, shape (n, g).
 
         `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b). The last
-        columns of the weights may be left out if they are 0.
+        columns of the weights may be left out if they are 0. If no position is in a mapped batch, the result has a
+        single row of zeros.
         """
         return self._along(z_nk, self._shares(batch, n_batches))
 
@@ -52,7 +53,7 @@ class Responses(nn.Module):
         return nn.functional.pad(weight_nd, (0, len(self.slope_dkg) - weight_nd.shape[1]))
 
     def _along(self, direction_nk: Tensor, share_nd: Tensor) -> Tensor:
-        shift_ng = direction_nk.new_zeros(*direction_nk.shape[:-1], self.slope_dkg.shape[2])
+        shift_ng = direction_nk.new_zeros(1, self.slope_dkg.shape[2])
         for share_n, slope_kg in zip(share_nd.T, self.slope_dkg, strict=True):
             if share_n.any():
                 shift_ng = shift_ng + share_n.unsqueeze(1) * (direction_nk @ slope_kg)

@@ -138,6 +138,7 @@ class BatchEffect(nn.Module):
         means a weight of 1 for this batch and 0 for all other batches. In a model with a design matrix, a batch index
         selects a row of the design matrix as weights. If the weights are proportions of batches, the shift is the
         weighted mean of the shifts of the batches. The last columns of the weights may be left out if they are 0.
+        Instead of one index or row for each cell, `batch` may hold a single index or row for all cells.
         """
         if batch.dim() == 2:
             return batch.to(self.gene_bg.dtype)
@@ -260,9 +261,15 @@ class CountOutput(NamedTuple):
         return self.raw_ng[:, self.n_genes :] + self.bias_g[self.n_genes :]
 
     def shifted(self, gene_shift_ng: Tensor) -> CountOutput:
-        """Return a copy of the output in which `gene_shift_ng` is added to the logits of the genes."""
-        rest = self.raw_ng.shape[1] - self.n_genes
-        return self._replace(raw_ng=self.raw_ng + nn.functional.pad(gene_shift_ng, (0, rest)))
+        """Return a copy of the output in which `gene_shift_ng` is added to the logits of the genes.
+
+        A single row is added to the logits of all cells.
+        """
+        shift_no = nn.functional.pad(gene_shift_ng, (0, self.raw_ng.shape[1] - self.n_genes))
+        if len(shift_no) == 1 < len(self.raw_ng):
+            # A shift that all cells share is a change of the bias, and needs no pass over the outputs.
+            return self._replace(bias_g=self.bias_g + shift_no[0])
+        return self._replace(raw_ng=self.raw_ng + shift_no)
 
     def mean_nll(self, cells: Minibatch) -> Tensor:
         """Compute the negative log-probability of the counts, averaged over cells: a differentiable scalar, nats."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,17 +86,19 @@ def legend_names(names: Sequence[str], length: int) -> list[str]:
     return result
 
 
-def group_colors(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
+def group_colors(
+    groups_n: np.ndarray | None, passed: Sequence[str], colors: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Assign colors to groups until no colors are left.
 
     Groups that the trajectory passes (`passed`) get colors first, and then all other groups in descending order of
-    size. The color of a group depends on the names of all groups with a color, not on the trajectory. If there are
-    enough colors for all groups, a group therefore has the same color in every figure of the same cells.
+    size. `colors` holds the color of every group, as returned by `column_colors`. If `colors` is None, the colors
+    depend on the names of all groups with a color.
     """
     sizes = Counter(group for group in (() if groups_n is None else groups_n) if group is not None)
     by_size = sorted(sizes, key=lambda group: (-sizes[group], group))
     colored = list(dict.fromkeys([*passed, *by_size]))[: len(PALETTE)]
-    color = dict(zip(sorted(colored), PALETTE, strict=False))
+    color = dict(zip(sorted(colored), PALETTE, strict=False)) if colors is None else colors
     return {group: color[group] for group in colored}
 
 

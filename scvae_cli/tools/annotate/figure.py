@@ -32,8 +32,8 @@ def annotation_figure(result: Annotation) -> Figure:
     The figure is not registered with pyplot; `save_figure` writes it to a file.
     """
     n_labels = len(result.labels)
-    names = _fitting_names(result.labels) if n_labels <= _MOST_NAMES else []
-    margin = _margin(names)
+    names = _fitting_names(result) if n_labels <= _MOST_NAMES else []
+    margin = _margin(_with_sizes(names, result))
     room = _room(margin)
     cell = float(np.clip(min(room, _MOST_SIDE) / n_labels, *_CELL_RANGE))
     side = min(cell * n_labels, room)
@@ -53,15 +53,21 @@ def annotation_figure(result: Annotation) -> Figure:
     return figure
 
 
-def _fitting_names(labels: tuple[str, ...]) -> list[str]:
+def _fitting_names(result: Annotation) -> list[str]:
     """Shorten the names of the labels only if longer names would leave too little space for the confusion table."""
     shortest, longest = _NAME_RANGE
+    labels = [one_line(label) for label in result.labels]
     needed = max(_NUMBER * min(len(labels), _MOST_NUMBERS), _LINE * len(labels))
     for length in range(longest, shortest, -4):
-        names = legend_names([one_line(label) for label in labels], length)
-        if _room(_margin(names)) >= needed:
+        names = legend_names(labels, length)
+        if _room(_margin(_with_sizes(names, result))) >= needed:
             return names
-    return legend_names([one_line(label) for label in labels], shortest)
+    return legend_names(labels, shortest)
+
+
+def _with_sizes(names: list[str], result: Annotation) -> list[str]:
+    """Add the number of labeled cells to the name of each label."""
+    return [f"{name} (n = {n:,.0f})" for name, n in zip(names, result.quality.confusion_cc.sum(1), strict=False)]
 
 
 def _margin(names: list[str]) -> float:
@@ -81,7 +87,7 @@ def _draw_confusion(axes: Axes, result: Annotation, names: list[str]) -> None:
     axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
     if names:
         axes.set_xticks(range(n_labels), names, rotation=90, fontsize=_SIZE)
-        axes.set_yticks(range(n_labels), names, fontsize=_SIZE)
+        axes.set_yticks(range(n_labels), _with_sizes(names, result), fontsize=_SIZE)
         axes.tick_params(length=0)
     if n_labels > _MOST_NUMBERS:
         return

@@ -6,7 +6,6 @@ Letters in array shapes: n cells.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,13 +13,15 @@ import numpy as np
 
 from scvae_cli.data.gene_expression import log_expression
 from scvae_cli.data.gene_names import GeneNames
-from scvae_cli.data.labels import as_label, labels_of
+from scvae_cli.data.labels import as_label, group_order, labels_of
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
 # Largest number of different values with which a column of whole numbers names groups, such as replicates 1, 2 and 3.
 _MAX_NUMBERED_GROUPS = 20
 _SHOWN_COLUMNS = 20
+# Largest number on a color scale. The difference of two larger numbers may exceed the largest float.
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,15 @@ class Groups:
         All groups that have cells, in the order of the legend.
     on_map
         Whether the name of each group is also written at its cells.
+    colors
+        Color of each group. If None, the groups get the colors of `palette_colors`.
     """
 
     title: str
     label_n: np.ndarray
     order: tuple[str, ...]
     on_map: bool = False
+    colors: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,26 +117,35 @@ def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Va
     if value_n is not None and not _number_groups(value_n):
         return _on_a_scale(key, value_n)
     label_n = labels_of(column)
-    present = set(label_n) - {None}
-    # pandas sorts categories as texts; any other order was chosen by the user.
-    chosen = categories is not None and categories != sorted(categories)
-    order = [name for name in categories or () if name in present] if chosen else sorted(present, key=_natural)
-    return Groups(title=key, label_n=label_n, order=tuple(order))
+    # Only a figure needs matplotlib, which is slow to import.
+    from scvae_cli.report.column_colors import column_colors
+
+    order = group_order(set(label_n) - {None}, categories)
+    return Groups(title=key, label_n=label_n, order=order, colors=column_colors(store, key))
 
 
 def _numbers(column: np.ndarray) -> np.ndarray | None:
-    """Return a column as floats, or None if the column is not numeric. Missing and infinite values become NaN."""
+    """Return a column as floats, or None if the column is not numeric. Missing and infinite values become NaN.
+
+    Numbers beyond ±1e300 become ±1e300.
+    """
     if column.dtype.kind == "O":
         # The column may contain numbers, some of which are missing.
         missing_n = np.asarray([as_label(value) is None for value in column], dtype=bool)
         kinds = {type(value) for value in column[~missing_n]}
         if not kinds or bool in kinds or not all(issubclass(kind, int | float | np.number) for kind in kinds):
             return None
-        column = np.where(missing_n, np.nan, column).astype(np.float64)
+        # Python's integers may be too large for a float.
+        limited = [np.nan if lacks else _limited(value) for value, lacks in zip(column, missing_n, strict=True)]
+        column = np.asarray(limited, dtype=np.float64)
     if column.dtype.kind not in "iuf":
         return None
     value_n = column.astype(np.float64)
-    return np.where(np.isfinite(value_n), value_n, np.nan)
+    return np.where(np.isfinite(value_n), value_n.clip(-_LARGEST, _LARGEST), np.nan)
+
+
+def _limited(value: int | float) -> int | float:
+    return value if isinstance(value, float) else min(max(value, int(-_LARGEST)), int(_LARGEST))
 
 
 def _on_a_scale(title: str, value_n: np.ndarray) -> Values:
@@ -158,11 +171,6 @@ def _on_a_scale(title: str, value_n: np.ndarray) -> Values:
 def _number_groups(value_n: np.ndarray) -> bool:
     distinct = np.unique(value_n[~np.isnan(value_n)])
     return len(distinct) <= _MAX_NUMBERED_GROUPS and bool((distinct == np.trunc(distinct)).all())
-
-
-def _natural(label: str) -> list[str | int]:
-    """Return a sort key that compares numbers in labels by their value, so that "10" comes after "9"."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", label)]
 
 
 def _why_unknown(store: CellStore, name: str, genes: GeneNames) -> tuple[str, str]:

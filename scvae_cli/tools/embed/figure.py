@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from scvae_cli.amounts import amount
+from scvae_cli.report.column_colors import palette_colors
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import (
     NO_GROUP,
     PALETTE,
-    group_colors,
     legend_names,
     place,
     text_width,
@@ -43,8 +43,6 @@ _MAX_ROWS_OF_THREE = 16
 # written at the cells.
 _MAX_GROUPS, _MAX_NAMES_ON_MAP = 102, 100
 _COLOR_MAP = "viridis"
-# Weights of red, green and blue in the luminance of a color, and the largest luminance of a group's color.
-_LUMINANCE, _LIGHTEST = (0.2126, 0.7152, 0.0722), 0.8
 _HALO = withStroke(linewidth=1.8, foreground="white")
 
 
@@ -97,7 +95,7 @@ class _GroupPanel(_OneColor):
 
     def __init__(self, groups: Groups) -> None:
         self.groups, self.title = groups, groups.title
-        self.colors = _colors(groups)
+        self.colors = groups.colors or palette_colors(groups.order)
 
     def _names(self, wide: float) -> list[tuple[str, str]]:
         """Return the names and colors of the legend, with names that fit into a panel of the given width in inches."""
@@ -223,14 +221,3 @@ def _write_names(axes: Axes, groups: Groups, umap_n2: np.ndarray) -> None:
         look |= {"xytext": (0, 3 if above else 0), "textcoords": "offset points"}
         look |= {"va": "bottom" if above else "center_baseline"}
         axes.annotate(group, (x, float(members[:, 1].max()) if above else y), **look)
-
-
-def _colors(groups: Groups) -> dict[str, str]:
-    """Assign a color to every group; up to 30 groups get the same colors as in the other figures of scvae."""
-    if len(groups.order) <= len(PALETTE):
-        return group_colors(groups.label_n, ())
-    from scanpy.plotting.palettes import default_102
-
-    # Nearly white colors are left out, because they cannot be seen on paper.
-    palette = [*PALETTE, *(color for color in default_102 if np.dot(to_rgb(color), _LUMINANCE) < _LIGHTEST)]
-    return {group: palette[i % len(palette)] for i, group in enumerate(groups.order)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # the comm
             "hash": model.hash,
             "n_genes": len(model.genes),
             "batches": list(model.batches),
+            "mapped_batches": list(model.batches[len(model.vae.trained_share_b) :]),
             "covariates": model.covariates,
             "labels": [] if model.labels is None else list(model.labels.names),
             "facts": model.facts,
@@ -48,7 +50,7 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # the comm
 
 
 def _model_text(values: dict[str, Any]) -> str:
-    facts, run = values["facts"], values["config"]
+    facts, run, mapped = values["facts"], values["config"], values["mapped_batches"]
     shape = run["model"]
     widths = f"{amount(shape['n_latent'], 'latent dimension')}, {shape['n_layers']} × {shape['n_hidden']} hidden"
     widths += ", linear decoder" if shape["decoder"] == "linear" else ""
@@ -62,6 +64,7 @@ def _model_text(values: dict[str, Any]) -> str:
         f"{amount(facts['n_genes'], 'gene')} ({facts['genes_chosen']})",
         f"{amount(facts['n_cells'], 'cell')} from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
         *(covariate_lines(values["covariates"], named=True) or ["batch keys: none"]),
+        *([f"mapped after the training (scvae map): {', '.join(mapped)}"] if mapped else []),
         *([f"labels ({run['data']['labels_key']}): {', '.join(values['labels'])}"] if values["labels"] else []),
         f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
         f"{length} on {facts['compute']}",
@@ -69,18 +72,23 @@ def _model_text(values: dict[str, Any]) -> str:
     return "\n".join(map(one_line, lines))
 
 
+def _shown_name(run: str, key_added: str, record: dict[str, Any]) -> str:
+    """Return the command of a run, with the values of --name and --key-added under which its result is stored."""
+    name, command = record["options"].get("name"), record.get("command")
+    if isinstance(name, str) and isinstance(command, str) and command.endswith(f"_{name}"):
+        run = f"{command.removesuffix(f'_{name}')} --name {shlex.quote(name)}"
+    return run if key_added == DEFAULT_KEY else f"{run} --key-added {shlex.quote(key_added)}"
+
+
 def _runs_text(facts: dict[str, Any], key_added: str) -> str:
     """List the runs under `key_added`, and then the runs under other names."""
     target, named = facts["data"], {key_added: facts["runs"]} | facts["other_runs"]
-    runs = {
-        name if key == DEFAULT_KEY else f"{name} --key-added {key}": run
-        for key, of_key in named.items()
-        for name, run in of_key.items()
-    }
+    # A list, because runs under different values of --key-added may be printed with the same name.
+    runs = [(_shown_name(name, key, run), run) for key, of_key in named.items() for name, run in of_key.items()]
     if not runs:
         return f"{target}: no results of scvae" + ("" if key_added == DEFAULT_KEY else f" with --key-added {key_added}")
     lines = [f"{target}: results of {amount(len(runs), 'run')}"]
-    for name, run in runs.items():
+    for name, run in runs:
         options = ", ".join(f"{key}={value}" for key, value in run["options"].items() if value is not None)
         lines.append(
             f"{name}: model {run['model_hash'] or '(in memory)'}, counts from {run['counts_source']}, {run['device']}"

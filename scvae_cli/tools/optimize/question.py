@@ -33,6 +33,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         # The options with the gene names of the model, and the options with the gene names that are printed.
         self.by_id = _renamed(options, genes.ids_of)
         self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
+        self.groups_key = options.groupby
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
         label = options.from_cell or options.group
         assert label is not None, "OptimizeOptions.check requires a start"

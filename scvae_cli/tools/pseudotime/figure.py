@@ -8,7 +8,7 @@ Letters in array shapes: n cells, e ends, c genes, q points of a curve.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from scvae_cli.report.column_colors import palette_colors
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import (
     NO_GROUP,
     OTHER_GROUPS,
-    PALETTE,
     WIDTH,
     group_colors,
     head,
@@ -57,6 +57,7 @@ def pseudotime_figure(
     axes_names: tuple[str, str],
     *,
     groups_n: np.ndarray | None = None,
+    group_color: Mapping[str, str] | None = None,
     genes: Sequence[str] = (),
     count_nc: np.ndarray | None = None,
     unit: str = "counts",
@@ -71,17 +72,20 @@ def pseudotime_figure(
         Positions of the cells in a plane, and the names of its axes.
     groups_n
         Group of each cell, None for a cell without a group. `groups_n` is None if there are no groups.
+    group_color
+        Color of every group, which is also the color of an end. If None, the colors of scvae are used.
     genes, count_nc
         Names of the genes whose means along the order are drawn, and their counts in the cells at the same library
         size, or their values in a model of real-valued data.
     unit
         Description of the values of the genes, for the title.
     """
-    colors = {UNCOMMITTED: NO_GROUP} | {end: PALETTE[e % len(PALETTE)] for e, end in enumerate(result.ends)}
+    known = palette_colors(result.ends) if group_color is None else group_color
+    colors = {UNCOMMITTED: NO_GROUP} | {end: known[end] for end in result.ends}
     title = "Most probable end" if result.ends else "Groups"
     label_n = result.branch_n if result.ends else groups_n
     if not result.ends:
-        colors = group_colors(groups_n, ())
+        colors = group_colors(groups_n, (), group_color)
     key = max(_AXIS, -(-len(colors) // _LEGEND_COLUMNS) * _LINE)
     upper = _TITLE + _PANEL + _AXIS + key + _GAP
     lower = _TITLE + _LINE + -(-len(genes) // _GENE_COLUMNS) * (_NAME + _GENE) + 2 * _AXIS if genes else 0

@@ -23,7 +23,7 @@ import torch
 
 from scvae_cli.errors import DataError
 from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
-from scvae_cli.latent.end_cells import best, standing
+from scvae_cli.latent.end_cells import best, share_apart, standing
 from scvae_cli.latent.fates import committed, fate_probabilities
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
 from scvae_cli.latent.populations import Population, core
@@ -125,6 +125,9 @@ def pseudotime(
         distance_n=latent.spread(distance_m, mean_nk),
         probability_ne=probability_ne,
         branch_n=branch_n,
+        end_shares_apart=tuple(
+            share_apart(graphs.expression, nodes, chosen) for nodes, chosen in zip(end_nodes, end_cells, strict=True)
+        ),
         n_committed_outside=tuple(int(np.delete(branch_n == end.label, end.cells).sum()) for end in ends),
         root_branches=sizes_of(branch_n[root.cells], [end.label for end in ends]) if len(root.cells) > 1 else {},
         n_components=graphs.expression.n_components,

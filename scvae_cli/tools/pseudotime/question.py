@@ -88,9 +88,10 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         )
 
     def figure(self, result: Pseudotime) -> Figure:
+        from scvae_cli.report.column_colors import column_colors
         from scvae_cli.tools.pseudotime.figure import pseudotime_figure
 
-        session = self.session
+        session, groupby = self.session, self.options.groupby
         xy_n2, axes = session.umap(), ("UMAP 1", "UMAP 2")
         if xy_n2 is None:
             xy_n2, axes = session.position_n2, ("latent axis 1", "latent axis 2")
@@ -101,7 +102,8 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
             result,
             xy_n2,
             axes,
-            groups_n=None if self.options.groupby is None else session.labels(self.options.groupby),
+            groups_n=None if groupby is None else session.labels(groupby),
+            group_color=None if groupby is None else column_colors(session.store, groupby),
             genes=session.genes.shown(self.genes),
             count_nc=count_nc,
             unit="counts at the same library size" if session.model.of_counts else "values",

@@ -18,6 +18,8 @@ from scvae_cli.tools.pseudotime.options import UNCOMMITTED
 _MOSTLY = 0.9
 # A warning is given if more than this fraction of the cells of the root group are committed to an end.
 _ROOT_COMMITTED = 0.25
+# A warning is given if more than this fraction of the cells of an end lie apart from the cells that represent the end.
+_MOST_APART = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Pseudotime:
     branch_n
         For each cell, the label of its most probable end; "uncommitted" if the probability of this end is less than 0.5
         or less than twice the probability of another end. If there are no ends, all labels are "". Shape (n,).
+    end_shares_apart
+        For each end, the share of its cells that lie in other clouds than the cells that represent the end.
     n_committed_outside
         For each end, the number of cells of other groups that are committed to the end.
     root_branches
@@ -63,6 +67,7 @@ class Pseudotime:
     distance_n: np.ndarray
     probability_ne: np.ndarray
     branch_n: np.ndarray
+    end_shares_apart: tuple[float, ...]
     n_committed_outside: tuple[int, ...]
     root_branches: dict[str, int]
     n_components: int
@@ -101,6 +106,16 @@ class Pseudotime:
             found.append(
                 f"no cell of another group is committed to {' or '.join(alone)}: intermediate cells are uncommitted, "
                 "develop into another end, or are missing in the data"
+            )
+        apart = [
+            f"{share:.0%} of the cells of {end!r}"
+            for end, share in zip(self.ends, self.end_shares_apart, strict=True)
+            if share > _MOST_APART
+        ]
+        if apart:
+            found.append(
+                f"{', '.join(apart)} lie in another cloud than the cells that represent the end: the group may consist "
+                "of several cell types; divide the group, and name each part with --to"
             )
         return [*found, *self._warning_of_root()]
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scvae_cli.latent.expected_counts import library_size
+from scvae_cli.report.column_colors import column_colors
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import WIDTH, group_colors, shortened, write
 from scvae_cli.session import Session
@@ -23,10 +24,13 @@ _TOP, _BETWEEN, _BOTTOM = 0.42, 0.22, 0.1
 _TITLE_LENGTH = 84
 
 
-def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Figure:
+def trajectory_figure(
+    session: Session, trajectory: Trajectory, groups_n: np.ndarray | None, groups_key: str | None
+) -> Figure:
     """Draw a trajectory over the UMAP of the data, or over the first two latent axes if there is no UMAP.
 
-    `groups_n` is the group of each cell, or None.
+    `groups_n` is the group of each cell, and `groups_key` the column of obs with the groups. Both are None if there are
+    no groups.
     """
     chosen = trajectory.top_genes(N_CURVES)
     size = library_size(session.model, trajectory.library, usual="median")
@@ -34,7 +38,10 @@ def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.nda
     expression_nc = session.counts.matrix[:, chosen].toarray() / session.counts.library_n[:, None] * size
     return path_figure(
         replace(trajectory, genes=tuple(session.genes.shown(trajectory.genes))),
-        backdrop=_backdrop(session, trajectory, groups_n),
+        backdrop=replace(
+            _backdrop(session, trajectory, groups_n),
+            colors=None if groups_key is None else column_colors(session.store, groups_key),
+        ),
         expression_nc=expression_nc,
         chosen=chosen,
     )
@@ -58,7 +65,7 @@ def path_figure(
     chosen
         Genes whose curves are drawn, at most twelve, as indices in `trajectory.genes`.
     """
-    colors = group_colors(backdrop.groups_n, list(dict.fromkeys(trajectory.steps.groups_passed())))
+    colors = group_colors(backdrop.groups_n, list(dict.fromkeys(trajectory.steps.groups_passed())), backdrop.colors)
     with house_style():
         legend = Legend(trajectory, backdrop, colors)
         upper = max(plane_height(legend), heat_map_height(trajectory))

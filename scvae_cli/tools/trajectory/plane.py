@@ -54,12 +54,15 @@ class Backdrop:
         Names of the two axes.
     groups_n
         Group of each cell, where a cell without a group has None. `groups_n` itself is None if there are no groups.
+    colors
+        Color of every group. If None, the colors are chosen by `group_colors`.
     """
 
     xy_n2: np.ndarray
     xy_t2: np.ndarray
     names: tuple[str, str]
     groups_n: np.ndarray | None = None
+    colors: dict[str, str] | None = None
     xy_bundle_pt2: np.ndarray | None = None
 
 

@@ -38,6 +38,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
 
     extra_files: ClassVar[tuple[str, ...]] = ("path_out",)
     name: str
+    groups_key: str | None
     groups_n: np.ndarray | None
 
     def trajectory_of(self, result: Result) -> Trajectory:
@@ -79,7 +80,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
     def figure(self, result: Result) -> Figure:
         from scvae_cli.tools.trajectory.figure import trajectory_figure
 
-        return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n)
+        return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n, self.groups_key)
 
     def next_step(self, result: Result) -> str:  # noqa: ARG002  # an argument of every `Question`
         return self.on_umap(self.names.pseudotime(self.name))
@@ -149,8 +150,8 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
             if before == after:
                 raise ConfigError(f"the trajectory runs from {before!r} to itself", "choose two different ends")
         self.name = options.name or default_name(self.labels)
-        shown = options.groupby or key
-        self.groups_n = None if shown is None else self.session.labels(shown)
+        self.groups_key = options.groupby or key
+        self.groups_n = None if self.groups_key is None else self.session.labels(self.groups_key)
 
     def made_of(self) -> dict[str, Any] | None:
         return None if self.options.name else {"waypoints": self.labels}
