@@ -326,7 +326,9 @@ def test_the_command_line_trains_with_labels_and_annotates_without(tmp_path):
     done = run_well("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
     assert "known for 150 of 150 cells" in done.err
     assert f"next: scvae annotate QUERY.h5ad -m {model}" in done.err
-    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_well("info", model).out
+    told = run_well("info", model).out
+    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in told
+    assert "labels known for 150 cells; label weight 0: the labels did not change the latent space" in told
     done = run_well("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
     assert "labeled training cells" in done.out
     assert (tmp_path / "labels.png").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from scvae_cli.config import RunConfig, TrainConfig
 from scvae_cli.evaluation.retraining import requested_config
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.folder_checks import N_LABELED
 from scvae_cli.options import declarations
 from scvae_cli.training.recipe import chosen_label_weight
 
@@ -38,8 +39,8 @@ def training_options(model: Model) -> dict[str, object]:
 
 def _asked(model: Model, train: TrainConfig) -> TrainConfig:
     """Return the options without the weight of the labels if the weight equals the automatic choice."""
-    n_labeled = 0 if model.labels is None else int(model.labels.tensors["size_c"].sum())
-    if model.config.data.labels_key is None or train.label_weight != chosen_label_weight(n_labeled):
+    n_labeled = model.facts.get(N_LABELED)
+    if n_labeled is None or train.label_weight != chosen_label_weight(n_labeled):
         return train
     return replace(train, label_weight=None)
 
