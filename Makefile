@@ -79,6 +79,7 @@ bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/fates.py
 	$(BIN)/python benchmarks/labels.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/label_training.py
+	$(BIN)/python benchmarks/label_trajectories.py
 	$(BIN)/python benchmarks/membership.py
 	$(BIN)/python benchmarks/embedding.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/embedding_table.py
