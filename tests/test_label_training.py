@@ -205,8 +205,11 @@ def test_options_that_need_labels_say_so(tmp_path):
     with pytest.raises(ConfigError, match="both batch_key and labels_key"):
         scvae.train(adata, labels_key="known", batch_key="known", **TINY)
     bare = dataclasses.replace(model, labels=None)
-    with pytest.raises(ConfigError, match="trained without labels"):
+    with pytest.raises(ConfigError, match="has no classifiers of labels") as refused:
         scvae.annotate(adata, bare)
+    assert "obs['known']" in refused.value.hint
+    with pytest.raises(ConfigError, match="trained without labels"):
+        scvae.annotate(adata, dataclasses.replace(bare, config=tiny_config()))
 
 
 def test_labels_of_empty_cells_do_not_count():

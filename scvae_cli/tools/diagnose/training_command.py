@@ -23,11 +23,7 @@ def training_options(model: Model) -> dict[str, object]:
     command line lacks, and options that choose a part of a file are left out too.
     """
     requested = requested_config(model)
-    parts = {
-        "data": model.config.data,
-        "model": requested.model,
-        "train": _asked(model, requested.train),
-    }
+    parts = {"data": model.config.data, "model": requested.model, "train": _asked(model, requested.train)}
     chosen: dict[str, object] = {}
     for declared in declarations(RunConfig):
         if declared.section in parts and declared.on_command_line and declared.name not in _PARTS_OF_A_FILE:
