@@ -80,6 +80,7 @@ bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/labels.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/expected_accuracy.py
 	$(BIN)/python benchmarks/label_training.py
+	$(BIN)/python benchmarks/label_trajectories.py
 	$(BIN)/python benchmarks/membership.py
 	$(BIN)/python benchmarks/embedding.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/embedding_table.py

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -127,21 +128,28 @@ def _of_cells(cells: anndata.AnnData, model: Model, task: Task) -> dict[str, flo
     return found | scores([(task, answer)])
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def changes(rows: list[dict[str, Any]], name: str, labels: str, columns: Sequence[str]) -> np.ndarray:
+    """Return the differences from the training without labels in one set, shape (seeds, columns).
+
+    Only seeds with both trainings are compared.
+    """
+    of = {(row["labels"], row["seed"]): row for row in rows if row["set"] == name}
+    seeds = [seed for kind, seed in of if kind == labels and ("none", seed) in of]
+    pairs = [(of[labels, seed], of["none", seed]) for seed in seeds]
+    return np.asarray([[ours[column] - without[column] for column in columns] for ours, without in pairs])
+
+
+def table(rows: list[dict[str, Any]], columns: dict[str, str] = COLUMNS) -> list[str]:
     """Format means over the seeds, and differences from the training without labels, with standard errors."""
-    lines = [f"| data | labels | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = [f"| data | labels | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
     for name in dict.fromkeys(row["set"] for row in rows):
-        of = {
-            labels: np.asarray(
-                [[row[c] for c in COLUMNS] for row in rows if (row["set"], row["labels"]) == (name, labels)]
-            )
-            for labels in TRAININGS
-        }
-        lines.append(f"| {name} | none | {' | '.join(f'{value:.3f}' for value in of['none'].mean(axis=0))} |")
+        without = [[row[c] for c in columns] for row in rows if (row["set"], row["labels"]) == (name, "none")]
+        if without:
+            lines.append(f"| {name} | none | {' | '.join(f'{value:.3f}' for value in np.mean(without, axis=0))} |")
         for labels in list(TRAININGS)[1:]:
-            if not len(of[labels]) == len(of["none"]) > 1:
+            change = changes(rows, name, labels, columns)
+            if len(change) < 2:
                 continue
-            change = of[labels] - of["none"]
             error = change.std(axis=0, ddof=1) / np.sqrt(len(change))
             cells = [f"{mean:+.3f} ± {one:.3f}" for mean, one in zip(change.mean(axis=0), error, strict=True)]
             lines.append(f"| {name} | {labels}, difference | {' | '.join(cells)} |")

@@ -1,4 +1,4 @@
-"""Reading the data for a training, and opening the same data with the trained model."""
+"""Reading the data for a training, opening the same data with the trained model, and labels for further trainings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from scvae_cli.data.confounded_keys import warn_of_covariates
 from scvae_cli.data.counts import Counts, read_counts
 from scvae_cli.data.covariates import covariate_lines
 from scvae_cli.data.known_labels import known_labels
+from scvae_cli.data.labels import labels_of, matching
+from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.data.store import CellStore
+from scvae_cli.errors import DataError
 from scvae_cli.model.bundle import Model
 from scvae_cli.question import Shell
 from scvae_cli.session import Session
@@ -76,3 +79,31 @@ def session_of_training(model: Model, data: AnnData | Path | str, shell: Shell) 
         drop_empty=chosen.drop_empty,
         progress=shell.progress,
     )
+
+
+def with_labels_of_training(session: Session, counts: Counts, shell: Shell) -> Counts:
+    """Return counts of the session's cells together with the labels that further trainings of the model learn.
+
+    The labels are read from the column with which the model was trained. If the model was trained without labels, or
+    if its weight of labels is 0, the counts are returned as they are. If the data have no usable labels, a warning is
+    shown, and the counts are returned as they are.
+    """
+    data, train = session.model.config.data, session.model.config.train
+    if data.labels_key is None or not train.label_weight:
+        return counts
+    try:
+        column = obs_values(session.store, data.labels_key, purpose="--labels-key")[session.kept]
+        present = sorted(set(labels_of(column)) - {None})
+        # The cells may be others than those of the training, and may all have a label.
+        unlabeled = None if data.unlabeled is None else matching(data.unlabeled, present)
+        known = known_labels(
+            session.store, data.labels_key, unlabeled=unlabeled, kept=session.kept, warn=lambda _: None
+        )
+    except DataError as error:
+        shell.warn(f"the model was trained with labels, but the further trainings use no labels: {error.message}")
+        return counts
+    shell.info(
+        f"labels of the further trainings: obs[{data.labels_key!r}], known for {known.n_labeled:,} of "
+        f"{amount(counts.n_cells, 'cell')}"
+    )
+    return replace(counts, labels=known)

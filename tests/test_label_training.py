@@ -204,9 +204,12 @@ def test_options_that_need_labels_are_refused_without_labels(tmp_path):
         scvae.train(adata, label_weight=3, **TINY)
     with pytest.raises(ConfigError, match="both batch_key and labels_key"):
         scvae.train(adata, labels_key="known", batch_key="known", **TINY)
-    without_labels = dataclasses.replace(model, labels=None)
+    without_classifiers = dataclasses.replace(model, labels=None)
+    with pytest.raises(ConfigError, match="has no classifiers of labels") as error:
+        scvae.annotate(adata, without_classifiers)
+    assert "obs['known']" in error.value.hint
     with pytest.raises(ConfigError, match="trained without labels"):
-        scvae.annotate(adata, without_labels)
+        scvae.annotate(adata, dataclasses.replace(without_classifiers, config=tiny_config()))
 
 
 def test_labels_of_empty_cells_are_ignored():
@@ -326,7 +329,9 @@ def test_commands_train_with_labels_and_annotate_without_labels(tmp_path):
     done = run_ok("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
     assert "known for 150 of 150 cells" in done.err
     assert f"next: scvae annotate QUERY.h5ad -m {model}" in done.err
-    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in run_ok("info", model).out
+    text = run_ok("info", model).out
+    assert "labels (cell_type): " + ", ".join(load(model).labels.names) in text
+    assert "labels known for 150 cells; label weight 0: the labels did not change the latent space" in text
     done = run_ok("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
     assert "labeled training cells" in done.out
     assert (tmp_path / "labels.png").exists()

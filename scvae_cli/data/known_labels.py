@@ -57,6 +57,15 @@ class KnownLabels:
         """Return the labels of the cells that `rows` selects, as indices or as a mask."""
         return replace(self, code_n=self.code_n[rows])
 
+    def present(self) -> KnownLabels:
+        """Return the same labels of the cells, with only the names that at least one cell has."""
+        known_n = self.code_n >= 0
+        used_c, new_m = np.unique(self.code_n[known_n], return_inverse=True)
+        code_n = np.full(len(self.code_n), -1, dtype=np.int64)
+        code_n[known_n] = new_m
+        values = None if self.values is None else self.values[used_c]
+        return KnownLabels(tuple(self.names[c] for c in used_c), code_n, values)
+
     def ranks(self) -> np.ndarray:
         """Return the rank of each label when the labels are sorted by the position of their first cell, shape (c,).
 

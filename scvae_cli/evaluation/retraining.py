@@ -2,11 +2,13 @@
 
 The recipe (`scvae_cli.training.recipe`) chooses every training setting that the user did not choose. A model records
 its settings, but not whether the user or the recipe chose them. If a setting of the model equals the choice of the
-recipe, the recipe chooses the setting again for the new training.
+recipe, the recipe chooses the setting again for the new training. The weight of the labels is not chosen again, so that
+a model that was trained with labels is compared with models that were trained with the same weight.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Set
 from dataclasses import fields, replace
 from typing import Any
@@ -16,10 +18,11 @@ import numpy as np
 from scvae_cli.config import ModelConfig, RunConfig, TrainConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import even_batches
+from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.training.fit import fit_to_end
-from scvae_cli.training.prepare import split
+from scvae_cli.training.prepare import labels_to_learn, split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
@@ -36,7 +39,28 @@ _CHOSEN = _REGULARIZATION | _SIZES | {"mix_batches", "learning_rate", "max_epoch
 
 def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:
     """Train a model without showing progress."""
-    return fit_to_end(counts, config)
+    return fit_to_end(with_learnable_labels(counts, config), config)
+
+
+def with_learnable_labels(counts: Counts, config: RunConfig) -> Counts:
+    """Return the counts with the labels that a repeated training can learn.
+
+    Labels that no cell has any more are left out, so that a training knows nothing about cells that were left out of
+    the counts. If too few cells are labeled for a training, a warning is given, and the counts are returned without
+    labels.
+    """
+    if counts.labels is None:
+        return counts
+    counts = replace(counts, labels=counts.labels.present())
+    assert counts.labels is not None, "labels were given"
+    try:
+        if len(counts.labels.names) < 2:
+            raise DataError("the cells have fewer than two different labels")
+        labels_to_learn(counts, split(counts, config)[1], config.train)
+    except DataError as error:
+        warnings.warn(ScvaeWarning(f"the training uses no labels: {error.message}"), stacklevel=2)
+        return replace(counts, labels=None)
+    return counts
 
 
 def requested_config(model: Model) -> RunConfig:

@@ -34,6 +34,8 @@ _WEIGHTS = 1e-2
 _ORTHONORMAL = 1e-2
 
 _COUNTED = ("epochs", "best_epoch", "n_heldout", "active_units", "n_cells", "n_training", "n_genes", "rollbacks")
+# Number of labeled cells, a result of trainings with labels.
+N_LABELED = "n_labeled"
 _MEASURED = ("heldout_elbo", "heldout_nll", "heldout_kl", "seconds")
 _TEXTS = ("counts_source", "genes_chosen", "compute")
 
@@ -42,7 +44,8 @@ def check_facts(facts: Any) -> None:
     """Check that the stored results of a training exist and have the right types: whole numbers, numbers and texts."""
     if not isinstance(facts, dict):
         raise ValueError("the results of the training (facts) in config.json are not a JSON object")
-    for keys, kinds in ((_COUNTED, int), (_MEASURED, (int, float)), (_TEXTS, str)):
+    counted = (*_COUNTED, N_LABELED) if N_LABELED in facts else _COUNTED
+    for keys, kinds in ((counted, int), (_MEASURED, (int, float)), (_TEXTS, str)):
         for key in keys:
             value = facts.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool):

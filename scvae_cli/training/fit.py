@@ -28,6 +28,7 @@ from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import MAX_FITTED, fit_density
 from scvae_cli.model.expression_space import FITTED_CELLS, fit_expression_space
+from scvae_cli.model.folder_checks import N_LABELED
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import ACTIVE_VARIANCE
 from scvae_cli.model.probe import FARTHEST
@@ -247,6 +248,8 @@ def fit(
         "n_genes": len(columns),
         "compute": compute.reason,
     }
+    if counts.labels is not None:
+        facts[N_LABELED] = n_labeled
     settled = replace(config.train, max_epochs=schedule.max_epochs, patience=schedule.patience)
     model = Model(
         vae=vae.to("cpu"),

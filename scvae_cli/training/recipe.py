@@ -67,12 +67,17 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None, n_
         mixes = bool(config.data.batch_keys) and model.of_counts
         train = replace(train, mix_batches=MIXING if mixes else 0.0)
     if train.label_weight is None and config.data.labels_key is not None:
-        train = replace(train, label_weight=LABELING if n_labeled >= MANY_LABELED else 0.0)
+        train = replace(train, label_weight=chosen_label_weight(n_labeled))
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
     # A training step cannot use more cells than there are training cells.
     averaged = min(batch_size, max(n_training, SMALL_BATCH))
     rate = RATE * math.sqrt(averaged / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))
+
+
+def chosen_label_weight(n_labeled: int) -> float:
+    """Return the default of `--label-weight` for a number of labeled cells."""
+    return LABELING if n_labeled >= MANY_LABELED else 0.0
 
 
 def _regularization(model: ModelConfig, n_training: int, n_genes: int | None) -> Regularization:

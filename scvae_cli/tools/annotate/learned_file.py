@@ -79,14 +79,18 @@ def learned_of(model: Model) -> Learned:
     Raises
     ------
     ConfigError
-        If the model was trained without labels.
+        If the model has no classifiers of labels. Models that were trained without labels, and models of `sweep`, have
+        none.
     ModelError
         If the saved classifiers are damaged.
     """
     if model.labels is None:
+        key = model.config.data.labels_key
+        lacks = "was trained without labels" if key is None else "has no classifiers of labels"
         raise ConfigError(
-            "the model was trained without labels, so known labels are needed",
-            "use --labels-key to name a column of obs with the labels of some cells",
+            f"the model {lacks}, so known labels are needed",
+            "use --labels-key to name a column of obs with the labels of some cells"
+            + ("" if key is None else f"; the model was trained with the labels in obs[{key!r}]"),
         )
     try:
         learned = _learned(model.labels, model)

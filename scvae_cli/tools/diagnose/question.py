@@ -12,6 +12,7 @@ from scvae_cli.config import RunConfig
 from scvae_cli.data.confounded_keys import warn_of_covariates
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import DEFAULT_KEY
+from scvae_cli.evaluation.retraining import with_learnable_labels
 from scvae_cli.model.bundle import Model
 from scvae_cli.question import Question
 from scvae_cli.shell_line import shell_line
@@ -23,6 +24,7 @@ from scvae_cli.tools.diagnose.predictive import GeneStatistic
 from scvae_cli.tools.diagnose.training_command import training_options, unused_folder
 from scvae_cli.tools.diagnose.verdict import next_command, page
 from scvae_cli.training.fit import Finished, fit
+from scvae_cli.training_counts import with_labels_of_training
 from scvae_cli.training_progress import follow
 
 if TYPE_CHECKING:
@@ -60,11 +62,13 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         )
         if options.quick:
             return result
-        return with_trainings(result, session.model, session.counts, options, train=self.train, progress=progress)
+        counts = with_labels_of_training(session, session.counts, self.shell)
+        return with_trainings(result, session.model, counts, options, train=self.train, progress=progress)
 
     def train(self, title: str, counts: Counts, config: RunConfig) -> Model:
         """Train a model and show the progress of the training."""
         self.shell.info(title)
+        counts = with_learnable_labels(counts, config)
         last = follow(fit(counts, config), self.shell, title="Training", brief=True)
         assert isinstance(last, Finished), "nothing stops this training"
         return last.model

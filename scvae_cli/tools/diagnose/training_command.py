@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from scvae_cli.config import RunConfig
+from scvae_cli.config import RunConfig, TrainConfig
 from scvae_cli.evaluation.retraining import requested_config
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.folder_checks import N_LABELED
 from scvae_cli.options import declarations
+from scvae_cli.training.recipe import chosen_label_weight
 
 # Options that choose a part of a file, because the diagnosed file may contain only this part.
 _PARTS_OF_A_FILE = ("genome", "modality")
@@ -20,7 +23,7 @@ def training_options(model: Model) -> dict[str, object]:
     command line lacks, and options that choose a part of a file are left out too.
     """
     requested = requested_config(model)
-    parts = {"data": model.config.data, "model": requested.model, "train": requested.train}
+    parts = {"data": model.config.data, "model": requested.model, "train": _asked(model, requested.train)}
     chosen: dict[str, object] = {}
     for declared in declarations(RunConfig):
         if declared.section in parts and declared.on_command_line and declared.name not in _PARTS_OF_A_FILE:
@@ -28,6 +31,14 @@ def training_options(model: Model) -> dict[str, object]:
             if value != declared.default:
                 chosen[declared.name] = f"{value:g}" if isinstance(value, float) else value
     return chosen
+
+
+def _asked(model: Model, train: TrainConfig) -> TrainConfig:
+    """Return the options without the weight of the labels if the weight equals the automatic choice."""
+    n_labeled = model.facts.get(N_LABELED)
+    if n_labeled is None or train.label_weight != chosen_label_weight(n_labeled):
+        return train
+    return replace(train, label_weight=None)
 
 
 def unused_folder(folder: Path | str) -> Path:

@@ -13,6 +13,7 @@ from scvae_cli.data.provenance import read_all_runs, read_runs
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import one_line
 from scvae_cli.model.bundle import CONFIG, load
+from scvae_cli.model.folder_checks import N_LABELED
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.verb import Request
 
@@ -65,7 +66,7 @@ def _model_text(values: dict[str, Any]) -> str:
         f"{amount(facts['n_cells'], 'cell')} from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
         *(covariate_lines(values["covariates"], named=True) or ["batch keys: none"]),
         *([f"mapped after the training (scvae map): {', '.join(mapped)}"] if mapped else []),
-        *([f"labels ({run['data']['labels_key']}): {', '.join(values['labels'])}"] if values["labels"] else []),
+        *_label_lines(values),
         f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
         f"{length} on {facts['compute']}",
     ]
@@ -78,6 +79,20 @@ def _shown_name(run: str, key_added: str, record: dict[str, Any]) -> str:
     if isinstance(name, str) and isinstance(command, str) and command.endswith(f"_{name}"):
         run = f"{command.removesuffix(f'_{name}')} --name {shlex.quote(name)}"
     return run if key_added == DEFAULT_KEY else f"{run} --key-added {shlex.quote(key_added)}"
+
+
+def _label_lines(values: dict[str, Any]) -> list[str]:
+    """Describe the labels of a model, and their influence on the training; the list is empty for other models."""
+    run = values["config"]
+    key = run["data"].get("labels_key")
+    if key is None:
+        return []
+    weight = run["train"]["label_weight"]
+    influence = f"label weight {weight:g}" if weight else "label weight 0: the labels did not change the latent space"
+    names = ", ".join(values["labels"]) or "the model has no classifiers of labels"
+    n_labeled = values["facts"].get(N_LABELED)
+    known = "" if n_labeled is None else f"labels known for {amount(n_labeled, 'cell')}; "
+    return [f"labels ({key}): {names}", f"{known}{influence}"]
 
 
 def _runs_text(facts: dict[str, Any], key_added: str) -> str:

@@ -24,6 +24,7 @@ from scvae_cli.tools.perturb.result import MEAN, NONE, Accuracy, Perturbation
 from scvae_cli.tools.perturb.tested_change import GENE_LEVEL, LEVEL, Tested
 from scvae_cli.tools.perturb.validation import LEAST_AGREEMENT
 from scvae_cli.training.fit import FitEvent
+from scvae_cli.training_counts import with_labels_of_training
 from scvae_cli.training_progress import follow
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         return f"perturb_{self.design.group}_{self.design.treated}"
 
     def answer(self) -> Perturbation:
-        session, progress = self.session, self.shell.progress
-        asked = (session.model, self.counts, self.design, self.options)
+        session, progress, counts = self.session, self.shell.progress, self.counts
+        if self.options.retrain:
+            counts = with_labels_of_training(session, counts, self.shell)
+        asked = (session.model, counts, self.design, self.options)
         return perturb(*asked, cells=session.cells, follow=self._follow, progress=progress)
 
     def _follow(self, title: str, events: Iterator[FitEvent]) -> FitEvent | None:

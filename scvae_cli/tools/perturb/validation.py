@@ -16,6 +16,7 @@ import numpy as np
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
+from scvae_cli.evaluation.retraining import with_learnable_labels
 from scvae_cli.model.bundle import Model
 from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.latent_shift import METHODS
@@ -108,7 +109,8 @@ def retrained_trials(
 ) -> list[Trial]:
     """Train, for each group, a new model without the group's treated cells.
 
-    The new models have the same genes and settings as the given model. The function `follow` receives a title and the
+    The new models have the same genes and settings as the given model. If the counts hold labels, the new models are
+    trained with the labels of their training cells. The function `follow` receives a title and the
     events of a training. `follow` must run the training to its end and return the last event.
 
     Raises
@@ -132,7 +134,9 @@ def retrained_trials(
     for design in designs:
         kept = np.ones(counts.n_cells, dtype=bool)
         kept[design.rows(design.group, design.treated)] = False
-        last = follow(f"without {design.treated} {design.group}", fit(counts.cells(kept), config))
+        # The labels of the left-out cells are left out too, because the labels are stored with the counts.
+        learned = with_learnable_labels(counts.cells(kept), config)
+        last = follow(f"without {design.treated} {design.group}", fit(learned, config))
         assert isinstance(last, Finished), "this training cannot be stopped early"
         last.model.vae.to(model.device)
         found.append(Trial(predictor=Predictor.of(last.model, counts), design=design, held_out=True))
