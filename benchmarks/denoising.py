@@ -206,7 +206,8 @@ def main() -> None:
             rows += measure(name, adata, seed, arguments)
             print(f"  {name}, seed {seed}", file=sys.stderr)
         if arguments.scvi_python is None and name in known:
-            rows += [row for row in known[name]["rows"] if row["contender"] == "scVI" and row["seed"] in arguments.seeds]
+            of_scvi = [row for row in known[name]["rows"] if row["contender"] == "scVI"]
+            rows += [row for row in of_scvi if row["seed"] in arguments.seeds]
         known[name] = {
             "rows": rows,
             "seeds": arguments.seeds,

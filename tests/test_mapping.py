@@ -16,8 +16,10 @@ from sklearn.metrics import roc_auc_score
 from workbench import DATA, USAGE, assert_refused, contents
 
 import scvae_cli as scvae
+from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError, ModelError, ScvaeWarning
 from scvae_cli.model.mapped_batches import Responses
+from scvae_cli.model.shifted_nll import shifted_nll
 from scvae_cli.tools.map.lacking_signs import _moments
 from scvae_cli.tools.map.mapped_counterparts import combined
 from scvae_cli.training.mapping import map_batches, simulated_positions, typical_difference
@@ -91,6 +93,23 @@ def test_responses_are_linear_and_belong_to_mapped_batches():
     assert (responses(z_nk, torch.ones(4, 2), 4) == 0).all()
     moved_mng = torch.stack([responses(z_nk + v_nk, batch_n, 4) for v_nk in v_mnk])
     torch.testing.assert_close(responses.push(v_mnk, batch_n, 4), moved_mng - shift_ng)
+
+
+def test_shifted_loss_and_gradients_equal_autograd():
+    _, query, model = sides()
+    table = CellTable(counts_of(query, "batch").matrix, np.arange(query.n_obs) % 2, model.device)
+    cells, vae, (k, g) = table.take(np.arange(40)), model.vae, (model.vae.n_latent, model.vae.n_genes)
+    torch.manual_seed(0)
+    inputs = [torch.randn(40, vae.decoder.n_hidden + k), torch.randn(40, k), torch.randn(2, g), torch.randn(2, k, g)]
+    inputs = [(0.3 * x).requires_grad_() for x in inputs]
+    h_ni, z_nk, gene_bg, slope_bkg = inputs
+    fast = shifted_nll(vae.decoder.head, *inputs, cells, cells.batch_n)
+    shift_ng = gene_bg[cells.batch_n] + torch.einsum("nk,nkg->ng", z_nk, slope_bkg[cells.batch_n])
+    plain = vae.decoder.head(h_ni).shifted(shift_ng).mean_nll(cells)
+    torch.testing.assert_close(fast, plain)
+    of_fast, of_plain = torch.autograd.grad(3 * fast, inputs), torch.autograd.grad(3 * plain, inputs)
+    for found, expected in zip(of_fast, of_plain, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pushed_logits_equal_the_derivative_in_a_mapped_batch():

@@ -382,12 +382,15 @@ class Decoder(nn.Module):
 
     def shifted(self, z_nk: Tensor, shift_nh: Tensor | None, shift_ng: Tensor | None) -> Output:
         """Decode latent positions with given shifts of the first hidden layer and the output. None means no shift."""
-        h_ni = z_nk
-        if self.n_hidden:
-            a_nh = self.first(z_nk) if shift_nh is None else self.first(z_nk) + shift_nh
-            h_ni = torch.cat([self.hidden(self.first_norm(a_nh)), z_nk], dim=1)
-        output: Output = self.head(h_ni)
+        output: Output = self.head(self.before_head(z_nk, shift_nh))
         return output if shift_ng is None else output.shifted(shift_ng)
+
+    def before_head(self, z_nk: Tensor, shift_nh: Tensor | None) -> Tensor:
+        """Compute the inputs of the last layer (hidden units and latent position) with a shift of the first layer."""
+        if not self.n_hidden:
+            return z_nk
+        a_nh = self.first(z_nk) if shift_nh is None else self.first(z_nk) + shift_nh
+        return torch.cat([self.hidden(self.first_norm(a_nh)), z_nk], dim=1)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute logits of the genes, shape (n, g), and their derivatives along directions v, shape (m, n, g).

@@ -45,9 +45,10 @@ from scvae_cli.device import seeded
 from scvae_cli.model.batch_discrepancy import batch_discrepancy
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.mapped_batches import EncoderShifts, Responses
-from scvae_cli.model.network import CountOutput, indicator
+from scvae_cli.model.network import CountHead, CountOutput, indicator
 from scvae_cli.model.new_batches import with_new_batches
 from scvae_cli.model.posterior import Posterior, sample_and_kl
+from scvae_cli.model.shifted_nll import shifted_nll
 from scvae_cli.model.vae import VAE
 from scvae_cli.progress import Progress, silent
 from scvae_cli.training.optimizer import AveragedAdamW
@@ -332,12 +333,15 @@ def _elbo_terms(
     mean_nk, log_var_nk = vae.encoder.after_first(effects.encoder.first_nh(first_nh, member_nb))
     mean_nk = effects.encoder.mean_nk(mean_nk, member_nb)
     z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
-    shift_nh, shift_ng = vae.decoder.batch(cells.batch_n)
-    if effects.hidden_bh is not None:
-        shift_nh = shift_nh + member_nb @ effects.hidden_bh
-    own_n, n_new = cells.batch_n - n_known, len(effects.gene_bg)
-    shift_ng = shift_ng + member_nb @ effects.gene_bg + effects.responses(z_nk, own_n, n_new)
-    return vae.decoder.shifted(z_nk, shift_nh, shift_ng).mean_nll(cells), kl, mean_nk
+    assert isinstance(vae.decoder.head, CountHead), "only models of counts are mapped onto"
+    of_batch, shift_nh = vae.decoder.batch, None
+    if of_batch.hidden_bh is not None and effects.hidden_bh is not None:
+        shift_nh = member_nb @ (of_batch.hidden_bh[n_known:] + effects.hidden_bh)
+    gene_bg = of_batch.gene_bg[n_known:] + effects.gene_bg
+    inputs_ni = vae.decoder.before_head(z_nk, shift_nh)
+    slope_bkg = effects.responses.slope_dkg
+    nll = shifted_nll(vae.decoder.head, inputs_ni, z_nk, gene_bg, slope_bkg, cells, cells.batch_n - n_known)
+    return nll, kl, mean_nk
 
 
 def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effects: NewEffects, n_known: int) -> Tensor:
