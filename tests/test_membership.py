@@ -255,6 +255,8 @@ def test_detours_are_steps_where_the_probability_of_the_end_decreases():
     assert own.detour(nearest_tj).tolist() == [False, True, True, False]
     assert own.sisters(nearest_tj) == ("b", "a")
     assert own.sisters(nearest_tj[[0, 3]]) == ()
+    # Most cells of a step decide, even if the end is very probable for one of them.
+    assert own.detour(np.array([[2, 3, 7], [2, 7, 7]])).tolist() == [True, False]
 
 
 def test_trajectory_avoids_another_branch_that_becomes_alike(converged):

@@ -30,7 +30,7 @@ _STAYS = 0.5
 # A trajectory avoids a cell if the end of the trajectory is less probable than at the start, times this number.
 _AVOIDED = 0.5
 # A step is away from the lineage if the mean probability of the end among the nearest cells is less than at the start,
-# times this number. In simulated trees, the factor was at least 0.9 along true lineages.
+# times this number, or if the median is low enough that most of the nearest cells are avoided.
 _AWAY = 0.7
 # A sister fate is reported if more than this fraction of the cells around the steps away from the lineage develop into
 # it.
@@ -61,7 +61,9 @@ class Lineage:
 
     def detour(self, nearest_tj: np.ndarray) -> np.ndarray:
         """Return the mask of the steps that are away from the lineage, shape (t,)."""
-        mask: np.ndarray = self.chance_n[nearest_tj].mean(1) < _AWAY
+        chance_tj = self.chance_n[nearest_tj]
+        # Near the end of a short detour, a few cells from which the end is very probable can make the mean large.
+        mask: np.ndarray = (chance_tj.mean(1) < _AWAY) | (np.median(chance_tj, axis=1) < _AVOIDED)
         return mask
 
     def sisters(self, nearest_tj: np.ndarray) -> tuple[str, ...]:
