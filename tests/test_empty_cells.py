@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from command_line import run_well
-from workbench import DATA, dropped_rows, refused
+from workbench import DATA, WALK, dropped_rows, refused
 
 
 @pytest.mark.parametrize("verb", ["embed", "denoise", "score", "interpolate"])
 def test_empty_cells_are_refused_or_get_nan(bench, verb):
     bench.changed(dropped_rows)
-    options = () if verb != "interpolate" else ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
+    options = {"interpolate": WALK, "score": ("--samples", "2", "--simulated", "100")}.get(verb, ())
     hint = refused(bench.folder, bench.ask(verb, *options), DATA, "2 cells have no counts")
     assert "--drop-empty" in hint
     run_well(*bench.ask(verb, *options, "--drop-empty"))

@@ -32,6 +32,18 @@ def run(counts, config, **options):
     return events, events[-1].model
 
 
+@pytest.fixture(scope="module")
+def whole(counts):
+    """A model of a training without interruption."""
+    return run(counts, tiny_config())[1]
+
+
+@pytest.fixture(scope="module")
+def eased(counts):
+    """Events and model of a training whose dropout is eased."""
+    return run(counts, tiny_config(max_epochs=200, patience=1))
+
+
 def same_weights(a, b):
     ours, theirs = a.vae.state_dict(), b.vae.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -75,8 +87,7 @@ def test_a_new_training_keeps_the_saved_state_of_an_interrupted_one_at_first(cou
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 11])
-def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, tmp_path, stop_after):
-    _, whole = run(counts, tiny_config())
+def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, whole, tmp_path, stop_after):
     asked = iter(range(1, 100))
     folder = tmp_path / "m.scvae"
     events = list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: next(asked) == stop_after))
@@ -90,9 +101,9 @@ def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, tmp_path, 
 
 
 @pytest.mark.parametrize("later", [0, 1])
-def test_a_training_interrupted_when_dropout_is_eased_or_after_it_is_resumed_to_the_bit(counts, tmp_path, later):
+def test_a_training_interrupted_when_dropout_is_eased_or_after_it_is_resumed_to_the_bit(counts, eased, tmp_path, later):
     config = tiny_config(max_epochs=200, patience=1)
-    events, whole = run(counts, config)
+    events, whole = eased
     stop_after = eased_after(events) + later
     folder = tmp_path / "m.scvae"
     reports = iter(range(1, 100))
