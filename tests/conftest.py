@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,6 +18,51 @@ from workbench import Bench
 
 # The scripts in data/ made the reference values, and need packages that the tests do not need.
 collect_ignore_glob = ["data/*.py"]
+
+# The tests that use neighbors or UMAPs of scanpy, whose code is compiled once per process, in about 20 s.
+UMAP = (
+    "tests/test_umap_leiden.py",
+    "tests/test_umap_figure.py",
+    "tests/test_parity.py::test_results_are_equal[embed]",
+    "tests/test_h5ad_roundtrip.py::test_anndata_and_scanpy_read_the_results",
+)
+# Files that take long. If such a file began last, only one process would work at the end.
+LONG = (
+    "tests/test_attacks.py",
+    "tests/test_cli_contract.py",
+    "tests/test_device_steps.py",
+    "tests/test_studies.py",
+    "tests/test_training.py",
+    "tests/test_annotation.py",
+    "tests/test_bad_trajectories.py",
+    "tests/test_diagnosis.py",
+    "tests/test_covariates.py",
+    "tests/test_bad_places.py",
+    "tests/test_accidents.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of UMAPs and with the files that take long."""
+    items.sort(key=lambda item: next((i for i, at in enumerate((UMAP, *LONG)) if item.nodeid.startswith(at)), 99))
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist, nothing calls it
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run all tests of a file in one process and in the order of the collection, and all tests of UMAPs in one process.
+
+    Without the order of the collection, pytest-xdist would begin with the files that have the most tests.
+    """
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesAndUmaps(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "UMAP" if nodeid.startswith(UMAP) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return FilesAndUmaps(config, log)
 
 
 @dataclass(frozen=True)

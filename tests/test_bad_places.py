@@ -149,7 +149,7 @@ OPTIONS = {
     "embed": (),
     "annotate": ("--labels-key", "cell_type"),
     "denoise": (),
-    "score": (),
+    "score": ("--samples", "2", "--simulated", "100"),
     "interpolate": ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2"),
     "pseudotime": ("--groupby", "batch", "--root", "batch_1", "--to", "batch_2"),
 }
@@ -348,7 +348,7 @@ def test_full_disk_leaves_files_unchanged(bench, verb, share):
 
 def test_full_disk_during_the_path_file_leaves_the_data_unchanged(bench):
     before = contents(bench.folder)
-    steps = ["--path-out", bench.folder / "steps.h5ad", "--steps", "5000"]
+    steps = ["--path-out", bench.folder / "steps.h5ad", "--steps", "2000"]
     # The limit is larger than the data and smaller than the file of steps.
     done = full_disk(bench.data.stat().st_size + 100_000, *bench.args("interpolate", *OPTIONS["interpolate"], *steps))
     assert done.returncode == DATA, done.stderr

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from command_line import run_ok
-from workbench import DATA, assert_refused, with_two_empty_cells
+from workbench import BETWEEN_BATCHES, DATA, assert_refused, with_two_empty_cells
 
 
 @pytest.mark.parametrize("verb", ["embed", "denoise", "score", "interpolate"])
 def test_empty_cells_are_refused_or_get_nan(bench, verb):
     bench.change(with_two_empty_cells)
-    options = () if verb != "interpolate" else ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
+    options = {"interpolate": BETWEEN_BATCHES, "score": ("--samples", "2", "--simulated", "100")}.get(verb, ())
     hint = assert_refused(bench.folder, bench.args(verb, *options), DATA, "2 cells have no counts")
     assert "--drop-empty" in hint
     run_ok(*bench.args(verb, *options, "--drop-empty"))

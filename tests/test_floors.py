@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def imports(tree: ast.AST, *, top_level_only: bool = False) -> Iterator[str]:
             yield from imports(node, top_level_only=top_level_only)
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -297,7 +297,8 @@ def test_training_cells_need_no_other_model(monkeypatch):
 
 
 def test_other_cells_are_evaluated_with_a_model_trained_on_them():
-    adata, model = learned()
+    adata = tree(n_cells=400, n_genes=60, n_batches=2, depth=1500)
+    model = scvae.train(adata, **TINY, batch_key="batch", genes="all")
     some = adata[:200].copy()
     counts = counts_of(some, "batch")
     titles: list[str] = []

@@ -32,6 +32,18 @@ def run(counts, config, **options):
     return events, events[-1].model
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(counts):
+    """A model of a training without interruption."""
+    return run(counts, tiny_config())[1]
+
+
+@pytest.fixture(scope="module")
+def trained_until_less_dropout(counts):
+    """Return the events and the model of a training whose dropout decreases at the end."""
+    return run(counts, tiny_config(max_epochs=200, patience=1))
+
+
 def same_weights(a, b):
     ours, theirs = a.vae.state_dict(), b.vae.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -75,8 +87,7 @@ def test_new_training_keeps_the_saved_state_of_an_interrupted_one_at_first(count
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 11])
-def test_resumed_training_equals_an_uninterrupted_one(counts, tmp_path, stop_after):
-    _, uninterrupted = run(counts, tiny_config())
+def test_resumed_training_equals_an_uninterrupted_one(counts, uninterrupted, tmp_path, stop_after):
     calls = iter(range(1, 100))
     folder = tmp_path / "m.scvae"
     events = list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: next(calls) == stop_after))
@@ -90,9 +101,11 @@ def test_resumed_training_equals_an_uninterrupted_one(counts, tmp_path, stop_aft
 
 
 @pytest.mark.parametrize("later", [0, 1])
-def test_training_interrupted_at_the_change_of_dropout_is_resumed_exactly(counts, tmp_path, later):
+def test_training_interrupted_at_the_change_of_dropout_is_resumed_exactly(
+    counts, trained_until_less_dropout, tmp_path, later
+):
     config = tiny_config(max_epochs=200, patience=1)
-    events, uninterrupted = run(counts, config)
+    events, uninterrupted = trained_until_less_dropout
     stop_after = eased_after(events) + later
     folder = tmp_path / "m.scvae"
     reports = iter(range(1, 100))
