@@ -156,6 +156,16 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str] = COLUMNS) -> list
     return lines
 
 
+def add_rows(path: Path, new: list[dict[str, Any]], machine: str, sets: Sequence[str]) -> list[dict[str, Any]]:
+    """Add rows to a file of results, or replace older rows of the same trainings; return all rows."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    again = {(row["set"], row["seed"], row["labels"]) for row in new}
+    rows = [row for row in rows if (row["set"], row["seed"], row["labels"]) not in again] + new
+    rows.sort(key=lambda row: (sets.index(row["set"]), row["seed"], list(TRAININGS).index(row["labels"])))
+    path.write_text(json.dumps({"date": str(date.today()), "machine": machine, "rows": rows}, indent=1) + "\n")
+    return rows
+
+
 def main() -> None:
     """Measure, and write the results; rows that were measured before are kept."""
     parser = argparse.ArgumentParser()
@@ -166,14 +176,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         for name in arguments.sets:
-            new = measure(name, seed, arguments.labels, arguments.threads)
-            rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-            again = {(row["set"], row["seed"], row["labels"]) for row in new}
-            rows = [row for row in rows if (row["set"], row["seed"], row["labels"]) not in again] + new
-            rows.sort(key=lambda row: (list(SETS).index(row["set"]), row["seed"], list(TRAININGS).index(row["labels"])))
             machine = describe_machine(arguments.threads)
-            stored = {"date": str(date.today()), "machine": machine, "rows": rows}
-            RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+            rows = add_rows(RESULTS, measure(name, seed, arguments.labels, arguments.threads), machine, list(SETS))
             text = [
                 "# Training with labels",
                 "",

@@ -30,7 +30,6 @@ Results are written to results/label_trajectories.json and .md; results that are
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from datetime import date
 from pathlib import Path
@@ -41,7 +40,7 @@ import numpy as np
 import trajectories_paul15
 from fates import HIDDEN, PAUL, PAUL_ENDS, PAUL_ROOT, fate_scores, mature_of, order_scores, ordered, right
 from fates_trees import tree
-from label_training import TRAININGS, changes, table
+from label_training import TRAININGS, add_rows, changes, table
 from nearest_point import log_normalized, to_polyline
 from scipy.stats import t
 from timed import describe_machine
@@ -194,13 +193,7 @@ def main() -> None:
     machine = describe_machine(arguments.threads)
     for seed in arguments.seeds:
         for name in arguments.sets:
-            new = measure(name, seed, arguments.labels, arguments.threads)
-            rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-            again = {(row["set"], row["seed"], row["labels"]) for row in new}
-            rows = [row for row in rows if (row["set"], row["seed"], row["labels"]) not in again] + new
-            rows.sort(key=lambda row: (SETS.index(row["set"]), row["seed"], list(TRAININGS).index(row["labels"])))
-            stored = {"date": str(date.today()), "machine": machine, "rows": rows}
-            RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+            rows = add_rows(RESULTS, measure(name, seed, arguments.labels, arguments.threads), machine, SETS)
             RESULTS.with_suffix(".md").write_text(text(rows, machine))
 
 

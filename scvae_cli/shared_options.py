@@ -119,8 +119,9 @@ class Writing(Options):
     )
     force: bool = option(
         False,
-        help="Overwrite an existing file, elements of the AnnData that scvae did not write, or a different result with "
-        "the same automatic name.",
+        help="Overwrite an existing file, elements of the AnnData that scvae did not write, or a result of other "
+        "groups that has the same automatic name. Without --force, a command replaces its earlier result of the same "
+        "groups.",
         panel=OUTPUT,
         in_record=False,
     )

@@ -41,7 +41,7 @@ def shifted_nll(
     own_n
         Index of the batch of each cell, as a row of `gene_bg`.
     """
-    loss: Tensor = _ShiftedNLL.apply(inputs_ni, z_nk, gene_bg, slope_bkg, head, cells, own_n)  # type: ignore[no-untyped-call]  # torch's
+    loss: Tensor = _ShiftedNLL.apply(inputs_ni, z_nk, gene_bg, slope_bkg, head, cells, own_n)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return loss
 
 

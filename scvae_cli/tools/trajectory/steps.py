@@ -20,8 +20,8 @@ from scvae_cli.model.geometry import Geometry
 from scvae_cli.tools.trajectory.curves import step_lengths
 
 NEAREST_CELLS = 15
-# A stretch of a trajectory reaches from a step to both sides by this fraction of the trajectory.
-_STRETCH = 0.04
+# Half of the width of the window around a step, as a fraction of the trajectory.
+_HALF_WINDOW = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class Steps:
         Most frequent group among the nearest cells, and the fraction of the nearest cells that belong to this group.
         Without groups, the values are "" and NaN.
     majority_t
-        Group to which more than half of the cells nearest to a stretch of the trajectory around the step belong; "" if
-        there is no such group. Where cells of several groups are mixed, as soon after a branching, a group may have
+        Group to which more than half of the cells belong that are nearest to the steps in a window around the step; ""
+        if there is no such group. Where cells of several groups are mixed, as soon after a branching, a group may have
         more than half of the few cells nearest to a step by chance.
     """
 
@@ -133,8 +133,8 @@ def _most_frequent(groups_j: np.ndarray) -> tuple[str, float]:
 
 
 def _majorities(nearest_tj: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
-    """Compute `Steps.majority_t`, shape (t,). A cell that is near to several steps of a stretch counts once."""
-    width = round(_STRETCH * (len(nearest_tj) - 1))
+    """Compute `Steps.majority_t`, shape (t,). A cell that is near to several steps of a window counts once."""
+    width = round(_HALF_WINDOW * (len(nearest_tj) - 1))
     majority_t = np.full(len(nearest_tj), "", dtype=object)
     for t in range(len(nearest_tj)):
         group, share = _most_frequent(groups_n[np.unique(nearest_tj[max(0, t - width) : t + width + 1])])
