@@ -91,6 +91,12 @@ TREE = {"batch_key": "batch", "labels": "cell_type", "reference": ("batch_1", "b
 SETS = {
     "mixology, CEL-seq2 → Drop-seq": DataSet(**MIXOLOGY, reference=("celseq2",)),
     "mixology, Drop-seq → CEL-seq2": DataSet(**MIXOLOGY, reference=("dropseq",)),
+    "mixology, three plates → two other runs": DataSet(
+        file="mixology_sc.h5ad",
+        labels="cell_line",
+        batch_key="batch",
+        reference=("sc_celseq2_5cl_p1", "sc_celseq2_5cl_p2", "sc_celseq2_5cl_p3"),
+    ),
     "kang, control → stimulated": DataSet(**KANG, batch_key="condition", reference=("ctrl",)),
     "kang, stimulated → control": DataSet(**KANG, batch_key="condition", reference=("stim",)),
     "kang, donor → donor": DataSet(**KANG, batch_key="donor", reference=("d101",)),

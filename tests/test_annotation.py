@@ -21,11 +21,12 @@ from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError, ScvaeWarning
-from scvae_cli.tools.annotate.batch_novelty import corrected_novelty
+from scvae_cli.tools.annotate.batch_novelty import corrected_novelty, known_type_p
 from scvae_cli.tools.annotate.classifier import fit_pool, log_odds, pool_weights, regression
 from scvae_cli.tools.annotate.conformal import HeldOutScores
 from scvae_cli.tools.annotate.difference import difference
 from scvae_cli.tools.annotate.expected import expected
+from scvae_cli.tools.annotate.held_out_novelty import HeldOutNovelty
 from scvae_cli.tools.annotate.held_out_parts import chosen_cells, parts_of
 from scvae_cli.tools.annotate.novelty import metric_of_all, metric_of_labels, novelty
 from scvae_cli.tools.annotate.quality import confusion, macro_f1, reliability
@@ -215,10 +216,9 @@ def test_known_types_in_a_new_batch_get_the_novelty_of_labeled_batches(shift, sc
     novelty_n = low_n + shift * range_n + scale * (-usual_n - low_n)
     new_n = rng.random(4000) < new_share
     novelty_n[new_n] = low_n[new_n] + range_n[new_n] * rng.uniform(15, 40, new_n.sum())
-    found_kn = corrected_novelty(np.tile(novelty_n, (5, 1)), label_n, np.repeat([0, -1], 2000), held)
-    np.testing.assert_array_equal(found_kn[:, 2000:], np.tile(novelty_n[2000:], (5, 1)))
-    p_n = np.concatenate([held.p_values(-found_kn[:, :2000][:, label_n[:2000] == c], c) for c in range(4)])
-    of_new_n = np.concatenate([new_n[:2000][label_n[:2000] == c] for c in range(4)])
+    found_kn, _ = corrected_novelty(np.tile(novelty_n, (5, 1)), label_n, held)
+    p_n = np.concatenate([held.p_values(-found_kn[:, label_n == c], c) for c in range(4)])
+    of_new_n = np.concatenate([new_n[label_n == c] for c in range(4)])
     for level in (0.05, 0.25, 0.5):
         assert (p_n[~of_new_n] <= level).mean() == pytest.approx(level, abs=0.06)
     assert not new_share or (p_n[of_new_n] <= 0.05).mean() > 0.9
@@ -230,8 +230,27 @@ def test_a_batch_of_one_new_type_is_not_taken_for_a_batch_of_known_types(novelty
     usual_m, label_m = scores_of(rng, 2000)
     held = HeldOutScores(usual_m, label_m, np.arange(2000) % 5, 4, 50)
     novelty_kn, label_n = np.tile(rng.normal(novelty, 2, 300), (5, 1)), np.zeros(300, dtype=int)
-    found_kn = corrected_novelty(novelty_kn, label_n, np.zeros(300, dtype=int), held)
+    found_kn, _ = corrected_novelty(novelty_kn, label_n, held)
     assert (held.p_values(-found_kn, 0) <= 0.05).mean() > 0.95
+
+
+def test_a_new_batch_uses_the_way_to_compute_novelty_that_needs_a_clearly_smaller_correction():
+    """Two batches of known types: mapping moved the first batch away from the labeled cells, and fits the second."""
+    rng = np.random.default_rng(5)
+    usual_m, label_m = scores_of(rng, 2000)
+    scores = HeldOutScores(usual_m, label_m, np.arange(2000) % 5, 4, 50)
+    held = HeldOutNovelty([], metric_of_all(rng.normal(size=(9, 2))), scores, np.ones(2000))
+    usual_n, label_n = scores_of(rng, 1200)
+    batch_n = np.repeat([0, 1, -1], 400)
+    moved_n = -usual_n + np.where(batch_n == 0, 12.0 * (1 + label_n), 0)
+    unmapped_n = -usual_n + np.where(batch_n == 1, 1.5 * (1 + label_n), 0)
+    ways = [(held, np.tile(novelty_n, (5, 1))) for novelty_n in (moved_n, unmapped_n)]
+    p_n = known_type_p(ways, label_n, batch_n)
+    for batch in (0, 1, -1):
+        assert (p_n[batch_n == batch] <= 0.05).mean() < 0.1
+    first_n = known_type_p(ways[:1], label_n, batch_n)
+    assert (first_n[batch_n == 0] <= 0.05).mean() > 0.9
+    np.testing.assert_array_equal(p_n[batch_n != 0], first_n[batch_n != 0])
 
 
 # --- expected accuracy ------------------------------------------------------------------------------------------------

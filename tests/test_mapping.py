@@ -416,6 +416,18 @@ def test_labels_of_cells_without_a_counterpart_give_a_warning():
 
 
 @QUIET
+def test_known_types_get_their_labels_also_if_mapping_moves_the_cells_away():
+    reference, query, _ = sides()
+    model = scvae.train(reference, **LEARNING, batch_key="batch", labels_key="cell_type")
+    mapped = scvae.map(query, model, inplace=False)
+    with torch.no_grad():
+        mapped.vae.encoder.shifts.move_bk[-1] += 20.0
+    found = scvae.annotate(query, mapped, inplace=False)
+    unmapped = scvae.annotate(query, model, inplace=False)
+    assert found.unknown_n.mean() <= unmapped.unknown_n.mean() + 0.05
+
+
+@QUIET
 def test_name_of_a_single_new_batch_can_be_given(copied):
     adata = ad.read_h5ad(copied.data)
     del adata.obs["batch"]

@@ -54,12 +54,15 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 
 
 @torch.inference_mode()
-def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> Posterior:
+def posteriors(
+    model: Model, counts: Counts, *, batch_n: np.ndarray | None = None, progress: Progress = silent
+) -> Posterior:
     """Compute the mean and the variance of the posterior q(z|x) of every cell, each of shape (n, k), on the CPU.
 
-    Means and variances refer to the latent axes of encoder and decoder, not to the canonical axes.
+    Means and variances refer to the latent axes of encoder and decoder, not to the canonical axes. `cell_table`
+    describes `batch_n`.
     """
-    table, parts = cell_table(model, counts), []
+    table, parts = cell_table(model, counts, batch_n=batch_n), []
     with progress("Encoding", table.n_cells) as advance:
         for rows, cells in table.in_order(BLOCK_CELLS):
             parts.append(model.vae.encode(cells))

@@ -21,18 +21,19 @@ from scvae_cli.errors import ModelError
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels, back_off, back_off_quality
-from scvae_cli.tools.annotate.batch_novelty import corrected_novelty
+from scvae_cli.tools.annotate.batch_novelty import known_type_p
 from scvae_cli.tools.annotate.classifier import Pool, fit_pool, log_odds
 from scvae_cli.tools.annotate.conformal import HeldOutScores, enough_cells
 from scvae_cli.tools.annotate.difference import Difference, difference, some_cells
 from scvae_cli.tools.annotate.expected import expected
+from scvae_cli.tools.annotate.held_out_novelty import HeldOutNovelty, held_out_novelty
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.learning import Learned, Lesson, learn
-from scvae_cli.tools.annotate.novelty import Metric, metric_of_all, novelty
+from scvae_cli.tools.annotate.novelty import Metric, metric_of_all
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import Quality, confusion, prediction_quality, reliability
 from scvae_cli.tools.annotate.result import Annotation
-from scvae_cli.tools.annotate.views import GENES, VIEWS, Coordinates, coordinates
+from scvae_cli.tools.annotate.views import GENES, VIEWS, Coordinates, coordinates, without_mapping
 
 # Number of cells whose labels are predicted at once.
 _BLOCK_CELLS = 4096
@@ -68,51 +69,38 @@ class _Calibrated:
         The classifiers.
     pool
         Weight of each view (matrix of coordinates of the cells) in the predictions, and bias of each label.
-    label_scores, novelty_scores
-        Scores of held-out cells, with which the scores of other cells are compared. The scores are the log odds of the
-        labels, and the negative novelty (difference from all known types) of the cells.
+    label_scores
+        Log odds of the labels of held-out cells, with which the log odds of other cells are compared.
+    novelty
+        Novelty of held-out cells, with which the novelty of other cells is compared.
     held_out, quality
         Predictions for the held-out cells, and the quality of these predictions.
     """
 
     learned: Learned
-    everything: Metric
     pool: Pool
     label_scores: HeldOutScores
-    novelty_scores: HeldOutScores
+    novelty: HeldOutNovelty
     held_out: _Predicted
     quality: Quality
 
-    def predict(self, cells: Coordinates, coverage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predict(self, cells: Coordinates, coverage: float) -> tuple[np.ndarray, np.ndarray]:
         """Predict the labels of cells that the classifiers have not seen.
 
         Returns
         -------
-        Log probability of each label, shape (n, c); mask of the labels in the prediction set of each cell, shape (n,
-        c); novelty of each cell for the classifier of each part, shape (k, n).
+        Log probability of each label, and mask of the labels in the prediction set of each cell, of shape (n, c) each.
         """
         learned = self.learned
         views = learned.scaling.views_of_genes(cells)
         parts = range(len(learned.metrics_k))
         log_p_knc = np.stack([self.pool.log_probabilities(learned.by_view(k, views)) for k in parts])
         odds_knc = np.stack([log_odds(log_p_nc) for log_p_nc in log_p_knc])
-        novelty_kn = np.stack([novelty(views[0], metric, self.everything) for metric in learned.metrics_k])
         log_p_nc = log_softmax(log_p_knc.mean(axis=0), axis=1)
         label_p_nc = np.stack(
             [self.label_scores.p_values(odds_knc[:, :, c], c) for c in range(log_p_nc.shape[1])], axis=1
         )
-        return log_p_nc, label_p_nc > 1 - coverage, novelty_kn
-
-    def novelty_p(self, novelty_kn: np.ndarray, label_n: np.ndarray, new_batch_n: np.ndarray) -> np.ndarray:
-        """Compute the p-value of the hypothesis that a cell belongs to a known type, shape (n,).
-
-        The novelty of cells in a new batch is first corrected (`batch_novelty`).
-        """
-        held, p_n = self.novelty_scores, np.empty(len(label_n))
-        usual_kn = -corrected_novelty(novelty_kn, label_n, new_batch_n, held)
-        for c in np.unique(label_n):
-            p_n[label_n == c] = held.p_values(usual_kn[:, label_n == c], c)
-        return p_n
+        return log_p_nc, label_p_nc > 1 - coverage
 
 
 def annotate(
@@ -160,9 +148,17 @@ def annotate(
         lesson = learn(reference or session, labeled, known, seed=options.seed)
         learned = lesson.learned
     found = _calibrated(learned, _everything(learned, lesson, query, reference=reference), options)
+    log_p_nc, set_nc = _predict(found, query, options.coverage, progress=session.progress)
+    label_n = log_p_nc.argmax(1)
     if new_batch_n is None:
-        new_batch_n = np.full(len(query.state_nj), -1)
-    predicted = _predict(found, query, new_batch_n, options.coverage, progress=session.progress)
+        new_batch_n = np.full(len(label_n), -1)
+    ways = [(found.novelty, found.novelty.of(learned.scaling.states(query)))]
+    if session.model.vae.n_mapped and (rows := np.flatnonzero(new_batch_n >= 0)).size:
+        unmapped = without_mapping(session, query, rows)
+        everything = _everything(learned, lesson, unmapped, reference=reference)
+        held = held_out_novelty(learned, everything, found.novelty.scores.code_m, rate=options.unknown_rate)
+        ways.append((held, held.of(learned.scaling.states(unmapped))))
+    predicted = _Predicted(log_p_nc, set_nc, known_type_p(ways, label_n, new_batch_n))
     labeled_n = np.zeros(len(predicted.p_n), dtype=bool)
     if known is not None and lesson is not None and reference is None:
         labeled_n = known.code_n >= 0
@@ -229,21 +225,14 @@ def _calibrated(learned: Learned, everything: Metric, options: AnnotateOptions) 
     n_labels = len(learned.names)
     pool = fit_pool(learned.log_p_vhc, code_h, weight_h)
     log_p_hc = pool.log_probabilities(learned.log_p_vhc)
-    odds_hc, label_h, usual_h = (
-        log_odds(log_p_hc),
-        log_p_hc.argmax(1),
-        everything.squared_distances(learned.state_hj)[:, 0] - learned.nearest_h,
-    )
+    odds_hc, label_h = log_odds(log_p_hc), log_p_hc.argmax(1)
     own_h = odds_hc[np.arange(len(code_h)), code_h]
     label_scores = HeldOutScores(own_h, code_h, part_h, n_labels, enough_cells(1 - options.coverage))
-    novelty_scores = HeldOutScores(usual_h, label_h, part_h, n_labels, enough_cells(options.unknown_rate))
     label_p_hc = np.stack([label_scores.p_values_of_held_out(odds_hc[:, c], c) for c in range(n_labels)], axis=1)
-    novelty_p_h = np.empty(len(code_h))
-    for c in np.unique(label_h):
-        novelty_p_h[label_h == c] = novelty_scores.p_values_of_held_out(usual_h, int(c))[label_h == c]
-    held_out = _Predicted(log_p_hc, label_p_hc > 1 - options.coverage, novelty_p_h)
+    novelty = held_out_novelty(learned, everything, label_h, rate=options.unknown_rate)
+    held_out = _Predicted(log_p_hc, label_p_hc > 1 - options.coverage, novelty.p_h)
     quality = _quality(held_out, learned.log_p_vhc[GENES], code_h, weight_h, options)
-    return _Calibrated(learned, everything, pool, label_scores, novelty_scores, held_out, quality)
+    return _Calibrated(learned, pool, label_scores, novelty, held_out, quality)
 
 
 def _difference(
@@ -286,16 +275,14 @@ def _quality(
 
 
 def _predict(
-    found: _Calibrated, cells: Coordinates, new_batch_n: np.ndarray, coverage: float, *, progress: Progress
-) -> _Predicted:
-    """Predict the labels of all cells, in blocks."""
+    found: _Calibrated, cells: Coordinates, coverage: float, *, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict the labels and prediction sets of all cells, in blocks, as `_Calibrated.predict` does."""
     n, parts = len(cells.state_nj), []
     with progress("Annotating", n) as advance:
         for start in range(0, n, _BLOCK_CELLS):
             rows = np.arange(start, min(n, start + _BLOCK_CELLS))
             parts.append(found.predict(cells.cells(rows), coverage))
             advance(len(rows))
-    log_p_blocks, set_blocks, novelty_blocks = zip(*parts, strict=True)
-    log_p_nc, novelty_kn = np.concatenate(log_p_blocks), np.concatenate(novelty_blocks, axis=1)
-    p_n = found.novelty_p(novelty_kn, log_p_nc.argmax(1), new_batch_n)
-    return _Predicted(log_p_nc, np.concatenate(set_blocks), p_n)
+    log_p_blocks, set_blocks = zip(*parts, strict=True)
+    return np.concatenate(log_p_blocks), np.concatenate(set_blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 # Largest number of labels, and of pairs of confused labels, that the terminal shows.
 _SHOWN, _SHOWN_CONFUSIONS = 30, 5
+_REPEATED = (
+    "the data contain training cells. The classifiers have learned the labels of these cells, and mostly repeat these "
+    "labels, with too high probabilities. Use --labels-key to predict each labeled cell with a classifier that has not "
+    "seen its label"
+)
 
 
 class Annotate(Question[AnnotateOptions, Annotation]):
@@ -69,7 +74,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
 
     def answer(self) -> Annotation:
         self.new = new_batches(self.session, self.known, self.reference)
-        return annotate(
+        found = annotate(
             self.session,
             self.known,
             self.options,
@@ -77,6 +82,8 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             reference=self.reference,
             new_batch_n=self.new.batch_n,
         )
+        # The classifiers repeat the labels of training cells, so these cells show nothing about the accuracy.
+        return replace(found, expected=None) if self._has_training_cells() else found
 
     def record(self, result: Annotation) -> dict[str, Any]:
         reference = self.options.reference
@@ -90,20 +97,14 @@ class Annotate(Question[AnnotateOptions, Annotation]):
     def warnings(self, result: Annotation) -> Sequence[str]:
         found = [
             self.new.warning(),
-            None if self.known is not None else self._warning_of_training_cells(),
+            _REPEATED if self._has_training_cells() else None,
             self._warning_of_counterparts(result),
         ]
         return [*result.warnings(), *(text for text in found if text is not None)]
 
-    def _warning_of_training_cells(self) -> str | None:
-        """Return a warning if the cells seem to be the training cells, whose labels the classifiers already know."""
-        if not self.session.model.held_out(self.session.counts.cell_names).any():
-            return None
-        return (
-            "the data contain training cells. The classifiers have learned the labels of these cells, and mostly "
-            "repeat these labels, with too high probabilities. Use --labels-key to predict each labeled cell with a "
-            "classifier that has not seen its label"
-        )
+    def _has_training_cells(self) -> bool:
+        """Whether the cells seem to be the training cells, whose labels the saved classifiers already know."""
+        return self.known is None and bool(self.session.model.held_out(self.session.counts.cell_names).any())
 
     def _warning_of_counterparts(self, result: Annotation) -> str | None:
         """Return a warning if cells got a label, although `scvae map` found no counterpart of them in the training."""
@@ -173,7 +174,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         if result.unknown_rate:
             lines.append(f"  {'unknown':<{width}}  {'':>9}  {facts['n_unknown']:>9,}")
         lines += [
-            f"on {amount(quality.n_cells, 'labeled cell')} that were held out:",
+            f"on {amount(quality.n_cells, 'labeled cell')}, predicted by classifiers that have not seen their labels:",
             f"  labels              {_described(quality.labels)}",
             f"  regression on genes {_described(quality.genes)}",
             f"  prediction sets contain the true label of {quality.coverage:.1%} of held-out cells (requested: "
@@ -234,7 +235,7 @@ def _expected_lines(result: Annotation, expected: Expected) -> list[str]:
     differs = result.difference is not None and result.difference.is_clear
     lines = [
         f"on {amount(n_others, 'cell')} without a label: accuracy {expected.accuracy:.1%} is expected"
-        + (" (these cells differ from labeled cells, so the accuracy may be lower)" if differs else "")
+        + (" (these cells differ from labeled cells, so the estimate is uncertain)" if differs else "")
     ]
     if expected.of_missing_types:
         lines.append(

@@ -15,13 +15,14 @@ Letters in array shapes: n cells, m labeled cells, g genes, j coordinates, d coo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.evaluation.log_pca import log_normalized
 from scvae_cli.latent.expression import positions_and_states
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.classifier import Regression
 
@@ -89,6 +90,25 @@ def coordinates(session: Session, *, library: float, shared_g: np.ndarray | None
         expression_nj=position_nj[:, : state_nj.shape[1]],
         log_ng=log_normalized(counts, library=library),
     )
+
+
+def without_mapping(session: Session, cells: Coordinates, rows: np.ndarray) -> Coordinates:
+    """Replace the decoded states of some cells by those of an encoder that does not correct for the cells' batches.
+
+    Parameters
+    ----------
+    session, cells
+        Session of a model with mapped batches, and the coordinates of its cells.
+    rows
+        Indices of the cells whose states are replaced.
+    """
+    model, counts = session.model, session.counts_and_batches(partly=True).cells(rows)
+    mean_nk = posteriors(model, counts, batch_n=np.full(len(rows), -1), progress=session.progress).mean_nk
+    state_nj = cells.state_nj.copy()
+    _, state_nj[rows] = positions_and_states(
+        model, counts, mean_nk, missing=session.missing_genes, progress=session.progress
+    )
+    return replace(cells, state_nj=state_nj)
 
 
 @dataclass(frozen=True)
