@@ -160,10 +160,16 @@ def add_rows(path: Path, new: list[dict[str, Any]], machine: str, sets: Sequence
     """Add rows to a file of results, or replace older rows of the same trainings; return all rows."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     again = {(row["set"], row["seed"], row["labels"]) for row in new}
-    rows = [row for row in rows if (row["set"], row["seed"], row["labels"]) not in again] + new
+    rows = [row for row in rows if (row["set"], row["seed"], row["labels"]) not in again]
+    rows += [{"machine": machine} | row for row in new]
     rows.sort(key=lambda row: (sets.index(row["set"]), row["seed"], list(TRAININGS).index(row["labels"])))
-    path.write_text(json.dumps({"date": str(date.today()), "machine": machine, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"date": str(date.today()), "rows": rows}, indent=1) + "\n")
     return rows
+
+
+def machines(rows: list[dict[str, Any]]) -> str:
+    """List the machines on which rows were measured."""
+    return " and ".join(dict.fromkeys(row["machine"] for row in rows))
 
 
 def main() -> None:
@@ -181,7 +187,7 @@ def main() -> None:
             text = [
                 "# Training with labels",
                 "",
-                f"Written by `benchmarks/label_training.py`; {date.today()}; {machine}.",
+                f"Written by `benchmarks/label_training.py`; {date.today()}; {machines(rows)}.",
             ]
             RESULTS.with_suffix(".md").write_text("\n".join([*text, LEGEND, *table(rows)]) + "\n")
 

@@ -40,7 +40,7 @@ import numpy as np
 import trajectories_paul15
 from fates import HIDDEN, PAUL, PAUL_ENDS, PAUL_ROOT, fate_scores, mature_of, order_scores, ordered, right
 from fates_trees import tree
-from label_training import TRAININGS, add_rows, changes, table
+from label_training import TRAININGS, add_rows, changes, machines, table
 from nearest_point import log_normalized, to_polyline
 from scipy.stats import t
 from timed import describe_machine
@@ -166,10 +166,10 @@ def worse_and_better(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def text(rows: list[dict[str, Any]], machine: str) -> str:
+def text(rows: list[dict[str, Any]]) -> str:
     """Format the results as markdown."""
     lines = ["# Trajectories of models that were trained with labels", ""]
-    lines += [f"{date.today()}; {machine}. `label_trajectories.py` says what is measured.", ""]
+    lines += [f"{date.today()}; {machines(rows)}. `label_trajectories.py` says what is measured.", ""]
     trees = [row for row in rows if row["set"] != "paul15"]
     for part, members in (("trees", trees), ("paul15", [row for row in rows if row["set"] == "paul15"])):
         if members:
@@ -194,7 +194,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.sets:
             rows = add_rows(RESULTS, measure(name, seed, arguments.labels, arguments.threads), machine, SETS)
-            RESULTS.with_suffix(".md").write_text(text(rows, machine))
+            RESULTS.with_suffix(".md").write_text(text(rows))
 
 
 if __name__ == "__main__":
