@@ -1,7 +1,7 @@
 """Selection of highly variable genes, with the same result as scanpy's flavor "seurat_v3" (Stuart et al. 2019).
 
-scanpy copies the whole matrix, and then the cells of each batch. To save memory, this module copies only blocks of
-cells, in two passes over the matrix.
+`sc.pp.highly_variable_genes` copies the whole matrix, and then the cells of each batch. To save memory, this module
+copies only blocks of cells, in two passes over the matrix.
 
 Letters in array shapes: n cells, g genes.
 """

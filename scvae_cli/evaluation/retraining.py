@@ -1,9 +1,9 @@
 """Repetition of the training of a model on other cells or with another decoder.
 
 The recipe (`scvae_cli.training.recipe`) chooses every training setting that the user did not choose. A model records
-its settings, but not whether the user or the recipe chose them. If a setting of the model equals the choice of the
-recipe, the recipe chooses the setting again for the new training. The weight of the labels is not chosen again, so that
-a model that was trained with labels is compared with models that were trained with the same weight.
+its settings, but not who chose them. A recorded setting that equals what the recipe would have chosen is therefore
+chosen again by the recipe for the new training; all other settings are kept. The weight of the labels is not chosen
+again, so that a model that was trained with labels is compared with models that were trained with the same weight.
 """
 
 from __future__ import annotations

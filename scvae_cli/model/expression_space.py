@@ -152,8 +152,8 @@ def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
 def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
     """Compute the expected counts at the reference library size, shape (n, g).
 
-    `batch` holds the index of each cell's batch or the weights of the batches. For a model without batches, `batch` is
-    None.
+    `batch` is the index of each cell's batch, shape (n,), or the weights with which each cell's batches are averaged,
+    shape (n, b). For a model without batches, `batch` is None.
     """
     logits_ng, none_mng = vae.decoder.push_logits(mean_nk, mean_nk.new_empty(0, *mean_nk.shape), batch)
     return vae.decoder.head.push_mean(logits_ng, none_mng, share=1.0, library=vae.reference_library)[0]

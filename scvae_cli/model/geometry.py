@@ -13,10 +13,10 @@ for its likelihood.
 
 The vector y(z) contains the isometric coordinates of all genes at the latent point z. The Euclidean distance between
 y(z₁) and y(z₂) is the Fisher–Rao distance between the distributions that are decoded at z₁ and z₂. The Fisher–Rao
-distance is the length of the shortest path through all distributions, including distributions that the decoder cannot
-produce. Lengths of paths in latent space follow from the metric M(z) = J_yᵀJ_y, where J_y is the Jacobian of y(z). The
-means μ are computed at one library size and averaged over batches. Zero inflation is ignored, because zero inflation is
-a technical effect.
+distance is the length of the shortest path in the space of all distributions. The path may pass through distributions
+that the decoder cannot produce. Lengths of paths in latent space follow from the metric M(z) = J_yᵀJ_y, where J_y is
+the Jacobian of y(z). The means μ are computed at one library size and averaged over batches. Zero inflation is ignored,
+because zero inflation is a technical effect.
 
 The derivatives J_y·v of y along latent directions v are computed by explicit formulas for each layer. Forward-mode
 differentiation in torch is not used, because it would import torch's compiler, which takes a second.

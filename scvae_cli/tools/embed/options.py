@@ -93,7 +93,7 @@ class EmbedOptions(Reading, Writing):
     )
 
     def check(self) -> None:
-        """Refuse the settings of a figure, UMAP or clustering that was not requested."""
+        """Raise an error if options of a figure, UMAP or clustering are given, but not requested themselves."""
         if self.color and self.plot is None:
             raise ConfigError("--color was given without --plot", "use both: --plot umap.png --color NAME")
         if self.resolution != 1.0 and not self.leiden:

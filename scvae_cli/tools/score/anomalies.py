@@ -155,7 +155,7 @@ class ExpectedFit:
 
 
 class Calibration:
-    """Comparison of cells with simulated cells; `n_batches` is as in `ExpectedFit`."""
+    """Compares how well cells fit the model with how well simulated cells fit; `ExpectedFit` describes `n_batches`."""
 
     def __init__(self, simulated: CellFit, n_batches: int) -> None:
         self._expected = [ExpectedFit(fit_n, covariates, n_batches) for fit_n, covariates in simulated.parts]

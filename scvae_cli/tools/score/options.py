@@ -38,7 +38,7 @@ class ScoreOptions(Reading, Subset, Drawing, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """Whether the batches of the cells must be known: always, because the likelihood depends on the batch."""
+        """Always True: the batches of the cells must be known, because the likelihood depends on the batch."""
         return True
 
 

@@ -199,8 +199,8 @@ def compare(
 def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:
     """Find steps from one β to the next larger β where the rate increases or the distortion decreases.
 
-    The runs are in ascending order of β. An increase or decrease is ignored if it is at most 0.05 nats or at most two
-    standard errors. With a single held-out cell there is no standard error, so the result is empty.
+    The runs are in ascending order of β. A change of rate or distortion is ignored if it is at most 0.05 nats or at
+    most two standard errors. With a single held-out cell there is no standard error, so the result is empty.
     """
     found: list[Reversal] = []
     if rate_rn.shape[1] < MIN_CELLS:

@@ -60,8 +60,8 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
 def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
     """Find the longest part of a trajectory without cells (a gap), and return its first and last step.
 
-    `position_n` are the positions, from 0 to 1, of the cells that belong to the trajectory. Returns None if the longest
-    gap is short.
+    `position_n` holds the positions, from 0 to 1, of the cells that belong to the trajectory. Returns None if the
+    longest gap is short.
 
     >>> empty_steps(np.array([0.0, 0.1, 0.2, 0.6, 0.7, 0.8, 0.9]), 51), empty_steps(np.linspace(0, 1, 20), 51)
     ((11, 29), None)

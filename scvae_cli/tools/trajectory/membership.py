@@ -225,7 +225,7 @@ def _shared_groups(
 
 
 def _fractions(code_nj: np.ndarray, n_groups: int) -> np.ndarray:
-    """Compute the fraction of each group in every row, shape (n, c)."""
+    """Compute the fraction of the codes in each row of `code_nj` that equal the code of each group, shape (n, c)."""
     count_nc = np.zeros((len(code_nj), n_groups))
     for code_n in code_nj.T:
         count_nc[np.arange(len(code_nj)), code_n] += 1
