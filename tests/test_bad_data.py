@@ -186,7 +186,40 @@ def test_duplicate_genes_in_raw_are_refused(bench):
         adata.X = adata.X.multiply(0.5).tocsr()
 
     bench.change(normalize)
-    assert_refused(bench.folder, bench.train_args(), DATA, "occurs more than once")
+    hint = assert_refused(bench.folder, bench.train_args(), DATA, "occurs more than once")
+    assert "raw.var_names_make_unique()" in hint
+
+
+def with_line_break(names: pd.Index) -> list[str]:
+    return [f"{names[0]}\nA", *names[1:]]
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
+@pytest.mark.parametrize("frame", ["obs", "var"])
+@pytest.mark.parametrize("fault", [duplicate, with_line_break])
+@pytest.mark.parametrize("place", ["X", "counts", "raw"])
+def test_check_finds_the_counts_and_names_the_fault_of_the_names(bench, frame, fault, place):
+    """The counts are good, wherever they are, and only the names have a fault."""
+
+    def damage(adata):
+        setattr(adata, f"{frame}_names", fault(getattr(adata, f"{frame}_names")))
+        if place == "counts":
+            adata.layers["counts"] = adata.X.copy()
+        if place == "raw":
+            adata.raw = adata
+        if place != "X":
+            adata.X = adata.X.multiply(0.5).tocsr()
+
+    bench.change(damage)
+    outcome = run_cli("check", bench.data)
+    assert outcome.code == DATA
+    refused = [line for line in outcome.out.splitlines() if line.startswith("refuse: ")]
+    assert all(f"{frame}_names" in line or "raw.var_names_make_unique" in line for line in refused)
+    assert any(f"{'cell' if frame == 'obs' else 'gene'} name" in line for line in refused)
+    if (frame, fault, place) != ("var", duplicate, "raw"):
+        assert len(refused) == 1
+        assert "raw counts: " in outcome.out
+        assert "none that can be used" not in outcome.out
 
 
 def test_trained_model_accepts_a_single_cell(bench):

@@ -25,6 +25,7 @@ from scvae_cli.shared_options import Rounding
 
 # Numbers above 2³¹ − 1 are not counts of molecules or reads, and float32 stores only their first seven digits.
 _LARGEST_COUNT = 2**31 - 1
+_REPEATED = "occurs more than once"
 # Values that do not occur in raw counts.
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("NaN", np.isnan),
@@ -188,21 +189,43 @@ def read_counts(
     matrix may contain any finite numbers. Names of genes or cells that are not unique, or that have line breaks, also
     raise a DataError.
     """
+    for fault in faults_of_names(store):
+        raise fault
+    return counts_whatever_names(
+        store, layer=layer, batch_key=batch_key, continuous_key=continuous_key, real=real, rounding=rounding
+    )
+
+
+def faults_of_names(store: CellStore) -> list[DataError]:
+    """Return an error for names of genes and for names of cells that are not unique or that have line breaks."""
+    faults = []
+    for kind, frame, names in (("gene", "var", store.gene_names), ("cell", "obs", store.cell_names)):
+        duplicate = first_duplicate(names)
+        if duplicate is not None:
+            message = f"{store.title}: {kind} name {duplicate!r} {_REPEATED}"
+            faults.append(DataError(message, f"adata.{frame}_names_make_unique()"))
+        elif "\n" in "".join(names):
+            broken = next(name for name in names if "\n" in name)
+            # A model folder stores one gene or cell name per line, so a name cannot contain a line break.
+            message = f"{store.title}: {kind} name {broken!r} has a line break"
+            faults.append(DataError(message, f"rename it: adata.{frame}_names = [...]"))
+    return faults
+
+
+def counts_whatever_names(
+    store: CellStore,
+    *,
+    layer: str | None = None,
+    batch_key: str | Sequence[str] | None = None,
+    continuous_key: Sequence[str] | None = None,
+    real: bool = False,
+    rounding: Rounding | None = None,
+) -> Counts:
+    """Read counts like `read_counts`, but also if `faults_of_names` finds faults."""
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
         message = f"{store.title}: the matrix is empty ({n_cells} cells × {n_genes} genes)"
         raise DataError(message, "check how the matrix was made")
-    for kind, frame, names in (("gene", "var", store.gene_names), ("cell", "obs", store.cell_names)):
-        duplicate = first_duplicate(names)
-        if duplicate is not None:
-            message = f"{store.title}: {kind} name {duplicate!r} occurs more than once"
-            raise DataError(message, f"adata.{frame}_names_make_unique()")
-        if "\n" in "".join(names):
-            broken = next(name for name in names if "\n" in name)
-            # A model folder stores one gene or cell name per line, so a name cannot contain a line break.
-            message = f"{store.title}: {kind} name {broken!r} has a line break"
-            raise DataError(message, f"rename it: adata.{frame}_names = [...]")
-
     features = None if real else types_of_features(store)
     refusals = []
     candidates = candidate_matrices(store, layer, real=real)
@@ -224,6 +247,11 @@ def read_counts(
         raise DataError(
             f"{store.title}: not every value is a finite number ({'; '.join(refusals)})",
             "remove or fill in the missing values, or choose another matrix with --layer NAME",
+        )
+    if any(refusal.endswith(_REPEATED) for refusal in refusals):
+        raise DataError(
+            f"{store.title}: no raw counts that can be used ({'; '.join(refusals[-len(candidates) :])})",
+            "make the names of raw unique: raw = adata.raw.to_adata(); raw.var_names_make_unique(); adata.raw = raw",
         )
     raise DataError(
         f"{store.title}: no raw counts found ({'; '.join(refusals[-len(candidates) :])})",
@@ -343,9 +371,6 @@ def _load(
         if len(columns) == 0:
             return "none of its genes is in var_names"
         genes = all_genes[columns]
-        repeated = first_duplicate(genes)
-        if repeated is not None:
-            return f"its gene name {repeated!r} occurs more than once"
     rounder = Rounder(rounding, genes)
     stack, matrix = RowStack(len(genes)), None
     row, examined = 0, False
@@ -368,6 +393,9 @@ def _load(
             matrix = block
             break
         stack.add(block)
+    repeated = first_duplicate(genes) if name == "raw" else None
+    if repeated is not None:
+        return f"it has counts, but its gene name {repeated!r} {_REPEATED}"
     about = [f"{name}: {rounder.about}"] if rounder.about else []
     if features is not None and features.about is not None:
         about.append(f"only genes are modeled; left out: {features.about}")

@@ -11,7 +11,7 @@ import numpy as np
 from scvae_cli.amounts import amount, noun
 from scvae_cli.data.confounded_keys import covariate_warnings
 from scvae_cli.data.confounding import HINT, Confounded, confounded_columns, confounding_message
-from scvae_cli.data.counts import Counts, read_counts, what_is_wrong
+from scvae_cli.data.counts import Counts, counts_whatever_names, faults_of_names, what_is_wrong
 from scvae_cli.data.covariates import CellCovariates, CovariateSummary, read_covariates
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
 from scvae_cli.data.labels import are_measurements, labels_of
@@ -117,8 +117,9 @@ def inspect(
         "obs": groupings(store),
     }
     counts: Counts | None = None
+    findings += [_refuse(fault.message, fault.hint) for fault in faults_of_names(store)]
     try:
-        counts = read_counts(store, layer=layer, real=real, rounding=rounding)
+        counts = counts_whatever_names(store, layer=layer, real=real, rounding=rounding)
     except DataError as error:
         findings.append(_refuse(error.message, error.hint))
     if counts is not None:

@@ -79,7 +79,7 @@ def _text(found: Inspection, *, of_counts: bool) -> str:
             "cores that nothing else uses"
         )
     else:
-        lines.append("raw counts: none found" if of_counts else "real numbers: none found")
+        lines.append(f"{'raw counts' if of_counts else 'real numbers'}: none that can be used")
     lines += covariate_lines(found.covariates, named=False)
     if found.obs:
         lines.append("columns that group cells: " + ", ".join(f"{key} ({n})" for key, n in found.obs.items()))
