@@ -23,6 +23,7 @@ collect_ignore_glob = ["data/*.py"]
 UMAP = (
     "tests/test_umap_leiden.py",
     "tests/test_umap_figure.py",
+    "tests/test_figure_layout.py",
     "tests/test_parity.py::test_results_are_equal[embed]",
     "tests/test_h5ad_roundtrip.py::test_anndata_and_scanpy_read_the_results",
 )

@@ -6,6 +6,7 @@ A figure is saved completely or not at all. Saving the same figure twice gives i
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from scvae_cli.data.atomic import check_writable, replacing
-from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
+from scvae_cli.report.fonts import advice_on_missing, families, missing_characters, quiet
 
 # Dots per inch of a PNG, and of rasterized points and images in a PDF or SVG.
 _DPI = {".png": 200, ".pdf": 300, ".svg": 300}
@@ -47,9 +49,9 @@ _STYLE = {
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
     """Context manager that applies the matplotlib settings of scvae and restores the caller's settings afterwards."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), quiet():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(_STYLE | {"font.family": families()})
         yield
 
 
@@ -85,11 +87,15 @@ def save_figure(figure: Figure, path: Path | str, *, force: bool = True) -> None
     DataError
         If the file cannot be written, or if the file exists and `force` is False. If an error is raised, an existing
         file is not changed.
+
+    A warning names characters that no installed font has.
     """
     target = Path(path)
     kind = _kind(target)
-    with house_style(), replacing(target, force=force) as sibling:
+    with house_style(), replacing(target, force=force) as sibling, missing_characters() as missing:
         figure.savefig(sibling, format=kind[1:], dpi=_DPI[kind], metadata=_NO_DATE[kind])
+    if missing:
+        warnings.warn(ScvaeWarning(f"{target}: {advice_on_missing(missing)}"), stacklevel=2)
 
 
 def _kind(target: Path) -> str:

@@ -10,9 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
+
+from scvae_cli.report.fonts import widths_in_em
 
 WIDTH = 7.5
+# Inches between the letter of a panel and its title, between a title and the next letter, and between text and the edge
+# of the page.
+_HEAD, _BETWEEN, _EDGE = 0.16, 0.08, 0.05
+# Size of text in points, and width of a usual letter as a fraction of the size.
+_TEXT, _LETTER = 7.0, 0.65
 # Color of the parts of a trajectory where there are no cells. No group has a similar color.
 OFF = "#D4002A"
 # Each color is as different as possible from all previous colors, and from OFF, black and gray, both for normal vision
@@ -34,39 +40,80 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
-def write(figure: Figure, left: float, middle: float, text: str, **font: Any) -> None:
-    """Write text that starts at `left` and is vertically centered at `middle`, in inches."""
+def write(figure: Figure, left: float, middle: float, text: str, wide: float | None = None, **font: Any) -> None:
+    """Write text that starts at `left` and is vertically centered at `middle`, in inches.
+
+    Text that is wider than `wide` inches is shortened. If `wide` is None, the text may reach to the edge of the page.
+    """
     across, down = figure.get_size_inches()
-    figure.text(left / across, 1 - middle / down, text, **({"ha": "left", "va": "center_baseline"} | font))
+    look: dict[str, Any] = {"ha": "left", "va": "center_baseline", "size": _TEXT, "weight": "normal"} | font
+    if wide is None and look["ha"] == "left" and not font.get("rotation"):
+        wide = across - left - _EDGE
+    shown = text if wide is None else fitted(text, wide, look["size"], look["weight"])
+    figure.text(left / across, 1 - middle / down, shown, **look)
 
 
 def head(figure: Figure, left: float, middle: float, letter: str, text: str) -> None:
-    """Write the letter and the title of a panel."""
-    write(figure, left, middle, letter, size=9, weight="bold")
-    write(figure, left + 0.16, middle, text, size=7)
+    """Write the letter and the title of a panel. A title is shortened if it would reach the next panel to the right."""
+    across = figure.get_size_inches()[0]
+    write(figure, left, middle, letter, size=9, weight="bold", gid="letter")
+    write(figure, left + _HEAD, middle, text, gid="title")
+    line = figure.texts[-1].get_position()[1]
+    beside = [one for one in figure.texts if one.get_position()[1] == line]
+    letters = [one.get_position()[0] * across for one in beside if one.get_gid() == "letter"]
+    for title in beside:
+        if title.get_gid() == "title":
+            start = title.get_position()[0] * across
+            until = min((x for x in letters if x > start), default=across) - _BETWEEN
+            title.set_text(fitted(title.get_text(), until - start, _TEXT))
 
 
-def text_width(texts: Iterable[str], size: float) -> float:
+def text_width(texts: Iterable[str], size: float, weight: str = "normal") -> float:
     """Return the width of the widest text, in inches."""
-    # The width is computed from the control points of the outlines, because the exact width of the curves takes ten
-    # times as long to compute.
-    widths = (TextPath((0, 0), text, size=size).vertices[:, 0].max() / 72 for text in texts if text.strip())
-    return float(max(widths, default=0.0))
+    return max((sum(widths_in_em(text, weight)) * size / 72 for text in texts), default=0.0)
+
+
+def fitted(text: str, wide: float, size: float, weight: str = "normal", *, tail: int | None = None) -> str:
+    """Shorten a text to its beginning and its end, so that it is at most `wide` inches wide.
+
+    `tail` is the number of characters that are kept at the end, by default a third of those that are kept.
+
+    >>> fitted("T cells", 1, 7), fitted("T cells of the small intestine", 1, 7)
+    ('T cells', 'T cells of th…estine')
+    """
+    text = " ".join(text.split())
+    widths = widths_in_em(text, weight)
+    # matplotlib moves letters to whole pixels, which makes text up to 1.5% wider.
+    wide /= 1.015
+    if sum(widths) * size / 72 <= wide:
+        return text
+    [dots] = widths_in_em("…", weight)
+    for kept in range(len(text) - 1, 0, -1):
+        end = min(kept // 3 if tail is None else tail, kept - 1)
+        begin = kept - end
+        if (sum(widths[:begin]) + dots + sum(widths[len(text) - end :])) * size / 72 <= wide:
+            return f"{text[:begin]}…{text[len(text) - end :]}"
+    return "…"
 
 
 def shortened(text: str, length: int, *, tail: int | None = None) -> str:
     """Shorten a long name to its beginning and its end, because names often differ at their ends.
 
-    `tail` is the number of characters that are kept at the end, by default a third of `length`.
+    A name has at most `length` characters, and is at most as wide as `length` usual letters. A name of wide characters,
+    such as W and the characters of Chinese, therefore has fewer characters. `tail` is the number of characters that are
+    kept at the end, by default a third of `length`.
 
     >>> shortened("CD4 T", 20), shortened("CD4+, alpha-beta memory T cell, type 12", 20)
     ('CD4 T', 'CD4+, alpha-b…ype 12')
+    >>> shortened("W" * 30, 20)
+    'WWWWWWWW…WWWW'
     """
     text = " ".join(text.split())
-    if len(text) <= length:
-        return text
-    tail = length // 3 if tail is None else tail
-    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+    end = length // 3 if tail is None else tail
+    short = text if len(text) <= length else f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
+    if sum(widths_in_em(short)) <= length * _LETTER:
+        return short
+    return fitted(text, length * _LETTER, 72, tail=tail)
 
 
 def legend_names(names: Sequence[str], length: int) -> list[str]:

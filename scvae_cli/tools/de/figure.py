@@ -14,20 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from scvae_cli.report.figure_file import house_style
-from scvae_cli.report.page import OFF, WIDTH, head, place, shortened
+from scvae_cli.report.page import OFF, WIDTH, fitted, head, place, shortened, text_width
 from scvae_cli.tools.de.result import DifferentialExpression
 
 _HEIGHT, _TOP, _PANEL = 3.3, 0.3, 2.55
 _LEFTS, _WIDTHS = (0.5, 3.75, 6.1), (2.5, 1.5, 1.25)
 _GENE, _UP, _DOWN, _LINE = "#B0B0B0", OFF, "#0072B2", "#D9D9D9"
-_MOST_LABELS, _N_INTERVALS, _NAME = 30, 20, 14
+_MOST_LABELS, _N_INTERVALS, _NAME, _NAME_SIZE = 30, 20, 14, 6.0
+# Largest widths of names in inches: of the two groups in the title, and of a gene beside its interval.
+_NAME_IN_TITLE, _NAME_ASIDE = 1.0, 0.66
+# Distance between a dot and the name of its gene, as a fraction of the width of the axes.
+_ASIDE = 0.015
 _INTERVALS = {"bound": "Largest certain changes", "probability": "Most certain changes", "change": "Largest changes"}
 
 
 def de_figure(result: DifferentialExpression) -> Figure:
     """Draw a figure with three panels; the figure is not registered with pyplot, so save it with `save_figure`."""
     contrast = result.contrast
-    title = f"{shortened(contrast.group, 20)} against {shortened(contrast.reference, 20)}"
+    title = " against ".join(fitted(name, _NAME_IN_TITLE, 7) for name in (contrast.group, contrast.reference))
     with house_style():
         figure = Figure((WIDTH, _HEIGHT))
         panels = []
@@ -63,32 +67,43 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
     axes.set_ylim(0, top * 1.12)
     ticks = [tick for tick in (0, 1, 3, 10, 30, 100, 300, 1000) if tick <= top]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    named = [g for g in result.ranked if result.called[g]][:_MOST_LABELS]
     # Leave space for the names of genes on both sides.
     least = max(2 * result.options.threshold, 0.5)
-    left, right = (1.3 * max(float((side * change_t).max(initial=0)), least) for side in (-1, 1))
-    axes.set_xlim(-left - 0.1 * right, right + 0.1 * left)
+    left, right = (max(float((side * change_t).max(initial=0)), least) for side in (-1, 1))
+    before, after = (
+        text_width([_short(result, g) for g in named if (result.change_g[g] > 0) == up], _NAME_SIZE) / _WIDTHS[0]
+        for up in (False, True)
+    )
+    before, after = max(before + 2 * _ASIDE, 0.12), max(after + 2 * _ASIDE, 0.12)
+    span = (left + right) / (1 - before - after)
+    axes.set_xlim(-left - before * span, right + after * span)
     for side in (-1, 1) if result.options.threshold else ():
         axes.axvline(side * result.options.threshold, color=_LINE, linewidth=0.8, zorder=1)
-    _label(axes, result, [g for g in result.ranked if result.called[g]][:_MOST_LABELS])
+    _label(axes, result, named)
+
+
+def _short(result: DifferentialExpression, gene: int) -> str:
+    return shortened(result.genes[gene], _NAME)
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
     """Write the names of `genes` beside their dots; omit a name that would overlap the name of an earlier gene."""
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
-    # Height of a line and width of a letter of 6 points, as shares of the axes.
-    line, letter = 0.036, 0.024
+    # Height of a line, as a share of the axes.
+    line = 0.036
     placed: list[tuple[float, float, float]] = []
     for g in genes:
-        name = shortened(result.genes[g], _NAME)
+        name = _short(result, g)
         side = 1 if result.change_g[g] > 0 else -1
-        start = (result.change_g[g] - left) / (right - left) + 0.015 * side
+        start = (result.change_g[g] - left) / (right - left) + _ASIDE * side
         y = math.sqrt(result.certainty_g[g] / top)
-        begin, end = sorted((start, start + side * letter * len(name)))
+        begin, end = sorted((start, start + side * text_width([name], _NAME_SIZE) / _WIDTHS[0]))
         if any(abs(y - row) < line and begin < until and since < end for row, since, until in placed):
             continue
         placed.append((y, begin, end))
         font: dict[str, Any] = {"ha": "left" if side > 0 else "right", "va": "center_baseline", "zorder": 4}
-        axes.text(start, y, name, transform=axes.transAxes, size=6, **font)
+        axes.text(start, y, name, transform=axes.transAxes, size=_NAME_SIZE, **font)
 
 
 def _draw_intervals(axes: Axes, result: DifferentialExpression) -> None:
@@ -99,8 +114,8 @@ def _draw_intervals(axes: Axes, result: DifferentialExpression) -> None:
         axes.plot(result.change_g[g], row, "o", color=color, markersize=3, zorder=4)
         axes.plot(result.raw_g[g], row, "|", color="black", markersize=5, zorder=5)
     axes.axvline(0, color=_LINE, linewidth=0.8, zorder=1)
-    axes.set_yticks(range(len(genes)), [shortened(result.genes[g], _NAME) for g in genes])
-    axes.tick_params(axis="y", length=0, labelsize=6)
+    axes.set_yticks(range(len(genes)), [fitted(result.genes[g], _NAME_ASIDE, _NAME_SIZE) for g in genes])
+    axes.tick_params(axis="y", length=0, labelsize=_NAME_SIZE)
     axes.set(ylim=(len(genes) + 0.9, -0.7), xlabel="change (log2), 90% interval")
     axes.plot([], [], "|", color="black", markersize=5, label="raw ratio")
     axes.legend(frameon=False, loc="lower right", handlelength=0.8, borderaxespad=0)

@@ -15,7 +15,17 @@ from matplotlib.lines import Line2D
 
 from scvae_cli.latent.selection import even
 from scvae_cli.report.figure_file import house_style
-from scvae_cli.report.page import NO_GROUP, OTHER_GROUPS, WIDTH, head, place, shortened, write
+from scvae_cli.report.page import (
+    NO_GROUP,
+    OTHER_GROUPS,
+    WIDTH,
+    fitted,
+    head,
+    place,
+    shortened,
+    text_width,
+    write,
+)
 from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.result import Check, Perturbation
 
@@ -24,6 +34,12 @@ _NAMED = 12
 _CONTROL, _PREDICTED, _TREATED = "#56B4E9", "#D55E00", "#009E73"
 _TITLE_LINE, _TOP, _TITLE, _PANEL = 0.14, 0.42, 0.2, 2.75
 _LEFT, _RIGHT = 0.45, 4.3
+_GENES_WIDE = _PANEL + 0.35
+# Size of the names of genes, and distance between a dot and its name as a fraction of the width of the axes.
+_NAME_SIZE, _ASIDE = 5.5, 0.025
+# Size of other names in points. Width in inches of a symbol of the legend, and least and largest width of the names
+# beside the bars.
+_SIZE, _SYMBOL, _ROW_NAMES = 6.5, 0.25, (1.0, 2.4)
 _LEGEND, _BAR_ROW, _BARS_BELOW = 0.75, 0.26, 0.5
 _COMPARED = {"predicted": ("predicted", _PREDICTED), "mean_change": ("others' mean", OTHER_GROUPS)}
 _COMPARED |= {"additive": ("sum of the parts", "#0072B2")}
@@ -60,29 +76,42 @@ def _draw_genes(figure: Figure, result: Perturbation) -> None:
         )
         if column_g is not None
     )
-    head(figure, 0.1, _TOP, "a", f"Predicted change against the {name}, one dot per gene")
-    axes = place(figure, _LEFT, _TOP + _TITLE, _PANEL + 0.35, _PANEL)
+    title = "Predicted change" if reference_g is changes.change_g else f"Predicted change and {name}"
+    head(figure, 0.1, _TOP, "a", f"{title} of each gene" if len(title) < 40 else title)
+    axes = place(figure, _LEFT, _TOP + _TITLE, _GENES_WIDE, _PANEL)
     axes.set_label("genes")
     both = np.concatenate([reference_g, changes.change_g])
-    margin = 0.1 * float(np.ptp(both)) + 1e-6
-    limits = (float(both.min()) - margin, float(both.max()) + margin)
+    top = result.top_genes(_NAMED if result.changed else 0)
+    names = [shortened(result.genes[g], 14) for g in top]
+    limits = _limits(both, reference_g[top], changes.change_g[top], names)
     axes.axhline(0, color=NO_GROUP, linewidth=0.5, zorder=0)
     axes.axvline(0, color=NO_GROUP, linewidth=0.5, zorder=0)
     axes.plot(limits, limits, color="black", linewidth=0.6, zorder=1)
-    top = result.top_genes(_NAMED if result.changed else 0)
     axes.scatter(
         reference_g, changes.change_g, s=4, c=OTHER_GROUPS, alpha=0.5, linewidths=0, rasterized=True, gid="genes"
     )
     axes.scatter(reference_g[top], changes.change_g[top], s=7, c=_PREDICTED, linewidths=0, gid="top")
     axes.set(xlim=limits, ylim=limits, xlabel=name, ylabel="predicted change")
     axes.xaxis.labelpad = axes.yaxis.labelpad = 1
-    _name(axes, reference_g[top], changes.change_g[top], [result.genes[g] for g in top], limits)
+    _name(axes, reference_g[top], changes.change_g[top], names, limits)
+
+
+def _limits(values: np.ndarray, x_t: np.ndarray, y_t: np.ndarray, names: list[str]) -> tuple[float, float]:
+    """Compute limits of both axes that leave space for the names beside the dots."""
+    margin = 0.1 * float(np.ptp(values)) + 1e-6
+    lowest, highest = low, high = float(values.min()) - margin, float(values.max()) + margin
+    wide_t = np.asarray([text_width([name], _NAME_SIZE) / _GENES_WIDE + _ASIDE for name in names])
+    sign_t = np.where(y_t >= x_t, -1, 1)  # names are to the left of dots above the diagonal
+    for _ in range(6):  # wider limits make names narrower in units of the axes
+        ends_t = x_t + sign_t * wide_t * (high - low)
+        low, high = min([lowest, *ends_t]), max([highest, *ends_t])
+    return low, high
 
 
 def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits: tuple[float, float]) -> None:
     """Write names beside dots; overlapping names move up if the dots are above the diagonal, and otherwise down."""
     low, high = limits
-    least, aside = 0.036 * (high - low), 0.025 * (high - low)
+    least, aside = 0.036 * (high - low), _ASIDE * (high - low)
     line = {"arrowstyle": "-", "linewidth": 0.3, "color": OTHER_GROUPS, "shrinkA": 0, "shrinkB": 1}
     for sign, alignment in ((1, "right"), (-1, "left")):
         side = np.flatnonzero((y_t >= x_t) == (sign > 0))
@@ -91,7 +120,7 @@ def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits
             # Each name is at least one line beyond the previous name, in the direction in which names move.
             before = max(sign * float(y_t[t]), before + least)
             axes.annotate(
-                shortened(names[t], 14), (x_t[t], y_t[t]), (x_t[t] - sign * aside, sign * before), size=5.5,
+                names[t], (x_t[t], y_t[t]), (x_t[t] - sign * aside, sign * before), size=_NAME_SIZE,
                 ha=alignment, va="center", arrowprops=line, annotation_clip=False,
             )  # fmt: skip
 
@@ -102,30 +131,36 @@ def _draw_cells(figure: Figure, result: Perturbation, z_nk: np.ndarray, design: 
         return np.concatenate([np.empty(0, dtype=int), *rows])
 
     others = sorted({group for groups in result.sources.values() for group in groups} - {design.group})
-    title = f"The {len(result.cells):,} cells before and after, on the first two latent axes"
+    title = f"The {len(result.cells):,} cells before and after the change"
     head(figure, _RIGHT - 0.25, _TOP, "b", title)
     axes = place(figure, _RIGHT, _TOP + _TITLE, WIDTH - _RIGHT - 0.15, _PANEL)
     axes.set_label("plane")
     axes.set(xticks=[], yticks=[], xlabel="latent axis 1", ylabel="latent axis 2")
+    wide = (WIDTH - _RIGHT) / 2 - _SYMBOL
+
+    def name(groups: str, labels: str, how: str = "") -> str:
+        return fitted(f"{groups}, {labels}", wide - text_width([how], _SIZE), _SIZE) + how
+
+    group = result.group
     shown: list[tuple[np.ndarray, str, str]] = [
-        (z_nk[of(others, [design.control])], NO_GROUP, f"other groups, {result.control}"),
-        (z_nk[of(others, list(result.sources))], OTHER_GROUPS, f"other groups, {' or '.join(result.sources)}"),
-        (z_nk[of([design.group], [design.control])], _CONTROL, f"{result.group}, {result.control}"),
-        (z_nk[of([design.group], [design.treated])], _TREATED, f"{result.group}, {result.treated}: observed"),
-        (result.z_mk, _PREDICTED, f"{result.group}, {result.treated}: predicted"),
+        (z_nk[of(others, [design.control])], NO_GROUP, name("other groups", result.control)),
+        (z_nk[of(others, list(result.sources))], OTHER_GROUPS, name("other groups", " or ".join(result.sources))),
+        (z_nk[of([design.group], [design.control])], _CONTROL, name(group, result.control)),
+        (z_nk[of([design.group], [design.treated])], _TREATED, name(group, result.treated, ": observed")),
+        (result.z_mk, _PREDICTED, name(group, result.treated, ": predicted")),
     ]
     shown = [part for part in shown if len(part[0])]
-    for all_nk, color, name in shown:
+    for all_nk, color, title in shown:
         some_nk = all_nk[even(np.arange(len(all_nk)), _MAX_DOTS)]
         # With a single latent dimension, the second coordinate is 0.
         xy_n2 = np.pad(some_nk, ((0, 0), (0, max(0, 2 - some_nk.shape[1]))))[:, :2]
         size = float(np.clip(150 / np.sqrt(len(xy_n2)), 2.5, 10))
         style: dict[str, Any] = {"s": size, "c": color, "alpha": 0.7, "linewidths": 0, "rasterized": True}
-        axes.scatter(xy_n2[:, 0], xy_n2[:, 1], gid=name, **style)
+        axes.scatter(xy_n2[:, 0], xy_n2[:, 1], gid=title, **style)
     dot: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgewidth": 0}
     handles = [Line2D([], [], color=color, **dot) for _, color, _ in shown]
     below = {"loc": "upper left", "bbox_to_anchor": (0, -0.06), "ncols": 2, "frameon": False, "borderaxespad": 0}
-    names = [shortened(name, 32) for _, _, name in shown]
+    names = [title for _, _, title in shown]
     axes.legend(handles, names, handletextpad=0.2, columnspacing=0.8, handlelength=1.0, borderpad=0, **below)
 
 
@@ -141,8 +176,7 @@ def _draw_checks(figure: Figure, result: Perturbation, checks: Sequence[Check], 
     single = len({check.treated for check in checks}) == 1
     rows: list[tuple[str, dict[str, Any]]] = [
         (
-            shortened(check.group if single else f"{check.group}, {check.treated}", 26)
-            + (" (to predict)" if check is result.group_check else ""),
+            _row_name(check.group if single else f"{check.group}, {check.treated}", check is result.group_check),
             {what: getattr(check, what) for what in _COMPARED},
         )
         for check in checks
@@ -150,7 +184,8 @@ def _draw_checks(figure: Figure, result: Perturbation, checks: Sequence[Check], 
     if len(result.checks) > 1:
         rows.append(("mean of the other groups", {what: result.mean_accuracy(what) for what in _COMPARED}))
     there = [what for what in _COMPARED if any(found[what] is not None for _, found in rows)]
-    left, width = 1.75, (WIDTH - 1.75 - 0.15 - 0.25) / 2
+    left = 0.2 + max(_ROW_NAMES[0], text_width([name for name, _ in rows], _SIZE))
+    width = (WIDTH - left - 0.15 - 0.25) / 2
     for panel, (part, title) in enumerate(
         (("correlation", "all genes"), ("top_correlation", "the 50 most significant genes"))
     ):
@@ -174,3 +209,8 @@ def _draw_checks(figure: Figure, result: Perturbation, checks: Sequence[Check], 
     names = [_COMPARED[what][0] for what in there]
     below = {"loc": "upper right", "bbox_to_anchor": (1, -0.14 / _BAR_ROW / len(rows) * 1.3), "ncols": 3}
     axes.legend(handles, names, frameon=False, borderaxespad=0, handletextpad=0.2, columnspacing=1.0, **below)
+
+
+def _row_name(name: str, to_predict: bool) -> str:
+    end = " (to predict)" if to_predict else ""
+    return fitted(name, _ROW_NAMES[1] - text_width([end], _SIZE), _SIZE) + end

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from scvae_cli.amounts import amount
 from scvae_cli.report.figure_file import house_style
-from scvae_cli.report.page import OFF, WIDTH, head, place
+from scvae_cli.report.page import OFF, WIDTH, head, place, text_width
 from scvae_cli.tools.score.result import Scores
 
 _HEIGHT, _TOP, _TALL, _WIDE = 2.75, 0.3, 2.0, 1.95
@@ -21,6 +21,8 @@ _P_BINS = 20
 _MAX_DOTS = 20_000
 # Minimum number of simulated cells in a bin of library size, so that the quantiles are precise; largest number of bins.
 _CELLS_PER_BIN, _MAX_BINS = 200, 12
+# Least distance between labels of ticks, in inches.
+_BETWEEN_TICKS = 0.12
 _SCORE_LABEL = "score (s.d. worse than expected)"
 
 
@@ -85,13 +87,30 @@ def _draw_by_library(axes: Axes, scores: Scores, is_anomaly_n: np.ndarray) -> No
         axes.plot(library_d, quantile_d, color=_BLUE, linewidth=1.1, linestyle=style, zorder=4)
     handles = [axes.plot([], [], color=_BLUE, linewidth=1.1, linestyle=style)[0] for style in ("-", ":")]
     axes.set(xscale="log", xlabel="library size (counts)", ylabel=_SCORE_LABEL)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(FixedLocator(_library_ticks(*axes.get_xlim())))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.25 * (high - low))
     labels = ["simulated cells: median", "5% and 95% quantiles"]
     axes.legend(handles, labels, frameon=False, loc="upper left", handlelength=1.4, borderaxespad=0.1)
+
+
+def _library_ticks(low: float, high: float) -> list[float]:
+    """Return ticks of a logarithmic axis whose labels do not overlap: 1, 2, 5, 10, …, or any numbers if these are few.
+
+    >>> _library_ticks(300, 40_000), _library_ticks(410, 590)
+    ([500.0, 2000.0, 10000.0], [420.0, 460.0, 500.0, 540.0, 580.0])
+    """
+    ticks: np.ndarray = np.asarray(LogLocator(subs=(1, 2, 5)).tick_values(low, high))
+    if np.count_nonzero((ticks >= low) & (ticks <= high)) < 3:
+        ticks = np.asarray(MaxNLocator(8).tick_values(low, high))
+    chosen: list[float] = []
+    for tick in ticks[(ticks >= low) & (ticks <= high)]:
+        inches = np.log(tick / chosen[-1]) / np.log(high / low) * _WIDE if chosen else np.inf
+        if inches > text_width([f"{tick:,.0f}"], 6.5) + _BETWEEN_TICKS:
+            chosen.append(float(tick))
+    return chosen
 
 
 def _draw_plane(axes: Axes, xy_n2: np.ndarray, names: tuple[str, str], is_anomaly_n: np.ndarray, fdr: float) -> None:
