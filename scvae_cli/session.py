@@ -17,6 +17,7 @@ from scvae_cli.amounts import amount
 from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, read_counts
 from scvae_cli.data.covariates import read_covariates
+from scvae_cli.data.doubtful_labels import warn_of_doubtful
 from scvae_cli.data.finite import finite_slots
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import GeneNames, gene_names
@@ -369,7 +370,9 @@ class Session:
         values = obs_values(self.store, key, purpose="--time-key" if of_times else purpose, measured=of_times)[
             self.kept
         ]
-        return labels_of(values)
+        label_n = labels_of(values)
+        warn_of_doubtful(self.store.title, key, label_n)
+        return label_n
 
     def check_destination(
         self,

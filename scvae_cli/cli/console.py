@@ -115,10 +115,12 @@ def print_error(error: ScvaeError) -> None:
 
 
 def print_warnings() -> None:
-    """Make Python print each warning of scvae as one line, and hide the warnings of other packages."""
+    """Make Python print each warning of scvae once and as one line, and hide the warnings of other packages."""
+    printed: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, ScvaeWarning):
+        if issubclass(category, ScvaeWarning) and str(message) not in printed:
+            printed.add(str(message))
             print(f"warning: {message}", file=sys.stderr, flush=True)
 
     warnings.simplefilter("always", ScvaeWarning)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scvae_cli.amounts import amount
+from scvae_cli.data.doubtful_labels import warn_of_doubtful
 from scvae_cli.data.labels import are_measurements, as_label, in_natural_order, labels_of, matching
 from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.data.provenance import read_runs
@@ -107,7 +108,7 @@ def known_labels(
         Value of the column that means that a cell has no label, in addition to missing values and empty texts.
     warn
         Function that is called with warnings about labels that are empty texts, or that usually mean that a cell has no
-        label.
+        label. (Python warnings name labels that are alike, see `warn_of_doubtful`.)
     kept
         Mask of the cells of the store whose labels are read; None for all cells.
     key_added
@@ -124,6 +125,7 @@ def known_labels(
     title = store.title
     column = obs_values(store, key, purpose="--labels-key", without=annotated_columns(store, key_added))
     label_n = labels_of(column if kept is None else column[kept])
+    warn_of_doubtful(title, key, label_n)
     if are_measurements(column) and (label_n != None).any():  # noqa: E711  # elementwise
         raise DataError(
             f"{title}: obs[{key!r}] holds measurements, not labels", "--labels-key takes a column that names groups"

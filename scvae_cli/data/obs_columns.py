@@ -8,6 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 from scvae_cli.amounts import amount
+from scvae_cli.data.doubtful_labels import warn_of_doubtful
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
@@ -34,7 +35,9 @@ def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
             f"is {cell!r}",
             f'drop these cells: adata[adata.obs["{batch_key}"].notna()], or fill in the missing values',
         )
-    return labels_of(column)
+    label_n = labels_of(column)
+    warn_of_doubtful(store.title, batch_key, label_n)
+    return label_n
 
 
 def obs_values(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scvae_cli.data.doubtful_labels import warn_of_doubtful
 from scvae_cli.data.labels import labels_of, matching
 from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.data.store import CellStore
@@ -36,6 +37,7 @@ def subset_mask(store: CellStore, conditions: Sequence[str]) -> np.ndarray:
         if not (key and equals and text):
             raise ConfigError(f"--subset is {condition!r}", "it takes KEY=VALUE, for example: --subset stage=E15.5")
         labels_n = labels_of(obs_values(store, key, purpose="--subset"))
+        warn_of_doubtful(store.title, key, labels_n)
         known = sorted(set(labels_n) - {None})
         whole = matching(text, known)
         found = [whole] if whole is not None else [_known(store, key, value, known) for value in text.split(",")]
