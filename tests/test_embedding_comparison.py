@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import types
 
@@ -24,7 +25,15 @@ from scvae_cli.evaluation.label_agreement import cluster_agreement, silhouette, 
 from scvae_cli.evaluation.log_pca import log_normalized, principal_components, shared_by_bootstrap
 from scvae_cli.evaluation.neighbors import nearest_neighbors, shared, shared_by_chance
 from scvae_cli.tools.diagnose import embedding_quality as quality_module
-from scvae_cli.tools.diagnose.embedding_quality import EMBEDDING, HARMONY, LEIDEN, PCA, embedding_quality
+from scvae_cli.tools.diagnose.embedding_quality import (
+    EMBEDDING,
+    HARMONY,
+    LEIDEN,
+    PCA,
+    EmbeddingQuality,
+    Scores,
+    embedding_quality,
+)
 from scvae_cli.tools.diagnose.embedding_verdicts import embedding_verdicts
 
 
@@ -250,3 +259,30 @@ def test_clusters_that_agree_less_with_the_labels_than_pca_are_rated_watch(cells
     [verdict] = [verdict for verdict in verdicts if verdict.topic == "labels"]
     assert verdict.level == level
     assert ("PCA" in verdict.remedy) == (level == "watch")
+
+
+@pytest.mark.parametrize("n_better", range(4))
+@pytest.mark.parametrize("vote", [-0.2, -0.03])
+def test_pca_is_recommended_only_if_most_measures_are_better_in_pca(cells, vote, n_better):
+    """The vote of neighbors is better in PCA, and `n_better` of the other three measures in the embedding."""
+    for better in itertools.combinations(("ari", "nmi", "silhouette"), n_better):
+        worse = [name for name in ("ari", "nmi", "silhouette") if name not in better]
+        own = Scores(name=EMBEDDING, vote_accuracy=0.7, ari=0.5, nmi=0.5, silhouette=0.5, vote_advantage=(0, 0))
+        others = dict.fromkeys(better, 0.4) | dict.fromkeys(worse, 0.6)
+        pca = Scores(name=PCA, vote_accuracy=0.7 - vote, vote_advantage=(vote, 0.005), **others)
+        quality = EmbeddingQuality(
+            n_cells=500,
+            neighbors_shared_with_pca=0.5,
+            neighbors_shared_by_chance=0.1,
+            pca_neighbors_shared=0.5,
+            scores=(own, pca),
+            labels="cell_type",
+            n_labels=3,
+            n_labeled=500,
+        )
+        [verdict] = [verdict for verdict in embedding_verdicts(quality) if verdict.topic == "labels"]
+        assert verdict.remedy.startswith("use PCA") == (n_better < 2)
+        assert verdict.level == ("poor" if vote < -0.05 and n_better < 2 else "watch")
+        named = {"ari": "ARI", "nmi": "NMI", "silhouette": "silhouette"}
+        assert all(named[name] in verdict.remedy for name in (*better, *worse))
+        assert "the vote" in verdict.remedy

@@ -105,7 +105,13 @@ ADVICE: dict[str, Advice] = {
     ),
     "denoising": Advice(text="compare values of --beta or --n-latent in a sweep", command=_sweep),
     "labels": Advice(
-        text="use {best} for clusters of these labels, or compare values of --beta or --n-latent in a sweep",
+        text="use {best} for clusters of these labels ({worse} better in {best}), or compare values of --beta or "
+        "--n-latent in a sweep",
+        command=_sweep,
+    ),
+    "labels in most measures": Advice(
+        text="use {best} for clusters of these labels ({worse} better in {best}, and only {better} better in the "
+        "embedding), or compare values of --beta or --n-latent in a sweep",
         command=_sweep,
     ),
     "encoder": Advice(
@@ -114,6 +120,10 @@ ADVICE: dict[str, Advice] = {
         command=_refine,
     ),
     # The advice for the following findings says how to use results, so it needs no command.
+    "labels unclear": Advice(
+        text="compare clusters of the embedding and of {best}, because the measures disagree: {worse} better in "
+        "{best}, and {better} better in the embedding"
+    ),
     "batches": Advice(
         text="check whether the batches contain the same kinds of cells; if they do, train with a larger "
         "--mix-batches (the default is 30), or use clusters of {best}"
