@@ -35,6 +35,7 @@ FLOORS = {
     "scvae_cli.shared_options": 0.0,
     "scvae_cli.shell_line": 0.0,
     "scvae_cli.strict_json": 0.0,
+    "scvae_cli.text_table": 0.0,
     "scvae_cli.verb": 0.0,
     "scvae_cli.data": 1.0,
     "scvae_cli.model": 2.0,

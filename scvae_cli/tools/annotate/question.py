@@ -12,6 +12,7 @@ from scvae_cli.amounts import amount
 from scvae_cli.data.known_labels import KnownLabels, known_labels
 from scvae_cli.errors import one_line
 from scvae_cli.question import Question
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.annotate.annotation import annotate
 from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels
 from scvae_cli.tools.annotate.batches import new_batches
@@ -162,17 +163,16 @@ class Annotate(Question[AnnotateOptions, Annotation]):
                 f"{amount(facts['n_labeled'], labeled)}{where} with {amount(len(result.labels), 'label')}"
             )
         ]
-        names = [one_line(name) for name in result.labels[:_SHOWN]]
-        width = max(8, *map(len, names))
-        lines += [f"  {'label':<{width}}  {'labeled':>9}  {'predicted':>9}"]
-        lines += [
-            f"  {name:<{width}}  {row['n_labeled']:>9,}  {row['n_predicted']:>9,}"
-            for name, row in zip(names, facts["labels"], strict=False)
+        rows = [("label", "labeled", "predicted")]
+        rows += [
+            (name, f"{row['n_labeled']:,}", f"{row['n_predicted']:,}")
+            for name, row in zip(result.labels[:_SHOWN], facts["labels"], strict=False)
         ]
+        rows += [("unknown", "", f"{facts['n_unknown']:,}")] if result.unknown_rate else []
+        table = table_lines(rows, indent="  ")
         if len(result.labels) > _SHOWN:
-            lines.append(f"  … and {len(result.labels) - _SHOWN} more labels (--json lists all)")
-        if result.unknown_rate:
-            lines.append(f"  {'unknown':<{width}}  {'':>9}  {facts['n_unknown']:>9,}")
+            table.insert(_SHOWN + 1, f"  … and {len(result.labels) - _SHOWN} more labels (--json lists all)")
+        lines += table
         lines += [
             f"on {amount(quality.n_cells, 'labeled cell')}, predicted by classifiers that have not seen their labels:",
             f"  labels              {_described(quality.labels)}",

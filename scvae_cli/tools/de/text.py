@@ -6,6 +6,7 @@ from typing import Any
 
 from scvae_cli.amounts import amount
 from scvae_cli.data.gene_names import listed
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.de.result import DifferentialExpression
 
 SHOWN_GENES = 20
@@ -105,16 +106,11 @@ def _nothing_called(result: DifferentialExpression) -> str:
 
 
 def _gene_lines(rows: list[dict[str, Any]]) -> list[str]:
-    width = max(len(row["gene"]) for row in rows) + 2
-    lines = [
-        f"{'gene':<{width}}{'change':>8}{'90% interval':>17}{'P(changed)':>12}{'exp. FDR':>10}{'raw':>8}{'mean':>9}"
-        f"{'reference':>11}  tested by"
-    ]
+    cells = [("gene", "change", "90% interval", "P(changed)", "exp. FDR", "raw", "mean", "reference", "tested by")]
     for row in rows:
         fdr = f"{row['expected_fdr']:.2g}" if row["expected_fdr"] >= _LEAST_SHOWN else f"<{_LEAST_SHOWN:g}"
         interval = f"{row['low']:.2f} to {row['high']:.2f}"
-        lines.append(
-            f"{row['gene']:<{width}}{row['change']:>8.2f}{interval:>17}{row['probability']:>12.4f}{fdr:>10}"
-            f"{row['raw']:>8.2f}{row['mean']:>9.3g}{row['reference_mean']:>11.3g}  {row['source']}"
-        )
-    return lines
+        numbers = (f"{row['change']:.2f}", interval, f"{row['probability']:.4f}", fdr, f"{row['raw']:.2f}")
+        means = (f"{row['mean']:.3g}", f"{row['reference_mean']:.3g}")
+        cells.append((row["gene"], *numbers, *means, row["source"]))
+    return table_lines(cells, left=(0, 8))

@@ -13,6 +13,7 @@ from scvae_cli.errors import DataError
 from scvae_cli.latent.decoding_batch import AVERAGE, OBSERVED, DecodedWith, decoded_with
 from scvae_cli.question import Question
 from scvae_cli.shell_line import python_text
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.denoise.denoising import Columns, Denoised, denoise
 from scvae_cli.tools.denoise.group_means import FDR, LEAST_CELLS, groups_of
 from scvae_cli.tools.denoise.options import DenoiseOptions
@@ -169,10 +170,11 @@ def _comparison_lines(means: dict[str, Any], *, own_batches: bool) -> list[str]:
         f"more than the sampling error (FDR {means['fdr']:.0%}); the worst:"
     ]
     worst = means["worst"][:_SHOWN]
-    names = [f"{row['gene']} in {row['group']}" for row in worst]
-    width = max(map(len, names))
-    lines += [
-        f"  {name:<{width}}  raw {row['raw']:.3g} ± {row['error']:.2g}, denoised {row['denoised']:.3g}"
-        for name, row in zip(names, worst, strict=True)
+    rows = [
+        (
+            f"{row['gene']} in {row['group']}",
+            f"raw {row['raw']:.3g} ± {row['error']:.2g}, denoised {row['denoised']:.3g}",
+        )
+        for row in worst
     ]
-    return lines
+    return lines + table_lines(rows, left=(0, 1), indent="  ")

@@ -16,6 +16,7 @@ from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ModelError
 from scvae_cli.new_cells_question import NewCellsQuestion
 from scvae_cli.shell_line import python_text
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.perturb.design import design, refuse_explained_away
 from scvae_cli.tools.perturb.label_permutation import N_PERMUTATIONS
 from scvae_cli.tools.perturb.options import PerturbOptions
@@ -185,10 +186,9 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         )
         columns = result.changes.columns()
         shown = {name: heading for name, heading in _HEADINGS.items() if name in columns}
-        width = max(16, *(len(row["gene"]) + 2 for row in facts["genes"]))
-        lines.append(f"{'gene':<{width}}" + "".join(f"{heading:>14}" for heading in shown.values()))
-        for row in facts["genes"]:
-            lines.append(f"{row['gene']:<{width}}" + "".join(f"{row[name]:>+14.2f}" for name in shown))
+        rows = [("gene", *shown.values())]
+        rows += [(row["gene"], *(f"{row[name]:+.2f}" for name in shown)) for row in facts["genes"]]
+        lines += table_lines(rows)
         of = "mean of log(1 + 10⁴·count/library)" if of_counts else "mean"
         return "\n".join([*lines, f"(changes are differences of the {of})"])
 
@@ -287,13 +287,11 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
             "then the slope of the predicted on the observed changes of these 50 genes, and the root mean squared "
             "error (RMSE) over all genes. A slope below 1 means that changes are underestimated."
         ),
-        f"{'':<28}" + "".join(f"{'r / r of 50, slope, RMSE':>26}" for _ in columns),
-        f"{'group':<28}" + "".join(f"{headings[name]:>26}" for name in columns),
     ]
+    rows = [("", *("r / r of 50, slope, RMSE" for _ in columns)), ("group", *(headings[name] for name in columns))]
 
-    def row(title: str, found: list[Accuracy | None]) -> str:
-        cells = ("-" if one is None else _shown(one) for one in found)
-        return f"{title:<28}" + "".join(f"{cell:>26}" for cell in cells)
+    def row(title: str, found: list[Accuracy | None]) -> tuple[str, ...]:
+        return (title, *("-" if one is None else _shown(one) for one in found))
 
     group_p = {test.label: test.group_p for test in result.tests}
     single = len({check.treated for check in checks}) == 1
@@ -303,11 +301,12 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
             title += " (group to predict)"
         elif group_p.get(check.treated, {}).get(check.group, 0) > LEVEL:
             title += " (no change)"
-        lines.append(row(title, [getattr(check, name) for name in columns]))
+        rows.append(row(title, [getattr(check, name) for name in columns]))
     if len(result.checks) > 1:
         title = "mean of the other groups" if held_out else "mean of others, optimistic"
         title = title if result.tested else "mean, single perturbations"
-        lines.append(row(title, [result.mean_accuracy(name) for name in columns]))
+        rows.append(row(title, [result.mean_accuracy(name) for name in columns]))
+    lines += table_lines(rows)
     if not result.tested and result.checks:
         lines.append(
             f"no other group has undergone {result.treated}, so no group shows how well the changes of the parts add up"

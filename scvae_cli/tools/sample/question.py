@@ -16,6 +16,7 @@ from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.latent.decoding_batch import AVERAGE, DRAWN, DecodedWith, decoded_with, fixed_covariates
 from scvae_cli.new_cells_question import NewCellsQuestion
 from scvae_cli.shell_line import python_text
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.sample.agreement import Comparison
 from scvae_cli.tools.sample.batches import decoding_batch
 from scvae_cli.tools.sample.options import SampleOptions
@@ -174,9 +175,10 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def _prototype_lines(self, result: Prototype, facts: dict[str, Any]) -> list[str]:
         library = "" if result.library is None else f", decoded at a library size of {result.library:,.0f}"
         lines = [f"the prototype, z = 0{library}; off-manifold score {result.off_manifold:.2f}"]
-        lines.append(f"{'gene':<16}{'prototype':>11}{'average':>10}{'change':>9}")
+        rows = [("gene", "prototype", "average", "change")]
         for row in facts["genes"]:
-            lines.append(f"{row['gene']:<16}{row['prototype']:>11.3g}{row['average']:>10.3g}{row['change']:>+9.2f}")
+            rows.append((row["gene"], f"{row['prototype']:.3g}", f"{row['average']:.3g}", f"{row['change']:+.2f}"))
+        lines += table_lines(rows)
         unit = "values" if result.library is None else "counts"
         return [
             *lines,
@@ -203,7 +205,7 @@ def _agreement_lines(agreement: dict[str, Any] | None) -> list[str]:
     if agreement is None:
         return []
     samples, real, with_what = agreement["samples"], agreement["real"], f"{amount(agreement['n_real'], 'real cell')}"
-    lines = [f"{f'compared with {with_what}':<36}{'sampled':>10}{'other real':>12}"]
+    table = [(f"compared with {with_what}", "sampled", "other real")]
     of_counts = real["zero_fraction"] is not None
     rows = {
         "mean": "gene means, log2 ratio" if of_counts else "gene means, standard deviations",
@@ -212,5 +214,8 @@ def _agreement_lines(agreement: dict[str, Any] | None) -> list[str]:
     if of_counts:
         rows["zero_fraction"] = "zero fractions, difference"
     for name, label in rows.items():
-        lines.append(f"{label:<36}{samples[name]:>10.3f}{real[name]:>12.3f}")
-    return [*lines, f"(root mean squares over the genes; {amount(agreement['n_cells'], 'cell')} in each column)"]
+        table.append((label, f"{samples[name]:.3f}", f"{real[name]:.3f}"))
+    return [
+        *table_lines(table),
+        f"(root mean squares over the genes; {amount(agreement['n_cells'], 'cell')} in each column)",
+    ]

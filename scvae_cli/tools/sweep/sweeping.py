@@ -17,6 +17,7 @@ from scvae_cli.model.bundle import Model, check_new_model
 from scvae_cli.path_names import refuse_long_name
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.sweep.options import SweepOptions
 from scvae_cli.tools.sweep.result import NAMES, Sweep
 from scvae_cli.tools.sweep.sweep import Training, sweep
@@ -149,8 +150,7 @@ def _text(result: Sweep) -> str:
         marked = f"{value:g}" + (" *" if value == result.suggested else "  ")
         numbers = (f"{run.rate:.2f}", f"{run.distortion:.2f}", f"{run.elbo:.2f}", f"{run.bound:.2f}")
         rows.append((marked, *numbers, str(run.active_units), excess, gain, str(run.epochs), f"{run.seconds:.1f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = table_lines(rows, left=())
     if result.criterion == "thinning":
         lines += [
             (
