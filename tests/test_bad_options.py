@@ -158,3 +158,16 @@ def test_usage_errors_give_exit_code_2(arguments):
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
     assert "Error" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "right"),
+    [("train", option, "--model (-m)") for option in ("-o", "--output")]
+    + [("sweep", option, "--models") for option in ("-m", "--model")],
+)
+def test_option_of_another_command_is_answered_with_the_option_that_names_the_model(verb, option, right):
+    outcome = run_cli(verb, "cells.h5ad", option, "x.scvae")
+    assert outcome.code == 2
+    assert outcome.out == ""
+    [hint] = [line for line in outcome.err.splitlines() if line.startswith("hint: ")]
+    assert hint.endswith(f"that {right} names")

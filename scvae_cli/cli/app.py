@@ -18,6 +18,7 @@ from scvae_cli.device import bound_spinning
 from scvae_cli.errors import Interrupted, ScvaeError
 from scvae_cli.interruption import begin, end_on_signals, exit_code, message
 from scvae_cli.memory_limit import out_of_memory
+from scvae_cli.options import declarations
 from scvae_cli.path_names import name_too_long
 from scvae_cli.verbs import VERBS
 
@@ -99,10 +100,26 @@ def run(arguments: list[str] | None = None) -> int:
         return shown.exit_code
     except UsageProblem as error:
         error.show()
+        if hint := _hint(error):
+            typer.echo(f"hint: {hint}", err=True)
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):  # Ctrl-C while the command line is parsed
         return INTERRUPTED
     return result if isinstance(result, int) else 0
+
+
+def _hint(error: Any) -> str:
+    """Say which option names the folder of a model, if the user tried an option that the command does not have."""
+    tried, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    verb = next((verb for verb in VERBS if context is not None and verb.name == context.info_name), None)
+    if verb is None:
+        return ""
+    if tried in ("-o", "--output") and verb.trains:
+        return f"scvae {verb.name} writes the model into the folder that --model (-m) names"
+    if tried in ("-m", "--model") and not verb.takes_model:
+        kept = any(declared.name == "models" for declared in declarations(verb.options))
+        return f"scvae {verb.name} writes its models into the folder that --models names" if kept else ""
+    return ""
 
 
 def main() -> None:

@@ -66,9 +66,9 @@ def _parameters(verb: Verb) -> Iterator[inspect.Parameter]:
     for declared in own:
         yield from _of(declared)
     if verb.takes_model:
-        help = "Model folder to write." if verb.trains else "Folder of the trained model."
-        default = "DATA.scvae next to the data"
-        flag = typer.Option("--model", "-m", help=f"{help} \\[default: {default}]", rich_help_panel=INPUT)
+        written, read = "Folder of the new model, which is written.", "Folder of the trained model, which is only read."
+        help = f"{written if verb.trains else read} \\[default: DATA.scvae next to the data]"
+        flag = typer.Option("--model", "-m", help=help, rich_help_panel=OUTPUT if verb.trains else INPUT)
         yield _keyword("model", Path | None, flag, None)
     for declared in shown:
         if declared.panel:
