@@ -92,7 +92,9 @@ def test_invalid_model_path_is_refused(bench, fragment, options):
 
 def test_existing_output_requires_force(bench):
     other = bench.file("other.h5ad", "precious")
-    assert "--force" in assert_refused(bench.folder, bench.args("embed", "-o", other), DATA, "exists")
+    hint = assert_refused(bench.folder, bench.args("embed", "-o", other), DATA, "exists")
+    assert "--force" in hint
+    assert f"{other} can be the input (with -m), to which the results are added" in hint
     run_ok(*bench.args("embed", "-o", other, "--force"))
     assert "X_scvae" in ad.read_h5ad(other).obsm
 

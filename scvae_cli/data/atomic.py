@@ -117,8 +117,11 @@ def write_error(target: Path, error: OSError) -> ScvaeError:
     )
 
 
-def check_new_file(target: Path, *, force: bool) -> None:
+def check_new_file(target: Path, *, force: bool, of_same_cells: bool = False) -> None:
     """Check that a new .h5ad file may be written to the path `target`.
+
+    `of_same_cells` says whether the file would contain the cells of the data. If such a file exists, the hint says how
+    to add the results to it.
 
     Raises a DataError if the name does not end in .h5ad, if `target` is a folder, or if the file exists and `force`
     is False.
@@ -128,7 +131,10 @@ def check_new_file(target: Path, *, force: bool) -> None:
     if target.is_dir():
         raise DataError(f"{target} is a folder, not a file", "choose the name of a file")
     if target.exists() and not force:
-        raise DataError(f"{target} exists", "use --force to replace it, or choose another name")
+        hint = "use --force to replace it, or choose another name"
+        if of_same_cells:
+            hint += f"; if it has the same cells, {target} can be the input (with -m), to which the results are added"
+        raise DataError(f"{target} exists", hint)
 
 
 def check_writable(target: Path) -> None:

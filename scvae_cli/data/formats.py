@@ -56,7 +56,7 @@ class ForeignFile(AnnDataStore):
         if output.resolve() == self.path.resolve():
             message = f"{output} is the input file, and results cannot be written into {self.kind}"
             raise ConfigError(message, "choose another file with -o OUT.h5ad")
-        check_new_file(output, force=force)
+        check_new_file(output, force=force, of_same_cells=True)
         check_writable(output)
 
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:

@@ -181,7 +181,7 @@ class H5adFile:
         """Check before a computation that the file can be written, and that anndata 0.7 or later wrote the file."""
         target = output or self.path
         if resolved(target) != resolved(self.path):
-            check_new_file(target, force=force)
+            check_new_file(target, force=force, of_same_cells=True)
         check_writable(target)
         with self._open("the file") as file:
             for group in sorted({path.split("/")[0] for path in paths}):
