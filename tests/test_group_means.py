@@ -13,11 +13,13 @@ import scanpy as sc
 import scipy.sparse as sp
 from command_line import run_ok
 from simulated import TINY, learned
+from test_figure_layout import data as layout_data
 from workbench import DATA, assert_refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.tools.denoise.group_means import GroupSums
+from scvae_cli.tools.denoise.question import MANY
 
 
 def means_of_groups(raw_ng, denoised_ng, label_n, scale_n=None, *, of_counts=True, block=37):
@@ -170,3 +172,25 @@ def test_unknown_groupby_is_refused():
     adata, model = three_types()
     with pytest.raises(DataError, match="no column 'tribe'"):
         scvae.denoise(adata.copy(), model, groupby="tribe")
+
+
+def test_advice_on_many_differences_names_what_helps(tmp_path):
+    """After two epochs, the model does not yet know the groups; after 80 epochs, it does."""
+    adata, path = layout_data("short"), tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    shares, texts = {}, {}
+    for epochs in (2, 80):
+        model = tmp_path / f"{epochs}.scvae"
+        scvae.train(adata, **TINY | {"max_epochs": epochs, "patience": 80}, genes="all").save(model)
+        command = ["denoise", path, "-m", model, "--groupby", "group", "--force"]
+        found = json.loads(run_ok(*command, "--json").out)["group_means"]
+        shares[epochs] = found["n_different"] / found["n_compared"]
+        texts[epochs] = run_ok(*command).out
+        cell = json.loads(run_ok(*command, "--estimate", "cell", "--json").out)["group_means"]
+        assert cell["n_different"] <= found["n_different"]
+        assert "--estimate cell" not in run_ok(*command, "--estimate", "cell").out
+        assert ("describes some of these groups badly" in texts[epochs]) == (shares[epochs] > MANY)
+    assert shares[2] > 2 * shares[80]
+    assert "train longer (the training ended at the limit of --max-epochs, 2)" in texts[2]
+    assert "--n-latent, now 4" in texts[2]
+    assert "use --estimate cell" in texts[2]
