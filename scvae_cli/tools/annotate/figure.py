@@ -47,7 +47,10 @@ def annotation_figure(result: Annotation) -> Figure:
     left = max(margin + 0.25 + side, text_width([title], 7) - 0.1) + 0.85
     listed = [] if names else _confusions(result)
     below = top + _DIAGRAM + _LIST_BELOW
-    height = max(top + side + margin + 0.3, below + (len(listed) + 1.5) * _LISTED_LINE if listed else below - 0.1)
+    # The names below the table are upright and have no sizes.
+    height = max(
+        top + side + _margin(names) + 0.3, below + (len(listed) + 1.5) * _LISTED_LINE if listed else below - 0.1
+    )
     with house_style():
         figure = Figure((max(WIDTH, left + _DIAGRAM + 0.15), height))
         head(figure, 0.1, 0.16, "a", title)
