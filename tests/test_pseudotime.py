@@ -36,7 +36,6 @@ from scvae_cli.session import Session
 from scvae_cli.tools.pseudotime.figure import means_along, pseudotime_figure
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
-from scvae_cli.tools.pseudotime.unnamed_groups import warning_of_unnamed_groups
 
 MATURE = ["mature_1", "mature_2"]
 
@@ -185,7 +184,8 @@ def test_branches_of_a_simulated_fork(model, order_positions):
 
 
 def test_all_cells_are_committed_to_a_single_end(adata, model):
-    result = ordered(adata, model, root="stem", ends=["mature_1"])
+    with pytest.warns(ScvaeWarning, match=r"most probable for their cells: mature_2 \(mature_1\)"):
+        result = ordered(adata, model, root="stem", ends=["mature_1"])
     assert set(result.branch_n) == {"mature_1"}
     assert (result.probability_ne == 1).all()
 
@@ -232,26 +232,6 @@ def test_end_of_one_cell_is_represented_by_this_cell(adata, model):
 # --- warnings and refusals --------------------------------------------------------------------------------------------
 
 
-def test_mature_groups_that_are_not_named_are_reported(branches):
-    """A group is compared with the end that is most probable for its cells, even if they are uncommitted."""
-    pseudotime_n = np.repeat([0.0, 0.5, 0.8, 0.9, 1.0, 0.4], 10)
-    group_n = np.repeat(np.array(["root", "young", "other", "between", "end", "near"], dtype=object), 10)
-    probability_ne = np.repeat([[0.5, 0.5], [0.6, 0.4], [0.9, 0.1], [1, 0], [1, 0], [0, 1]], 10, axis=0)
-    result = replace(branches, ends=("end", "near"), pseudotime_n=pseudotime_n, probability_ne=probability_ne)
-    named = np.where(group_n == "between", "end", group_n)
-    assert warning_of_unnamed_groups(result, named, "root") is None
-    warning = warning_of_unnamed_groups(result, group_n, "root")
-    assert warning is not None
-    assert "for their cells: between (end)." in warning
-    uncommitted_ne = np.where((group_n == "between")[:, None], [0.55, 0.45], probability_ne)
-    assert warning_of_unnamed_groups(replace(result, probability_ne=uncommitted_ne), group_n, "root") == warning
-    group_n[group_n == "young"] = None
-    assert warning_of_unnamed_groups(result, group_n, "root") == warning
-    # The distance of an end that is a single cell is unknown.
-    group_n[group_n == "end"] = "between"
-    assert warning_of_unnamed_groups(result, group_n, "root") is None
-
-
 def test_disconnected_components_are_reported(order_positions):
     z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
     result = order_positions(z_nk, Population(label="root", cells=np.arange(40)))
@@ -271,7 +251,8 @@ def test_ends_in_other_components_keep_their_cells(order_positions):
 
 
 def test_an_end_of_two_clouds_gives_a_warning(model, order_positions, branches):
-    assert max(branches.end_shares_apart) < 0.1
+    assert branches.end_shares_apart == (0, 0)
+    assert branches.root_share_apart == 0
     z_nk, _, arm_n = fork(model)
     root = Population(label="root", cells=np.arange(60))
     late = np.arange(540, 600)
@@ -293,14 +274,15 @@ def test_a_label_of_few_cells_is_one_cloud(adata, model):
     assert max(result.end_shares_apart) < 0.25
 
 
+@pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
 def test_ends_in_the_same_place_give_a_warning(adata, model):
     cells = adata.copy()
     types = cells.obs["cell_type"].astype(str).to_numpy()
     mature = np.flatnonzero(np.isin(types, MATURE))
     types[mature] = np.where(np.random.default_rng(0).random(len(mature)) < 0.5, "heads", "tails")
     cells.obs["cell_type"] = types
-    with pytest.warns(ScvaeWarning, match="no cell of another group"):
-        result = ordered(cells, model, root="stem", ends=["heads", "tails"])
+    result = ordered(cells, model, root="stem", ends=["heads", "tails"])
+    assert any("hardly any cell of another group is committed" in text for text in result.warnings())
     between = ~np.isin(np.arange(len(types)), mature)
     assert (result.branch_n[between] == "uncommitted").mean() > 0.9
 
@@ -323,8 +305,8 @@ def test_committed_root_gives_a_warning(branches):
 
 def test_end_without_progenitors_gives_a_warning(branches):
     assert all(n > 0 for n in branches.n_committed_outside)
-    (warning,) = replace(branches, n_committed_outside=(3, 0)).warnings()
-    assert "no cell of another group is committed to 'mature_2'" in warning
+    (warning,) = replace(branches, n_committed_outside=(9, 0)).warnings()
+    assert "hardly any cell of another group is committed to 'mature_2' (0): " in warning
 
 
 def test_python_function_gives_warnings(adata, model, monkeypatch):

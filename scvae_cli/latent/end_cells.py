@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scvae_cli.latent.neighbor_graph import NEIGHBORS, CellGraph, components, nearest
+from scvae_cli.latent.neighbor_graph import CellGraph
 from scvae_cli.latent.populations import core, unusual
 from scvae_cli.model.density import LatentDensity
 
@@ -49,28 +49,6 @@ def best(nodes: np.ndarray, quality_p: np.ndarray) -> np.ndarray:
     order = np.argsort(-quality_p, kind="stable")
     top: np.ndarray = nodes[order[: max(1, len(nodes) // _REPRESENTED)]]
     return top
-
-
-def share_apart(graph: CellGraph, nodes: np.ndarray, represented: np.ndarray) -> float:
-    """Return the share of a population's nodes that lie in other clouds than the nodes that represent it.
-
-    Two nodes are in one cloud if they are joined by a path of neighbors within the population. Paths may also use the
-    nearest neighbors among the nodes of the population alone, because the neighbors of a rare population are mostly
-    cells of other populations. If the represented nodes lie in several clouds, the cloud with most of them counts.
-    """
-    m, j = len(nodes), min(NEIGHBORS, len(nodes) - 1)
-    if m < 2:
-        return 0.0
-    near_mj = graph.neighbors_mj[nodes]
-    inside_mj = np.isin(near_mj, nodes)
-    source = np.repeat(np.arange(m), near_mj.shape[1])[inside_mj.ravel()]
-    in_graph = np.stack([source, np.searchsorted(nodes, near_mj[inside_mj])], axis=1)
-    point_md = graph.mean_mk[torch.as_tensor(nodes)]
-    among_mj = nearest(point_md, point_md, j + 1)[0]
-    among = np.stack([np.repeat(np.arange(m), j + 1), among_mj.ravel()], axis=1)
-    _, cloud_m = components(np.concatenate([in_graph, among]), m)
-    main = np.bincount(cloud_m[np.searchsorted(nodes, represented)]).argmax()
-    return float(np.mean(cloud_m != main))
 
 
 def extreme(graph: CellGraph, density: LatentDensity, cells: np.ndarray, start: int) -> int:

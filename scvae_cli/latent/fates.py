@@ -16,7 +16,7 @@ absorption probabilities, the solution of a linear system.
 - A walk may get lost in a branch that belongs to none of the ends. A walk therefore loses its direction after a
   thousand steps on average, and then moves to any neighbor, also back in the order.
 
-Letters in array shapes: m nodes, e ends or groups.
+Letters in array shapes: m nodes, p nodes of a group, e ends or groups.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _NOTHING = 1e-9
 # A cell is committed to an end if the probability of this end is at least the first number, and the probability of
 # every other end is at most the second number times as large.
 _COMMITTED, _RUNNER_UP = 0.5, 0.5
+# `remaining_shares` counts walks in the first step after which at most this share of the walks without direction has
+# remained in the group, but after at most this number of steps.
+_FREE_REMAIN, _MOST_STEPS = 0.25, 1000
 # A group may be a fate of its own, and no intermediate group, if its median distance from the root is at least this
 # fraction of that of the end. In three data sets, the fraction was 0.5 to 0.7 for intermediate cells, and 0.89 to 1.1
 # for mature cells of other types.
@@ -100,6 +103,45 @@ def staying_probabilities(
     probability_me = np.empty_like(lost_me)
     probability_me[order] = _stopped(directed, lost_me[order])
     return np.asarray([probability_me[nodes, e].mean() for e, nodes in enumerate(groups)])
+
+
+def remaining_shares(
+    similarities: Sequence[sp.csr_matrix],
+    time_m: np.ndarray,
+    groups: Sequence[np.ndarray],
+    latest: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Compute how many walks that move forward remain in a group while most walks without direction leave it.
+
+    All walks start at the latest cells of a group. From these cells, walks that move forward leave a group of
+    intermediate cells at least as soon as walks without direction, and remain in a group at which the order ends. The
+    comparison with walks without direction makes the result independent of the number of cells in the group.
+
+    Parameters
+    ----------
+    similarities, time_m
+        The parameters of `fate_probabilities` with the same names.
+    groups, latest
+        The nodes of each group, in ascending order, and those at which the walks start.
+
+    Returns
+    -------
+    The share of the walks that have remained in the group in the first step after which at most a quarter of the walks
+    without direction have remained, shape (len(groups),).
+    """
+    steps = _sorted_steps(similarities, np.arange(len(time_m)))
+    directed, free = _forward(steps, time_m).tocsr(), _rows_sum_to_one(steps).tocsr()
+    shares = []
+    for nodes, start in zip(groups, latest, strict=True):
+        directed_pp, free_pp = directed[nodes][:, nodes], free[nodes][:, nodes]
+        at = np.searchsorted(nodes, start)
+        remain_p, free_remain_p = np.ones(len(nodes)), np.ones(len(nodes))
+        for _ in range(_MOST_STEPS):
+            remain_p, free_remain_p = directed_pp @ remain_p, free_pp @ free_remain_p
+            if free_remain_p[at].mean() <= _FREE_REMAIN:
+                break
+        shares.append(remain_p[at].mean())
+    return np.asarray(shares)
 
 
 def _sorted_steps(similarities: Sequence[sp.csr_matrix], order: np.ndarray) -> sp.csr_matrix:

@@ -22,15 +22,18 @@ import numpy as np
 import torch
 
 from scvae_cli.errors import DataError
+from scvae_cli.latent.clouds import share_apart
 from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
-from scvae_cli.latent.end_cells import best, share_apart, standing
+from scvae_cli.latent.end_cells import best, standing
 from scvae_cli.latent.fates import committed, fate_probabilities
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
 from scvae_cli.latent.populations import Population, core
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.session import Session
+from scvae_cli.tools.pseudotime.gaps import longest_step
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED, EndKind
-from scvae_cli.tools.pseudotime.result import Pseudotime, sizes_of
+from scvae_cli.tools.pseudotime.result import Pseudotime, WayTo, sizes_of
+from scvae_cli.tools.pseudotime.unnamed_groups import unnamed_ends
 
 # Largest number of reference cells in the search for the cells that represent the root, and largest number of cells
 # from which a mean distance is computed.
@@ -54,6 +57,7 @@ def pseudotime(
     name: str,
     seed: int,
     endpoint: EndKind = "extreme",
+    groups_n: np.ndarray | None = None,
 ) -> Pseudotime:
     """Order cells by their distance from a root, and compute the probability of each end.
 
@@ -73,6 +77,9 @@ def pseudotime(
         cells of the ends, or of cells outside the root. Both selections are drawn with the seed.
     endpoint
         Which cells of a group represent an end (`scvae_cli.latent.end_cells`).
+    groups_n
+        Group of each cell, None for a cell without a group. `groups_n` itself is None without groups. The groups are
+        used to find groups that may be ends although they are not named.
 
     Raises
     ------
@@ -103,12 +110,27 @@ def pseudotime(
         advance(1, "fates")
         probability_ne = np.empty((len(mean_nk), 0))
         branch_n = np.full(len(mean_nk), "", dtype=object)
+        unnamed: tuple[tuple[str, str], ...] = ()
+        group_m = np.full(len(latent.cells), None) if groups_n is None else groups_n[latent.cells]
         if ends:
             near = [similarities(euclidean_graph(latent.cells, graph.mean_mk)) for graph in (graphs.expression, latent)]
-            probability_me = fate_probabilities(near, time_m, list(zip(end_nodes, ranked, strict=True)))
+            stops = list(zip(end_nodes, ranked, strict=True))
+            probability_me = fate_probabilities(near, time_m, stops)
             probability_ne = graphs.expression.spread(probability_me, position_nd)
             labels = np.asarray([end.label for end in ends], dtype=object)
             branch_n = np.where(committed(probability_ne), labels[probability_ne.argmax(1)], UNCOMMITTED)
+            # The distances from the core of the root do not depend on the named ends.
+            from_core_m = _mean_distance(graphs.expression, core(graphs.expression, root.cells))
+            unnamed = unnamed_ends(
+                graphs.expression,
+                near,
+                (time_m - time_m.min(), from_core_m),
+                probability_me,
+                group_m,
+                ends=labels.tolist(),
+                stops=stops,
+                root=root.label,
+            )
         advance()
 
     def names(nodes: np.ndarray) -> tuple[str, ...]:
@@ -125,9 +147,12 @@ def pseudotime(
         distance_n=latent.spread(distance_m, mean_nk),
         probability_ne=probability_ne,
         branch_n=branch_n,
+        root_share_apart=_share_apart(graphs, latent.nodes_of(root.cells), start),
         end_shares_apart=tuple(
-            share_apart(graphs.expression, nodes, chosen) for nodes, chosen in zip(end_nodes, end_cells, strict=True)
+            _share_apart(graphs, nodes, chosen) for nodes, chosen in zip(end_nodes, end_cells, strict=True)
         ),
+        ways=tuple(_way(graphs, start, nodes, group_m) for nodes in end_cells),
+        unnamed=unnamed,
         n_committed_outside=tuple(int(np.delete(branch_n == end.label, end.cells).sum()) for end in ends),
         root_branches=sizes_of(branch_n[root.cells], [end.label for end in ends]) if len(root.cells) > 1 else {},
         n_components=graphs.expression.n_components,
@@ -138,6 +163,18 @@ def _graphs(latent: CellGraph, position_md: torch.Tensor, n_ends: int) -> _Graph
     """Make the neighbor graphs in expression space, with the same nodes as the neighbor graph in latent space."""
     expression = euclidean_graph(latent.cells, position_md, ORDER_NEIGHBORS)
     return _Graphs(latent=latent, expression=expression, order=order_graph(expression, n_ends))
+
+
+def _share_apart(graphs: _Graphs, nodes: np.ndarray, represented: np.ndarray) -> float:
+    """Compute the share of the nodes of a population that lie in another cloud than some of these nodes."""
+    point_pd = graphs.expression.mean_mk[torch.as_tensor(nodes)]
+    return share_apart(point_pd, np.searchsorted(nodes, represented))
+
+
+def _way(graphs: _Graphs, start: np.ndarray, end: np.ndarray, group_m: np.ndarray) -> WayTo:
+    step = longest_step(graphs.order, start, end)
+    before, after = (None if group_m[node] is None else str(group_m[node]) for node in (step.before, step.after))
+    return WayTo(longest_step=step.share, before=before, after=after)
 
 
 def _mean_distance(graph: CellGraph, nodes: np.ndarray) -> np.ndarray:

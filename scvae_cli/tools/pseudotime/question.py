@@ -13,7 +13,6 @@ from scvae_cli.question import Question
 from scvae_cli.tools.pseudotime.options import PseudotimeOptions
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
-from scvae_cli.tools.pseudotime.unnamed_groups import warning_of_unnamed_groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,19 +49,22 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         return None if self.options.name else {"root": self.root.label}
 
     def answer(self) -> Pseudotime:
+        groupby = self.options.groupby
         return pseudotime(
-            self.session, self.root, self.ends, name=self.name, seed=self.options.seed, endpoint=self.options.endpoint
+            self.session,
+            self.root,
+            self.ends,
+            name=self.name,
+            seed=self.options.seed,
+            endpoint=self.options.endpoint,
+            groups_n=None if groupby is None else self.session.labels(groupby),
         )
 
     def record(self, result: Pseudotime) -> dict[str, Any]:
         return super().record(result) | {"name": self.name, "root": self.root.label}
 
     def warnings(self, result: Pseudotime) -> Sequence[str]:
-        groupby = self.options.groupby
-        if groupby is None or not result.ends:
-            return result.warnings()
-        unnamed = warning_of_unnamed_groups(result, self.session.labels(groupby), result.root)
-        return [*result.warnings(), *([] if unnamed is None else [unnamed])]
+        return result.warnings()
 
     def facts(self, result: Pseudotime) -> dict[str, Any]:
         return {
@@ -74,6 +76,8 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
             "branches": result.branch_sizes(),
             "root_branches": result.root_branches,
             "n_components": result.n_components,
+            "longest_steps": {end: way.longest_step for end, way in zip(result.ends, result.ways, strict=True)},
+            "unnamed_ends": dict(result.unnamed),
         }
 
     def text(self, result: Pseudotime, facts: dict[str, Any]) -> str:

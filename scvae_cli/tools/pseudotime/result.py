@@ -18,8 +18,36 @@ from scvae_cli.tools.pseudotime.options import UNCOMMITTED
 _MOSTLY = 0.9
 # A warning is given if more than this fraction of the cells of the root group are committed to an end.
 _ROOT_COMMITTED = 0.25
-# A warning is given if more than this fraction of the cells of an end lie apart from the cells that represent the end.
-_MOST_APART = 0.25
+# A warning is given if the number of cells of other groups that are committed to an end is at most this fraction of the
+# number of committed cells of the end. In simulated trees without missing cells, the fraction was at least 0.06.
+_FEW_BEFORE = 0.02
+# A warning is given if one step covers more than this fraction of the way from the root to an end.
+_GAP = 0.3
+# A warning names at most this number of groups that may be ends.
+_SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayTo:
+    """The way from the root to an end.
+
+    Parameters
+    ----------
+    longest_step
+        Length of the longest step from cell to cell on the way, as a fraction of the distance along the order.
+    before, after
+        Groups of the two cells of this step; None for a cell without a group.
+    """
+
+    longest_step: float
+    before: str | None
+    after: str | None
+
+    def between(self) -> str:
+        """Say in a warning between which groups the longest step lies; "" if the groups are unknown."""
+        if not (self.before and self.after):
+            return ""
+        return f", within {self.before!r}" if self.before == self.after else f", {self.before!r} → {self.after!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +73,14 @@ class Pseudotime:
     branch_n
         For each cell, the label of its most probable end; "uncommitted" if the probability of this end is less than 0.5
         or less than twice the probability of another end. If there are no ends, all labels are "". Shape (n,).
-    end_shares_apart
-        For each end, the share of its cells that lie in other clouds than the cells that represent the end.
+    root_share_apart, end_shares_apart
+        Share of the cells of the root, and of each end, that lie in another cloud than the cells that represent the
+        root or the end.
+    ways
+        Description of the way from the root to each end.
+    unnamed
+        Groups that may be ends although they are not named, each with the named end that is most probable for its
+        cells.
     n_committed_outside
         For each end, the number of cells of other groups that are committed to the end.
     root_branches
@@ -67,7 +101,10 @@ class Pseudotime:
     distance_n: np.ndarray
     probability_ne: np.ndarray
     branch_n: np.ndarray
+    root_share_apart: float
     end_shares_apart: tuple[float, ...]
+    ways: tuple[WayTo, ...]
+    unnamed: tuple[tuple[str, str], ...]
     n_committed_outside: tuple[int, ...]
     root_branches: dict[str, int]
     n_components: int
@@ -98,26 +135,59 @@ class Pseudotime:
                 f"no cell is committed to {', '.join(empty)}: the cells of this end lie among those of another end"
             )
         alone = [
-            repr(end)
+            f"{end!r} ({n_outside:,})"
             for end, n_outside in zip(self.ends, self.n_committed_outside, strict=True)
-            if sizes[end] and not n_outside
+            if sizes[end] and n_outside <= _FEW_BEFORE * (sizes[end] - n_outside)
         ]
         if alone:
             found.append(
-                f"no cell of another group is committed to {' or '.join(alone)}: intermediate cells are uncommitted, "
-                "develop into another end, or are missing in the data"
+                f"hardly any cell of another group is committed to {' or '.join(alone)}: intermediate cells are "
+                "uncommitted, develop into another end, or are missing in the data"
             )
-        apart = [
-            f"{share:.0%} of the cells of {end!r}"
-            for end, share in zip(self.ends, self.end_shares_apart, strict=True)
-            if share > _MOST_APART
+        return [
+            *found,
+            *self._warning_of_gaps(),
+            *self._warning_of_clouds(),
+            *self._warning_of_root(),
+            *self._warning_of_unnamed(),
         ]
-        if apart:
-            found.append(
-                f"{', '.join(apart)} lie in another cloud than the cells that represent the end: the group may consist "
-                "of several cell types; divide the group, and name each part with --to"
-            )
-        return [*found, *self._warning_of_root()]
+
+    def _warning_of_gaps(self) -> list[str]:
+        """Warn of ends that are separated from the root by a gap without cells."""
+        gaps = []
+        for end, way in zip(self.ends, self.ways, strict=True):
+            if way.longest_step > _GAP:
+                gaps.append(f"{end!r} ({way.longest_step:.0%} of the way{way.between()})")
+        if not gaps:
+            return []
+        return [
+            f"there is a gap without cells on the way from {self.root!r} to {', '.join(gaps)}: the order across the "
+            "gap and the fates before it are uncertain, and progenitors of this end may be committed to another end; "
+            "with --subset, include the groups between them, or leave out groups that do not belong to the process"
+        ]
+
+    def _warning_of_clouds(self) -> list[str]:
+        """Warn of a root or an end that consists of two clouds."""
+        populations = zip((self.root, *self.ends), (self.root_share_apart, *self.end_shares_apart), strict=True)
+        apart = [f"{share:.0%} of the cells of {label!r}" for label, share in populations if share > 0]
+        if not apart:
+            return []
+        return [
+            f"{', '.join(apart)} lie in another cloud than the cells that represent the group: the group may consist "
+            "of several cell types; divide the group, and name the right part with --root, or each part with --to"
+        ]
+
+    def _warning_of_unnamed(self) -> list[str]:
+        """Warn of groups that may be ends although they are not named."""
+        if not self.unnamed:
+            return []
+        shown = ", ".join(f"{group} ({end})" for group, end in self.unnamed[:_SHOWN])
+        shown += f", and {len(self.unnamed) - _SHOWN} more" if len(self.unnamed) > _SHOWN else ""
+        return [
+            "some groups are not named as ends, but the order seems to end there, or they lie as far from the root as "
+            f"the end that is most probable for their cells: {shown}. If such a group is a fate of its own, name it "
+            "with --to. If it is not a part of the process, leave it out with --subset"
+        ]
 
     def _warning_of_root(self) -> list[str]:
         """Warn of a root whose cells are committed. With one end, all cells are committed to it."""

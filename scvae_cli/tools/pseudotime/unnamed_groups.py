@@ -1,59 +1,117 @@
 """Groups that are not named as ends, but may be fates of their own.
 
-Every cell gets a probability for each of the named ends, even if its type develops into none of these ends. A group of
-intermediate cells lies between the root and an end. A group that lies about as far from the root as its most probable
-end is more likely a fate of its own, or is not a part of the process. Cells of such a group may be committed to an end,
-or uncommitted because no end is near.
+Every cell gets a probability for each of the named ends, even if its type develops into none of these ends. There are
+two signs that a group is a fate of its own, or not a part of the process:
 
-Letters in array shapes: n cells.
+- The order ends at the group: random walks that move forward from its latest cells remain in the group, although walks
+  without direction leave it (`scvae_cli.latent.fates.remaining_shares`). The order in diffusion coordinates does not
+  resolve small groups near the root, so walks also move forward by the distance from the root in expression space,
+  and the larger share counts.
+- The group lies about as far from the root as the end that is most probable for its cells, among the named ends and
+  the groups at which the order ends. The mature cells of two fates may be alike, so that walks lead from one fate to
+  the other.
+
+A group of intermediate cells lies between the root and an end, and walks lead from it to later cells of other groups.
+
+Letters in array shapes: m nodes of the graphs, e ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.sparse as sp
 
-from scvae_cli.latent.fates import AS_FAR
-from scvae_cli.tools.pseudotime.result import Pseudotime
+from scvae_cli.latent.end_cells import standing
+from scvae_cli.latent.fates import AS_FAR, fate_probabilities, remaining_shares
+from scvae_cli.latent.neighbor_graph import CellGraph
+from scvae_cli.latent.populations import core
 
-_SHOWN = 6
+# The order ends at a group if at least this share of the walks remains there. In simulated trees and in real cells, the
+# share was at most 0.32 in groups of intermediate cells, and at least 0.44 in groups at the ends of the order.
+_REMAIN = 0.4
+# Walks start at this fraction of the core of a group, the latest in the order.
+_LATEST = 0.2
 
 
-def warning_of_unnamed_groups(result: Pseudotime, group_n: np.ndarray, root: str) -> str | None:
-    """Return a warning about groups that lie as far from the root as their most probable end; None if there are none.
+def unnamed_ends(
+    expression: CellGraph,
+    similarities: Sequence[sp.csr_matrix],
+    orders: Sequence[np.ndarray],
+    probability_me: np.ndarray,
+    group_m: np.ndarray,
+    *,
+    ends: Sequence[str],
+    stops: Sequence[tuple[np.ndarray, np.ndarray]],
+    root: str,
+) -> tuple[tuple[str, str], ...]:
+    """Find the groups that may be ends although they are not named; return each with the most probable named end.
 
     Parameters
     ----------
-    group_n
-        Group of each cell, a string, or None for a cell without a group.
+    expression
+        Neighbor graph in expression space.
+    similarities
+        Similarities between neighbors, each of shape (m, m), as in `fate_probabilities`.
+    orders
+        Positions of the nodes in one or several orders, each of shape (m,). Distances from the root are compared along
+        the first order.
+    probability_me
+        Probability of each named end for each node, shape (m, e).
+    group_m
+        Group of each node, a string, or None for a node without a group.
+    ends, stops
+        The named ends, and their nodes as in `fate_probabilities`.
     root
         The group of the root, or the name of the root cell.
     """
-    found = _unnamed(result, group_n, {root, *result.ends})
-    if not found:
-        return None
-    shown = ", ".join(f"{group} ({end})" for group, end in found[:_SHOWN])
-    shown += f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return (
-        "some groups are not named as ends, but lie as far from the root as the end that is most probable for their "
-        f"cells: {shown}. If such a group is a fate of its own, name it with --to. If it is not a part of the process, "
-        "leave it out with --subset"
-    )
+    names = sorted({*group_m.tolist()} - {None, root, *ends})
+    groups = {name: np.flatnonzero(group_m == name) for name in names}
+    ending = _at_ends_of_orders(expression, similarities, orders, groups)
+    if ending:
+        # A group on the way to an end that was just found is no end.
+        others = [(nodes, _ranks(orders[0][nodes])) for nodes in (groups[name] for name in ending)]
+        with_others_me = fate_probabilities(similarities, orders[0], [*stops, *others])
+    else:
+        with_others_me = probability_me
+    far = _far(orders[0], with_others_me, group_m, groups, [*ends, *ending])
+    likely = {name: ends[int(probability_me[nodes].mean(0).argmax())] for name, nodes in groups.items()}
+    return tuple((name, likely[name]) for name in names if name in {*ending, *far})
 
 
-def _unnamed(result: Pseudotime, group_n: np.ndarray, named: Collection[str]) -> list[tuple[str, str]]:
-    """Return the groups, each with the end that is most probable for its cells."""
-    distance_e = [_median(result.pseudotime_n[group_n == end]) for end in result.ends]
-    found = []
-    for group in sorted(set(group_n) - {None, *named}):
-        inside_n = group_n == group
-        e = int(result.probability_ne[inside_n].mean(0).argmax())
-        if np.median(result.pseudotime_n[inside_n]) >= AS_FAR * distance_e[e]:
-            found.append((group, result.ends[e]))
-    return found
+def _ranks(time_p: np.ndarray) -> np.ndarray:
+    """Rank the nodes of a group from 0 to 1 along the order."""
+    return standing("extreme", time_p, np.zeros(len(time_p)), np.zeros((len(time_p), 1)))
 
 
-def _median(position_n: np.ndarray) -> float:
-    """Compute the median; infinity if there are no positions, because the end is a single cell."""
-    return float(np.median(position_n)) if len(position_n) else np.inf
+def _at_ends_of_orders(
+    expression: CellGraph,
+    similarities: Sequence[sp.csr_matrix],
+    orders: Sequence[np.ndarray],
+    groups: Mapping[str, np.ndarray],
+) -> list[str]:
+    """Return the groups at which one of the orders ends."""
+    cores = [core(expression, expression.cells[nodes]) for nodes in groups.values()]
+    most = np.zeros(len(groups))
+    for time_m in orders:
+        latest = [nodes[time_m[nodes] >= np.quantile(time_m[nodes], 1 - _LATEST)] for nodes in cores]
+        most = np.maximum(most, remaining_shares(similarities, time_m, list(groups.values()), latest))
+    return [name for name, share in zip(groups, most, strict=True) if share >= _REMAIN]
+
+
+def _far(
+    time_m: np.ndarray,
+    probability_me: np.ndarray,
+    group_m: np.ndarray,
+    groups: Mapping[str, np.ndarray],
+    ends: Sequence[str],
+) -> list[str]:
+    """Return the groups that lie about as far from the root as their most probable end."""
+    # The distance of an end that is a single cell is unknown.
+    distance_e = [np.median(time_m[group_m == end]) if (group_m == end).any() else np.inf for end in ends]
+    return [
+        name
+        for name, nodes in groups.items()
+        if np.median(time_m[nodes]) >= AS_FAR * distance_e[int(probability_me[nodes].mean(0).argmax())]
+    ]
