@@ -17,9 +17,9 @@ import scvae_cli as scvae
 from scvae_cli.latent.clouds import share_apart
 from scvae_cli.latent.diffusion import similarities
 from scvae_cli.latent.fates import remaining_shares
+from scvae_cli.latent.gaps import LongestStep, longest_step
 from scvae_cli.latent.neighbor_graph import CellGraph, euclidean_graph
-from scvae_cli.tools.pseudotime.gaps import longest_step
-from scvae_cli.tools.pseudotime.result import Pseudotime, WayTo
+from scvae_cli.tools.pseudotime.result import Pseudotime
 from scvae_cli.tools.pseudotime.unnamed_groups import unnamed_ends
 
 MATURE = ["mature_1", "mature_2"]
@@ -122,7 +122,7 @@ def test_a_small_group_that_leaves_near_the_root_is_reported():
 
 
 def test_missing_cells_on_the_way_to_an_end_are_reported(adata, model, branches):
-    assert max(way.longest_step for way in branches.ways) < 0.2
+    assert max(step.share for step in branches.longest_steps) < 0.2
     assert branches.warnings() == []
     on_way = (adata.obs["true_branch"] == "branch_1") & (adata.obs["cell_type"] != "mature_1")
     result = ordered(adata[~on_way].copy(), model, root="stem", ends=MATURE)
@@ -132,27 +132,26 @@ def test_missing_cells_on_the_way_to_an_end_are_reported(adata, model, branches)
 
 @pytest.mark.parametrize(("share", "reported"), [(0.2, False), (0.4, True)])
 def test_a_long_step_is_reported(branches, share, reported):
-    way = WayTo(longest_step=share, before="stem", after="mature_1")
-    texts = replace(branches, ways=(way, branches.ways[1])).warnings()
+    step = LongestStep(share=share, before="stem", after="mature_1")
+    texts = replace(branches, longest_steps=(step, branches.longest_steps[1])).warnings()
     assert any("gap without cells on the way from 'stem' to 'mature_1' (40%" in text for text in texts) == reported
 
 
 def test_the_longest_step_is_that_of_a_line():
     x_mk = np.concatenate([np.arange(10), [14.0, 15, 16]])[:, None]
-    gap = longest_step(graph_of(x_mk, 2), np.array([0]), np.array([10, 11, 12]))
-    assert (gap.before, gap.after) == (9, 10)
-    assert gap.share == pytest.approx(5 / 15)
+    group_m = np.asarray([*"abcdefghijklm"], dtype=object)
+    step = longest_step(graph_of(x_mk, 2), np.array([0]), np.array([10, 11, 12]), group_m)
+    assert (step.before, step.after) == ("j", "k")
+    assert step.share == pytest.approx(5 / 15)
+    assert step.is_gap
+    group_m[9] = None
+    assert longest_step(graph_of(x_mk, 2), np.array([0]), np.array([10, 11, 12]), group_m).before is None
 
 
-def test_gaps_name_the_groups_on_both_sides(branches):
-    texts = {
-        "(50% of the way, 'a' → 'b')": WayTo(longest_step=0.5, before="a", after="b"),
-        "(50% of the way, within 'a')": WayTo(longest_step=0.5, before="a", after="a"),
-        "(50% of the way)": WayTo(longest_step=0.5, before=None, after="a"),
-    }
-    for text, way in texts.items():
-        (warning,) = replace(branches, ways=(way, branches.ways[1])).warnings()
-        assert text in warning
+def test_descriptions_of_gaps_name_the_groups_on_both_sides():
+    texts = {"": (None, "a"), ", 'a' → 'b'": ("a", "b"), ", within 'a'": ("a", "a")}
+    for text, (before, after) in texts.items():
+        assert LongestStep(share=0.5, before=before, after=after).described() == f"50% of the way{text}"
 
 
 # --- several clouds ---------------------------------------------------------------------------------------------------

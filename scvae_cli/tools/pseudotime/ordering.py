@@ -26,13 +26,13 @@ from scvae_cli.latent.clouds import share_apart
 from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
 from scvae_cli.latent.end_cells import best, standing
 from scvae_cli.latent.fates import committed, fate_probabilities
+from scvae_cli.latent.gaps import longest_step
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
 from scvae_cli.latent.populations import Population, core
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.session import Session
-from scvae_cli.tools.pseudotime.gaps import longest_step
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED, EndKind
-from scvae_cli.tools.pseudotime.result import Pseudotime, WayTo, sizes_of
+from scvae_cli.tools.pseudotime.result import Pseudotime, sizes_of
 from scvae_cli.tools.pseudotime.unnamed_groups import unnamed_ends
 
 # Largest number of reference cells in the search for the cells that represent the root, and largest number of cells
@@ -151,7 +151,7 @@ def pseudotime(
         end_shares_apart=tuple(
             _share_apart(graphs, nodes, chosen) for nodes, chosen in zip(end_nodes, end_cells, strict=True)
         ),
-        ways=tuple(_way(graphs, start, nodes, group_m) for nodes in end_cells),
+        longest_steps=tuple(longest_step(graphs.order, start, nodes, group_m) for nodes in end_cells),
         unnamed=unnamed,
         n_committed_outside=tuple(int(np.delete(branch_n == end.label, end.cells).sum()) for end in ends),
         root_branches=sizes_of(branch_n[root.cells], [end.label for end in ends]) if len(root.cells) > 1 else {},
@@ -169,12 +169,6 @@ def _share_apart(graphs: _Graphs, nodes: np.ndarray, represented: np.ndarray) ->
     """Compute the share of the nodes of a population that lie in another cloud than some of these nodes."""
     point_pd = graphs.expression.mean_mk[torch.as_tensor(nodes)]
     return share_apart(point_pd, np.searchsorted(nodes, represented))
-
-
-def _way(graphs: _Graphs, start: np.ndarray, end: np.ndarray, group_m: np.ndarray) -> WayTo:
-    step = longest_step(graphs.order, start, end)
-    before, after = (None if group_m[node] is None else str(group_m[node]) for node in (step.before, step.after))
-    return WayTo(longest_step=step.share, before=before, after=after)
 
 
 def _mean_distance(graph: CellGraph, nodes: np.ndarray) -> np.ndarray:

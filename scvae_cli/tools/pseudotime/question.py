@@ -76,7 +76,7 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
             "branches": result.branch_sizes(),
             "root_branches": result.root_branches,
             "n_components": result.n_components,
-            "longest_steps": {end: way.longest_step for end, way in zip(result.ends, result.ways, strict=True)},
+            "longest_steps": {end: step.share for end, step in zip(result.ends, result.longest_steps, strict=True)},
             "unnamed_ends": dict(result.unnamed),
         }
 

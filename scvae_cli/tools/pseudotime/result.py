@@ -12,6 +12,7 @@ import numpy as np
 
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames, slug
+from scvae_cli.latent.gaps import LongestStep
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED
 
 # A warning is given if more than this fraction of the cells are uncommitted, that is, have no clear fate.
@@ -21,33 +22,8 @@ _ROOT_COMMITTED = 0.25
 # A warning is given if the number of cells of other groups that are committed to an end is at most this fraction of the
 # number of committed cells of the end. In simulated trees without missing cells, the fraction was at least 0.06.
 _FEW_BEFORE = 0.02
-# A warning is given if one step covers more than this fraction of the way from the root to an end.
-_GAP = 0.3
 # A warning names at most this number of groups that may be ends.
 _SHOWN = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class WayTo:
-    """The way from the root to an end.
-
-    Parameters
-    ----------
-    longest_step
-        Length of the longest step from cell to cell on the way, as a fraction of the distance along the order.
-    before, after
-        Groups of the two cells of this step; None for a cell without a group.
-    """
-
-    longest_step: float
-    before: str | None
-    after: str | None
-
-    def between(self) -> str:
-        """Say in a warning between which groups the longest step lies; "" if the groups are unknown."""
-        if not (self.before and self.after):
-            return ""
-        return f", within {self.before!r}" if self.before == self.after else f", {self.before!r} → {self.after!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +52,8 @@ class Pseudotime:
     root_share_apart, end_shares_apart
         Share of the cells of the root, and of each end, that lie in another cloud than the cells that represent the
         root or the end.
-    ways
-        Description of the way from the root to each end.
+    longest_steps
+        The longest step from cell to cell on the way from the root to each end.
     unnamed
         Groups that may be ends although they are not named, each with the named end that is most probable for its
         cells.
@@ -103,7 +79,7 @@ class Pseudotime:
     branch_n: np.ndarray
     root_share_apart: float
     end_shares_apart: tuple[float, ...]
-    ways: tuple[WayTo, ...]
+    longest_steps: tuple[LongestStep, ...]
     unnamed: tuple[tuple[str, str], ...]
     n_committed_outside: tuple[int, ...]
     root_branches: dict[str, int]
@@ -154,10 +130,11 @@ class Pseudotime:
 
     def _warning_of_gaps(self) -> list[str]:
         """Warn of ends that are separated from the root by a gap without cells."""
-        gaps = []
-        for end, way in zip(self.ends, self.ways, strict=True):
-            if way.longest_step > _GAP:
-                gaps.append(f"{end!r} ({way.longest_step:.0%} of the way{way.between()})")
+        gaps = [
+            f"{end!r} ({step.described()})"
+            for end, step in zip(self.ends, self.longest_steps, strict=True)
+            if step.is_gap
+        ]
         if not gaps:
             return []
         return [

@@ -3,10 +3,8 @@
 Every cell gets a probability for each of the named ends, even if its type develops into none of these ends. There are
 two signs that a group is a fate of its own, or not a part of the process:
 
-- The order ends at the group: random walks that move forward from its latest cells remain in the group, although walks
-  without direction leave it (`scvae_cli.latent.fates.remaining_shares`). The order in diffusion coordinates does not
-  resolve small groups near the root, so walks also move forward by the distance from the root in expression space,
-  and the larger share counts.
+- An order ends at the group (`scvae_cli.latent.order_ends`): the order of the cells, or the distance from the root in
+  expression space.
 - The group lies about as far from the root as the end that is most probable for its cells, among the named ends and
   the groups at which the order ends. The mature cells of two fates may be alike, so that walks lead from one fate to
   the other.
@@ -24,15 +22,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.latent.end_cells import standing
-from scvae_cli.latent.fates import AS_FAR, fate_probabilities, remaining_shares
+from scvae_cli.latent.fates import AS_FAR, fate_probabilities
 from scvae_cli.latent.neighbor_graph import CellGraph
-from scvae_cli.latent.populations import core
-
-# The order ends at a group if at least this share of the walks remains there. In simulated trees and in real cells, the
-# share was at most 0.32 in groups of intermediate cells, and at least 0.44 in groups at the ends of the order.
-_REMAIN = 0.4
-# Walks start at this fraction of the core of a group, the latest in the order.
-_LATEST = 0.2
+from scvae_cli.latent.order_ends import ends_of_orders
 
 
 def unnamed_ends(
@@ -68,7 +60,8 @@ def unnamed_ends(
     """
     names = sorted({*group_m.tolist()} - {None, root, *ends})
     groups = {name: np.flatnonzero(group_m == name) for name in names}
-    ending = _at_ends_of_orders(expression, similarities, orders, groups)
+    at_end = ends_of_orders(expression, similarities, orders, list(groups.values()))
+    ending = [name for name, ends_there in zip(names, at_end, strict=True) if ends_there]
     if ending:
         # A group on the way to an end that was just found is no end.
         others = [(nodes, _ranks(orders[0][nodes])) for nodes in (groups[name] for name in ending)]
@@ -83,21 +76,6 @@ def unnamed_ends(
 def _ranks(time_p: np.ndarray) -> np.ndarray:
     """Rank the nodes of a group from 0 to 1 along the order."""
     return standing("extreme", time_p, np.zeros(len(time_p)), np.zeros((len(time_p), 1)))
-
-
-def _at_ends_of_orders(
-    expression: CellGraph,
-    similarities: Sequence[sp.csr_matrix],
-    orders: Sequence[np.ndarray],
-    groups: Mapping[str, np.ndarray],
-) -> list[str]:
-    """Return the groups at which one of the orders ends."""
-    cores = [core(expression, expression.cells[nodes]) for nodes in groups.values()]
-    most = np.zeros(len(groups))
-    for time_m in orders:
-        latest = [nodes[time_m[nodes] >= np.quantile(time_m[nodes], 1 - _LATEST)] for nodes in cores]
-        most = np.maximum(most, remaining_shares(similarities, time_m, list(groups.values()), latest))
-    return [name for name, share in zip(groups, most, strict=True) if share >= _REMAIN]
 
 
 def _far(
