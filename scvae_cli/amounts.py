@@ -1,4 +1,4 @@
-"""Text for messages: a number followed by a noun in the singular or plural, such as "2 cells"."""
+"""Text for messages: a number with a noun in the singular or plural ("2 cells"), or a number beside a limit."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def noun(n: int, one: str, many: str | None = None) -> str:
     ('gene', 'genes', 'epochs')
     """
     return one if n == 1 else many or _plural(one)
+
+
+def beside(value: float, limit: float) -> str:
+    """Return a number with at least three decimal places, and with so many that it differs from a limit beside it.
+
+    >>> beside(0.951, 0.95), beside(0.95004, 0.95), beside(0.95, 0.95)
+    ('0.951', '0.95004', '0.950')
+    """
+    places = 3
+    while value != limit and places < 9 and float(f"{value:.{places}f}") == limit:
+        places += 1
+    return f"{value:.{places}f}"
 
 
 def _plural(one: str) -> str:

@@ -76,15 +76,15 @@ KEYS = {
     "annotate": "output labels_key reference n_cells n_labeled labels n_unknown expected_accuracy "
     "expected_of_missing_types unknown_rate coverage heldout view_weights difference coarse missing_genes plot slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes decoded_with group_means missing_genes slots",
-    "interpolate": "output name waypoints kind n_steps length groups_beyond fates_avoided fates_passed fates_via turns "
-    "off_manifold groups_passed steps_without_cells returns n_cells n_cells_on_path groups_on_path decoded_with "
-    "genes missing_genes path_out plot slots",
+    "interpolate": "output name waypoints kind n_steps length groups_beyond fates_avoided fates_passed fates_via "
+    "gap share_in_other_cloud turns off_manifold groups_passed steps_without_cells returns n_cells n_cells_on_path "
+    "groups_on_path decoded_with genes missing_genes path_out plot slots",
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "
     "extrapolated_from stopped through_cells start_cell starts off_manifold groups_passed steps_without_cells "
     "returns n_cells n_cells_on_path groups_on_path decoded_with genes missing_genes path_out plot "
     "slots",
-    "pseudotime": "output name root ends root_cells n_cells branches root_branches n_components "
-    "missing_genes plot slots",
+    "pseudotime": "output name root ends root_cells n_cells branches root_branches n_components longest_steps "
+    "unnamed_ends missing_genes plot slots",
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
     "heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",

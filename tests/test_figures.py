@@ -125,11 +125,21 @@ def test_off_manifold_steps_are_marked(trajectory, groups_n, off):
     points = {tuple(point) for line in marked for point in line.get_xydata()}
     for xy in trajectory.z_tk[off_t, :2].astype(np.float64):
         assert tuple(xy) in points
-    marks = [text for texts in legends(figure) for text in texts if "no cells observed" in text]
+    marks = [text for texts in legends(figure) for text in texts if "no cells (hatched" in text]
     assert len(marks) == bool(off)
     for label in ("heat map", "groups", f"gene {trajectory.genes[trajectory.top_genes(1)[0]]}"):
         hatched = [patch for patch in panel(figure, label).patches if patch.get_gid() == "hatched"]
         assert bool(hatched) == bool(off)
+
+
+def test_the_steps_that_a_warning_calls_empty_are_hatched(trajectory, groups_n):
+    """Steps to which no cell belongs are hatched, and steps with a high off-manifold score."""
+    off_t = np.isin(np.arange(12), [1, 6])
+    gapped = dataclasses.replace(with_off_manifold(trajectory, off_t), empty=(4, 6))
+    assert np.flatnonzero(gapped.without_cells).tolist() == [1, 4, 5, 6]
+    patches = [p for p in panel(draw_figure(gapped, groups_n), "heat map").patches if p.get_gid() == "hatched"]
+    edges = sorted({(round(11 * p.get_x(), 6), round(11 * (p.get_x() + p.get_width()), 6)) for p in patches})
+    assert edges == [(0.5, 1.5), (3.5, 6.5)]
 
 
 def test_heat_map_rows_are_sorted_and_scaled(trajectory, groups_n):

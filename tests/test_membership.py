@@ -17,14 +17,18 @@ from simulated import TINY, converging_tree, learned, tree
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import ScvaeWarning
+from scvae_cli.latent.gaps import LongestStep
+from scvae_cli.latent.neighbor_graph import cell_graph
 from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.detours import returning_steps
 from scvae_cli.tools.trajectory.end_clouds import cloud
-from scvae_cli.tools.trajectory.lineage import Lineage
+from scvae_cli.tools.trajectory.lineage import Lineage, visited_fates
 from scvae_cli.tools.trajectory.recorded_orders import recorded_ends, recorded_orders
 from scvae_cli.tools.trajectory.steps import along
+from scvae_cli.tools.trajectory.walks import Walks
 
 ENDS = ["stem", "mature_1"]
 
@@ -213,6 +217,15 @@ def test_passed_fates_give_a_warning(trajectory):
     passed = replace(trajectory, sisters=("a", "b"))
     assert "that develop into 'a' or 'b' rather than 'mature_1'" in passed.warning_of_sisters()
     assert "into 'b' rather" in replace(passed, beyond=("a",)).warning_of_sisters()
+    # If the trajectory passes named groups already, naming a group is no advice.
+    assert "with --via" in passed.warning_of_sisters()
+    labels = (passed.labels[0], "middle", passed.labels[-1])
+    assert "--via" not in replace(passed, labels=labels).warning_of_sisters()
+    # One text says whether the trajectory leads through the cells of a fate.
+    again = replace(passed, avoided=("b", "c"))
+    assert "'a' or 'b' rather than 'mature_1', although it was computed again" in again.warning_of_sisters()
+    assert "develop into 'c' rather than 'mature_1'" in again.note_of_avoided()
+    assert replace(again, avoided=("a",)).note_of_avoided() is None
     assert replace(passed, beyond=("a", "b")).warning_of_sisters() is None
 
 
@@ -225,10 +238,13 @@ def test_other_fates_in_via_give_a_warning(ordered):
         )
 
     assert via("progenitor").visited == ()
-    with pytest.warns(ScvaeWarning, match="returns to an earlier state"):
+    with pytest.warns(ScvaeWarning, match="returns to an earlier state.* again; 'mature_1' is probably an end of"):
         found = via("mature_1")
     assert found.visited == ("mature_1",)
+    # The cells on the way to the group that the user named do not count as cells of another fate.
+    assert found.sisters == found.avoided == ()
     assert found.warning_of_visits() is None
+    assert "check the order of the groups" in replace(found, visited=()).warning_of_return()
     warning = replace(found, returning=None).warning_of_visits()
     assert "'mature_1' is probably an end of other branches" in warning
 
@@ -236,12 +252,54 @@ def test_other_fates_in_via_give_a_warning(ordered):
 def test_trajectory_toward_the_root_gives_a_warning(ordered):
     cells, model = ordered
     with pytest.warns(
-        ScvaeWarning, match="goes back toward 'stem', where an order of scvae pseudotime begins: it runs"
+        ScvaeWarning, match="toward 'stem', where .* begins: if cells develop from 'stem', it runs against"
     ):
         back = scvae.interpolate(
             cells, model, groupby="cell_type", groups=["mature_1", "stem"], n_steps=20, inplace=False
         )
     assert back.turning == (19, "stem")
+
+
+def test_an_order_from_another_root_does_not_count_if_an_order_begins_at_the_start(ordered):
+    cells, model = ordered[0].copy(), ordered[1]
+    scvae.pseudotime(cells, model, groupby="cell_type", root="mature_1", name="wrong")
+    options = {"groupby": "cell_type", "groups": ["stem", "mature_1"], "n_steps": 20, "inplace": False}
+    assert scvae.interpolate(cells, model, **options).turning is None
+    for key in list(cells.uns["scvae"]["runs"]):
+        if "wrong" not in key:
+            del cells.uns["scvae"]["runs"][key]
+    with pytest.warns(ScvaeWarning, match="if they do not, compute scvae pseudotime again from the right root"):
+        assert scvae.interpolate(cells, model, **options).turning == (19, "mature_1")
+
+
+def test_ends_of_several_cell_types_are_reported(ordered):
+    cells, model = ordered[0].copy(), ordered[1]
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "mature_1")
+    with pytest.warns(ScvaeWarning, match="of the cells of 'mature_1' lie in another cloud than the position"):
+        found = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], inplace=False)
+    ((label, share),) = found.apart
+    assert label == "mature_1"
+    assert 0.3 < share < 0.7
+
+
+def test_gaps_are_reported_and_then_no_group_is_called_another_fate(ordered, trajectory):
+    """Without the late cells on the way, the order ends at the intermediate cells, which are no other fate."""
+    gap = LongestStep(share=0.6, before="progenitor", after="mature_1")
+    text = replace(trajectory, gap=gap).warning_of_missing_cells()
+    assert "gap without cells on the way from 'stem' to 'mature_1'" in text
+    assert "(60% of the way, 'progenitor' → 'mature_1')" in text
+    cells, model = ordered
+    time_n, branch_n = cells.obs["true_pseudotime"], cells.obs["true_branch"]
+    kept = (branch_n == "trunk") | ((branch_n == "branch_1") & ((time_n < 0.5) | (time_n > 0.85)))
+    some = cells[kept].copy()
+    session = Session.open(some, model)
+    groups_n = session.labels("cell_type")
+    graph = cell_graph(Geometry(model.vae), session.cells.mean_nk, always=np.empty(0, dtype=int))
+    walks = Walks.beginning_at(session, graph, int(time_n[kept].to_numpy().argmin()), groups_n)
+    named = ["stem", "intermediate_1", "mature_1"]
+    assert walks.gap_before("mature_1") is not None
+    assert visited_fates(walks, named, fates=()) == []
+    assert visited_fates(walks, named, fates=("intermediate_1",)) == ["intermediate_1"]
 
 
 def test_detours_are_steps_where_the_probability_of_the_end_decreases():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvae_cli.amounts import amount
+from scvae_cli.amounts import amount, beside
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import positions_in
 from scvae_cli.data.new_cells import NewCells
@@ -174,7 +174,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
 
     def _prototype_lines(self, result: Prototype, facts: dict[str, Any]) -> list[str]:
         library = "" if result.library is None else f", decoded at a library size of {result.library:,.0f}"
-        lines = [f"the prototype, z = 0{library}; off-manifold score {result.off_manifold:.2f}"]
+        lines = [f"the prototype, z = 0{library}; off-manifold score {beside(result.off_manifold, OFF_MANIFOLD)}"]
         rows = [("gene", "prototype", "average", "change")]
         for row in facts["genes"]:
             rows.append((row["gene"], f"{row['prototype']:.3g}", f"{row['average']:.3g}", f"{row['change']:+.2f}"))

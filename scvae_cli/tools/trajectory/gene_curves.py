@@ -150,7 +150,7 @@ def _draw_gene(axes: Axes, trajectory: Trajectory, gene: int, near: np.ndarray, 
         axes.plot(at_q, mean_q, color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)), gid="cells", zorder=4)
     axes.fill_between(at_t, low_t, high_t, color=_DECODED, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(at_t, mean_t, color=_DECODED, linewidth=1.5, gid="decoded", zorder=3)
-    hatch_off(axes, trajectory.steps.off, above=False)
+    hatch_off(axes, trajectory.without_cells, above=False)
     axes.set_xlim(-0.02, 1.02)
     if trajectory.of_counts:  # real numbers may be negative
         axes.set_ylim(0, 1.06 * top)

@@ -69,7 +69,7 @@ def draw_heat_map(figure: Figure, trajectory: Trajectory, colors: dict[str, str]
     _draw_scaled(axes, trajectory, rows)
     axes.set_yticks(np.arange(len(rows)), names, size=_NAME_SIZE)
     axes.tick_params(axis="y", length=0, pad=2)
-    hatch_off(axes, trajectory.steps.off, above=True)
+    hatch_off(axes, trajectory.without_cells, above=True)
     bars = place(figure, WIDTH - _RIGHT - _BAR_WIDTH, above, _BAR_WIDTH, tall)
     bars.set_label("effect")
     bars.barh(np.arange(len(rows)), trajectory.changes.effect_g[rows], height=0.7, color="#7F7F7F")
@@ -97,7 +97,7 @@ def _draw_strip(axes: Axes, trajectory: Trajectory, colors: dict[str, str]) -> N
     axes.set_axis_off()
     shown = [to_rgb(colors.get(group, OTHER_GROUPS) if group else NO_GROUP) for group in trajectory.steps.group_t]
     axes.imshow([shown], aspect="auto", extent=(*_edges(trajectory), 0, 1), interpolation="none")
-    hatch_off(axes, trajectory.steps.off, above=True)
+    hatch_off(axes, trajectory.without_cells, above=True)
 
 
 def _draw_scaled(axes: Axes, trajectory: Trajectory, rows: np.ndarray) -> None:

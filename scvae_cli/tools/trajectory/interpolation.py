@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 from scvae_cli.errors import DataError
+from scvae_cli.latent.clouds import share_apart
 from scvae_cli.latent.decoding import decode, decoder_at, posterior_band
+from scvae_cli.latent.gaps import LongestStep
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph
 from scvae_cli.latent.populations import Population
 from scvae_cli.model.bundle import Model
@@ -37,7 +39,7 @@ from scvae_cli.tools.trajectory.curves import (
 )
 from scvae_cli.tools.trajectory.detours import earliest_step, empty_steps, groups_beyond, returning_steps
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
-from scvae_cli.tools.trajectory.lineage import Lineage, lineage, other_fates
+from scvae_cli.tools.trajectory.lineage import Lineage, lineage, visited_fates
 from scvae_cli.tools.trajectory.membership import members
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import Trajectory
@@ -131,6 +133,8 @@ def interpolate(
         avoided=found.avoided,
         sisters=found.sisters,
         visited=found.visited,
+        gap=found.gap,
+        apart=_apart(session, graph, waypoints, single) if options.groups else (),
         beyond=_groups_beyond(trajectory, walks),
         turning=_turning(trajectory, orders),
     )
@@ -146,6 +150,7 @@ class _Paths:
     avoided: tuple[str, ...] = ()
     sisters: tuple[str, ...] = ()
     visited: tuple[str, ...] = ()
+    gap: LongestStep | None = None
 
     def implausible(self, own: Lineage) -> int:
         """Count the steps that are away from a lineage, and the steps where no cells were observed."""
@@ -181,7 +186,8 @@ def _avoiding_fates(
 
     `fates` are groups that are known to be fates; a path that passes one of them leads through cells of another fate.
     """
-    own = lineage(walks, session, named[-1], named=named, fates=fates)
+    visited = visited_fates(walks, named, fates=fates)
+    own = lineage(walks, session, named[-1], named=named, fates=fates, visited=visited)
     found = first
     if options.path != "straight" and own.detour(first.steps.nearest_tj).any():
         others = AvoidedCells.among(walks.graph, session.cells, own.away_m)
@@ -190,11 +196,10 @@ def _avoiding_fates(
         if again.implausible(own) <= _FEWER * first.implausible(own):
             found = replace(again, avoided=own.sisters(first.steps.nearest_tj))
     passed = [group for group in found.steps.groups_passed() if group in {*fates} - {*named}]
-    visited, _ = other_fates(walks, {*named[1:-1]} - {named[0], named[-1]}, named[-1], fates=fates)
     # If the trajectory starts at mature cells, groups on its way may be as far from the start as its end.
     led_to = [group for group in own.sisters(found.steps.nearest_tj) if group in own.certain]
     sisters = dict.fromkeys([*led_to, *passed])
-    return replace(found, sisters=tuple(sisters), visited=tuple(visited))
+    return replace(found, sisters=tuple(sisters), visited=tuple(visited), gap=walks.gap_before(named[-1]))
 
 
 def _named_groups(waypoints: Sequence[Population], steps: Steps) -> list[str]:
@@ -225,12 +230,35 @@ def _groups_beyond(trajectory: Trajectory, walks: Walks | None) -> tuple[str, ..
     return groups_beyond(between, end, walks.group_m, walks.time_m)
 
 
+def _apart(
+    session: Session, graph: CellGraph, waypoints: Sequence[Population], single: Waypoints
+) -> tuple[tuple[str, float], ...]:
+    """Find the groups of which a part lies in another cloud than the position that represents the group.
+
+    Returns each group with the share of its cells in the other cloud. Without a map to expression space, the result is
+    empty.
+    """
+    if session.model.expression is None:
+        return ()
+    found = []
+    for population, node in zip(waypoints, single.nodes_pw[0], strict=True):
+        # The node nearest to the mean of a group may be a cell of another group.
+        at = np.flatnonzero(population.cells == graph.cells[node])
+        if len(at):
+            point_pd = torch.as_tensor(session.expression[population.cells])
+            found.append((population.label, share_apart(point_pd, at)))
+    return tuple((label, share) for label, share in found if share > 0)
+
+
 def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
     """Find the step up to which a trajectory goes back along an order of the cells; return the step and the root.
 
-    The result is None if the trajectory goes back along none of the orders.
+    The result is None if the trajectory goes back along none of the orders. If an order begins where the trajectory
+    starts, the orders from other roots are not compared.
     """
-    for root, time_n in orders:
+    known = list(orders)
+    own = [(root, time_n) for root, time_n in known if root == trajectory.labels[0]]
+    for root, time_n in own or known:
         if np.isfinite(time_n[trajectory.steps.nearest_tj]).all():
             step = earliest_step(trajectory.steps.nearest_tj, time_n)
             if step is not None:

@@ -15,7 +15,7 @@ Letters in array shapes: n cells, m nodes of the neighbor graph, t steps, j near
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +73,15 @@ class Lineage:
         return tuple(sister for sister, n in count.most_common() if n > _REPORTED * count.total())
 
 
-def lineage(walks: Walks, session: Session, end: str, *, named: Collection[str], fates: Collection[str]) -> Lineage:
+def lineage(
+    walks: Walks,
+    session: Session,
+    end: str,
+    *,
+    named: Collection[str],
+    fates: Collection[str],
+    visited: Sequence[str] = (),
+) -> Lineage:
     """Find the cells away from the lineage that leads from the start of random walks to a group.
 
     Parameters
@@ -86,6 +94,9 @@ def lineage(walks: Walks, session: Session, end: str, *, named: Collection[str],
         Groups that the user named. These groups are no sister fates.
     fates
         Other groups that are known to be fates.
+    visited
+        Named groups that are other fates than the end. Cells that develop into them are no detour, because the
+        trajectory has to pass these groups.
     """
     group_m = walks.group_m
     sisters, certain = _sister_fates(walks, end, named=named, fates=fates)
@@ -94,18 +105,29 @@ def lineage(walks: Walks, session: Session, end: str, *, named: Collection[str],
         return Lineage(
             away_m=np.zeros(len(group_m), dtype=bool), chance_n=np.ones(n_cells), sister_n=np.full(n_cells, "")
         )
-    probability_me = walks.fates((end, *sisters))
+    probability_me = walks.fates((end, *sisters, *visited))
     at_start = probability_me[[walks.start, *walks.graph.neighbors_mj[walks.start]], 0].mean()
     chance_m = probability_me[:, 0] / at_start
     # The user named the start and the end, so cells of their groups are on the lineage.
     own_m = group_m == end
     if group_m[walks.start] is not None:
         own_m |= group_m == group_m[walks.start]
+    # The trajectory has to pass the groups that the user named, and the cells on the way to them.
+    own_m |= np.isin(group_m, list(visited)) | (probability_me.argmax(1) > len(sisters))
     chance_m[own_m] = np.maximum(chance_m[own_m], 1)
-    value_me = np.column_stack([chance_m, probability_me[:, 1:]])
+    value_me = np.column_stack([chance_m, probability_me[:, 1 : 1 + len(sisters)]])
     value_ne = walks.expression.spread(value_me, torch.as_tensor(session.expression))
     nearest_n = np.asarray(sisters, dtype=object)[value_ne[:, 1:].argmax(1)]
     return Lineage(away_m=chance_m < _AVOIDED, chance_n=value_ne[:, 0], sister_n=nearest_n, certain=certain)
+
+
+def visited_fates(walks: Walks, named: Sequence[str], *, fates: Collection[str]) -> list[str]:
+    """List the groups that the user named between the start and the end although they are other fates than the end."""
+    between = sorted({*named[1:-1]} - {named[0], named[-1]})
+    found, _ = other_fates(walks, between, named[-1], fates=fates)
+    known = [group for group in between if walks.median(group) > -np.inf]
+    ending = [] if walks.gap_before(named[-1]) is not None else walks.ending(known)
+    return sorted({*found, *ending})
 
 
 def _sister_fates(
@@ -128,10 +150,12 @@ def other_fates(
 
     A group is certainly a fate if the order ends there, or if it is one of the known `fates`. A group is probably a
     fate if its cells are about as far from the start as those of the end. Names that are not groups of nodes are left
-    out.
+    out. If there is a gap on the way to the end, the order ends at the groups before the gap, whether or not they
+    develop into the end, so only the known fates are certain.
     """
     at_end = walks.median(end)
     among = sorted(group for group in groups if walks.median(group) > -np.inf) if at_end > -np.inf else []
-    ending = [group for group, staying in zip(among, walks.staying(among), strict=True) if staying > _STAYS]
+    stays = walks.staying(among) > _STAYS if walks.gap_before(end) is None else np.zeros(len(among), dtype=bool)
+    ending = [group for group, stay in zip(among, stays, strict=True) if stay]
     certain = frozenset(ending) | (frozenset(fates) & frozenset(among))
     return [group for group in among if group in certain or walks.median(group) >= AS_FAR * at_end], certain

@@ -115,8 +115,8 @@ class Legend:
         if backdrop.xy_bundle_pt2 is not None:
             paired = f"{len(backdrop.xy_bundle_pt2)} paired trajectories"
             symbols.append((paired, Line2D([], [], color="black", linewidth=0.5, alpha=0.5)))
-        if trajectory.steps.off.any():
-            symbols.append(("no cells observed (hatched in b and c)", Line2D([], [], **_OFF)))
+        if trajectory.without_cells.any():
+            symbols.append(("no cells (hatched in b and c)", Line2D([], [], **_OFF)))
         groups = [(group, Line2D([], [], color=color, **dot)) for group, color in colors.items()]
         labels = set() if backdrop.groups_n is None else set(backdrop.groups_n.tolist())
         others = len(labels - {None} - set(colors))
@@ -229,7 +229,7 @@ def _draw_trajectory(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> 
         axes.add_collection(thin, autolim=False)
     (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="trajectory")
     line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
-    for first, last in segments(trajectory.steps.off):
+    for first, last in segments(trajectory.without_cells):
         # The line that marks steps without observed cells extends halfway to the neighboring steps.
         begin = (xy_t2[max(first - 1, 0)] + xy_t2[first]) / 2
         end = (xy_t2[min(last + 1, len(xy_t2) - 1)] + xy_t2[last]) / 2

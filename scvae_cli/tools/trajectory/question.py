@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from scvae_cli.amounts import amount
+from scvae_cli.amounts import amount, beside
 from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError
@@ -122,8 +122,8 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         lines = [f"passes {' → '.join(facts['groups_passed'])}"] if facts["groups_passed"] else []
         highest = facts["off_manifold"]
         lines.append(
-            f"highest off-manifold score: {highest:.2f} (no cells were observed where the score is above "
-            f"{OFF_MANIFOLD})"
+            f"highest off-manifold score: {beside(highest, OFF_MANIFOLD)} (no cells were observed where the score is "
+            f"above {OFF_MANIFOLD})"
         )
         lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
         lines += [
@@ -192,6 +192,8 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
             "fates_avoided": list(result.avoided),
             "fates_passed": list(result.sisters),
             "fates_via": list(result.visited),
+            "gap": None if result.gap is None else result.gap.share,
+            "share_in_other_cloud": dict(result.apart),
             "turns": None if result.turning is None else {"step": result.turning[0], "root": result.turning[1]},
             **self.shared_facts(result),
             "genes": self.gene_table(result),

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from scvae_cli.amounts import noun
+from scvae_cli.amounts import beside, noun
 from scvae_cli.brief import brief
 from scvae_cli.data.finite import refuse_not_finite
 from scvae_cli.data.slots import Slot, SlotNames, slug
 from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.latent.gaps import LongestStep
 from scvae_cli.tools.trajectory.gene_changes import GeneChanges
 from scvae_cli.tools.trajectory.steps import Steps
 
@@ -65,6 +66,11 @@ class Trajectory:
         which the trajectory leads all the same. A sister fate is a group that does not develop into the end.
     visited
         Groups that the user named between the ends of the trajectory, although they are sister fates.
+    gap
+        Gap without cells on the way from the start to the end; None without a gap, or if it is unknown.
+    apart
+        Groups of which a part lies in another cloud than the position that represents the group, each with the share of
+        its cells in the other cloud.
     turning
         Step up to which the trajectory goes back along an order of the cells, and root of this order. The step is the
         last one if the trajectory ends earlier in the order than it starts. `turning` is None if the trajectory goes
@@ -104,11 +110,21 @@ class Trajectory:
     avoided: tuple[str, ...] = ()
     sisters: tuple[str, ...] = ()
     visited: tuple[str, ...] = ()
+    gap: LongestStep | None = None
+    apart: tuple[tuple[str, float], ...] = ()
     turning: tuple[int, str] | None = None
     group_sizes: dict[str, int] = field(default_factory=dict)
     bundle_ptk: np.ndarray | None
     of_counts: bool
     leading: tuple[int, ...] = ()
+
+    @property
+    def without_cells(self) -> np.ndarray:
+        """Mask of the steps where no cells were observed, and of the steps in a gap to which no cell belongs."""
+        mask: np.ndarray = self.steps.off.copy()
+        if self.empty is not None:
+            mask[self.empty[0] : self.empty[1] + 1] = True
+        return mask
 
     def top_genes(self, n: int) -> np.ndarray:
         """Return the indices of n genes: the genes in `leading`, then the genes that change most."""
@@ -121,6 +137,8 @@ class Trajectory:
         texts = (
             self.warning(),
             self.warning_of_gap(),
+            self.warning_of_missing_cells(),
+            self.warning_of_clouds(),
             self.warning_of_return(),
             self.warning_of_groups_beyond(),
             self.warning_of_sisters(),
@@ -146,7 +164,8 @@ class Trajectory:
         score = float(self.steps.off_manifold_t[off_t].max())
         return (
             f"{where} {steps} {named} of 0–{last} {lie} where no cells were observed (off-manifold score up to "
-            f"{score:.3f}, limit {OFF_MANIFOLD}): do not trust the genes decoded there; {self._remedy(off_t, last)}"
+            f"{beside(score, OFF_MANIFOLD)}, limit {OFF_MANIFOLD}): do not trust the genes decoded there; "
+            f"{self._remedy(off_t, last)}"
         )
 
     def warning_of_gap(self) -> str | None:
@@ -160,6 +179,26 @@ class Trajectory:
             return text
         return f"{text}, and {self.labels[0]!r} and {self.labels[-1]!r} may belong to different lineages"
 
+    def warning_of_missing_cells(self) -> str | None:
+        """Warn of a gap without cells along the order from the start to the end; return None if there is none."""
+        if self.gap is None:
+            return None
+        return (
+            f"there is a gap without cells on the way from {self.labels[0]!r} to {self.labels[-1]!r} in the order of "
+            f"the cells ({self.gap.described()}): it is unknown which groups develop into {self.labels[-1]!r}; with "
+            "--subset, include the groups between them"
+        )
+
+    def warning_of_clouds(self) -> str | None:
+        """Warn of groups that consist of two clouds; return None if there are none."""
+        if not self.apart:
+            return None
+        named = ", ".join(f"{share:.0%} of the cells of {label!r}" for label, share in self.apart)
+        return (
+            f"{named} lie in another cloud than the position that represents the group in the trajectory: the group "
+            "may consist of several cell types; divide the group, and name the right part"
+        )
+
     def warning_of_return(self) -> str | None:
         """Warn of an excursion that comes back to where it began; return None if there is none."""
         if self.returning is None:
@@ -169,9 +208,19 @@ class Trajectory:
         )
         return (
             f"the trajectory returns to an earlier state: it moves away until step {farthest}, but the expression at "
-            f"step {end} is similar to that at step {begin} again; check the order of the groups, or end the "
-            "trajectory at an earlier group"
+            f"step {end} is similar to that at step {begin} again; {self._remedy_of_return()}"
         )
+
+    def _remedy_of_return(self) -> str:
+        if not self.visited:
+            return "check the order of the groups, or end the trajectory at an earlier group"
+        named, are, ends = self._visits()
+        return f"{named} {are} probably {ends} of other branches, so do not name {named} with --via"
+
+    def _visits(self) -> tuple[str, str, str]:
+        """Name the other fates that the trajectory visits, with the verb and the noun of a sentence about them."""
+        are, ends = ("is", "an end") if len(self.visited) == 1 else ("are", "ends")
+        return " and ".join(repr(group) for group in self.visited), are, ends
 
     def warning_of_groups_beyond(self) -> str | None:
         """Warn of groups that are farther from the start than the end is; return None if there are none."""
@@ -190,23 +239,23 @@ class Trajectory:
         others = [repr(group) for group in self.sisters if group not in self.beyond]
         if not others:
             return None
-        named = " or ".join(others)
+        named, end = " or ".join(others), self.labels[-1]
+        # Naming a further group does not help if the trajectory passes named groups already.
+        via = "" if len(self.labels) > 2 else "name an intermediate group of the right branch with --via, or "
+        again = "although it was computed again to avoid them" if self.avoided else "and other paths do not avoid them"
         return (
-            f"the trajectory leads through cells that develop into {named} rather than {self.labels[-1]!r}, and other "
-            f"paths do not avoid these cells: there may be no cells between {self.labels[0]!r} and "
-            f"{self.labels[-1]!r} in the data; name an intermediate group of the right branch with --via, or leave "
-            f"{named} out with --subset"
+            f"the trajectory leads through cells that develop into {named} rather than {end!r}, {again}: there may be "
+            f"no cells between {self.labels[0]!r} and {end!r} in the data; {via}leave {named} out with --subset"
         )
 
     def warning_of_visits(self) -> str | None:
         """Warn of groups between the ends that are fates of their own; return None if there are none.
 
-        If the trajectory returns to an earlier state after such a group, another warning says so.
+        If the trajectory also returns to an earlier state, `warning_of_return` names these groups.
         """
         if not self.visited or self.returning is not None:
             return None
-        named = " and ".join(repr(group) for group in self.visited)
-        are, ends = ("is", "an end") if len(self.visited) == 1 else ("are", "ends")
+        named, are, ends = self._visits()
         return (
             f"{named} {are} probably {ends} of other branches: the order of the cells ends there, or these cells are "
             f"about as far from {self.labels[0]!r} as those of {self.labels[-1]!r}; no cell develops from {named} into "
@@ -214,13 +263,17 @@ class Trajectory:
         )
 
     def note_of_avoided(self) -> str | None:
-        """Say which fates the trajectory avoids; return None if there are none."""
-        if not self.avoided:
+        """Say which fates the trajectory avoids; return None if there are none.
+
+        Fates toward which the trajectory leads all the same are named in `warning_of_sisters`.
+        """
+        avoided = [repr(group) for group in self.avoided if group not in {*self.sisters, *self.beyond}]
+        if not avoided:
             return None
-        named = " or ".join(repr(group) for group in self.avoided)
         return (
-            f"the path with the least change of expression leads through cells that develop into {named} rather than "
-            f"{self.labels[-1]!r}; the trajectory was computed again and avoids these cells"
+            "the path with the least change of expression leads through cells that develop into "
+            f"{' or '.join(avoided)} rather than {self.labels[-1]!r}; the trajectory was computed again and avoids "
+            "these cells"
         )
 
     def warning_of_turning(self) -> str | None:
@@ -230,14 +283,16 @@ class Trajectory:
         step, root = self.turning
         if step == len(self.z_tk) - 1:
             return (
-                f"the trajectory goes back toward {root!r}, where an order of scvae pseudotime begins: it runs against "
-                "the direction in which cells develop; exchange its start and its end to follow a differentiation"
+                f"the trajectory goes back toward {root!r}, where an order of scvae pseudotime in the data begins: if "
+                f"cells develop from {root!r}, it runs against the direction in which they develop, so exchange its "
+                "start and its end; if they do not, compute scvae pseudotime again from the right root"
             )
         where = f" (near {group!r})" if (group := self.steps.group_t[step]) else ""
         return (
             f"up to step {step}{where}, the trajectory goes back toward {root!r}, where an order of scvae pseudotime "
-            "begins, and then it goes forward: the trajectory joins two ends through their progenitors, and no cell "
-            f"develops along this path; start at {root!r} to follow a differentiation"
+            f"in the data begins, and then it goes forward: if cells develop from {root!r}, the trajectory joins two "
+            f"ends through their progenitors, and no cell develops along this path, so start at {root!r}; if they do "
+            "not, compute scvae pseudotime again from the right root"
         )
 
     def warning_of_groups(self) -> str | None:

@@ -16,9 +16,11 @@ import scipy.sparse as sp
 import torch
 
 from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
-from scvae_cli.latent.end_cells import standing
+from scvae_cli.latent.end_cells import best, standing
 from scvae_cli.latent.fates import fate_probabilities, staying_probabilities
+from scvae_cli.latent.gaps import LongestStep, longest_step
 from scvae_cli.latent.neighbor_graph import CellGraph, euclidean_graph
+from scvae_cli.latent.order_ends import ends_of_orders
 from scvae_cli.latent.populations import core
 from scvae_cli.session import Session
 
@@ -33,6 +35,8 @@ class Walks:
         Neighbor graphs of the same nodes in latent space and in expression space.
     start
         The node from which the order begins.
+    order
+        Neighbor graph of the same nodes in diffusion coordinates.
     time_m
         Distance of each node from the start along the order.
     similarities
@@ -44,6 +48,7 @@ class Walks:
     graph: CellGraph
     expression: CellGraph
     start: int
+    order: CellGraph
     time_m: np.ndarray
     similarities: tuple[sp.csr_matrix, ...]
     groups_n: np.ndarray
@@ -68,11 +73,13 @@ class Walks:
         """
         position_md = torch.as_tensor(session.expression)[torch.as_tensor(graph.cells)]
         expression = euclidean_graph(graph.cells, position_md, ORDER_NEIGHBORS)
+        order = order_graph(expression)
         return cls(
             graph=graph,
             expression=expression,
             start=start,
-            time_m=order_graph(expression).distances([start])[0],
+            order=order,
+            time_m=order.distances([start])[0],
             similarities=tuple(
                 similarities(euclidean_graph(graph.cells, place)) for place in (position_md, graph.mean_mk)
             ),
@@ -94,6 +101,21 @@ class Walks:
         """Compute the probability that a walk from a group stays in it, for each group (`staying_probabilities`)."""
         nodes = [np.flatnonzero(self.group_m == group) for group in groups]
         return staying_probabilities(self.similarities, self.time_m, nodes)
+
+    def ending(self, groups: Sequence[str]) -> list[str]:
+        """List the groups at which the order, or the distance from the start in expression space, ends."""
+        nodes = [np.flatnonzero(self.group_m == group) for group in groups]
+        orders = [self.time_m, self.expression.distances([self.start])[0]]
+        mask = ends_of_orders(self.expression, self.similarities, orders, nodes)
+        return [group for group, ends_there in zip(groups, mask, strict=True) if ends_there]
+
+    def gap_before(self, end: str) -> LongestStep | None:
+        """Find the gap without cells on the way from the start to the latest cells of a group; None without a gap."""
+        if self.median(end) == -np.inf:
+            return None
+        nodes = core(self.expression, np.flatnonzero(self.groups_n == end))
+        step = longest_step(self.order, np.array([self.start]), best(nodes, self.time_m[nodes]), self.group_m)
+        return step if step.is_gap else None
 
     def fates(self, ends: Sequence[str]) -> np.ndarray:
         """Compute the probability of each end for each node (`fate_probabilities`), shape (m, e).
