@@ -127,8 +127,6 @@ def test_texts_do_not_overlap(trained, tmp_path, monkeypatch, kind, verb, which)
     else:
         getattr(scvae, verb)(adata, model, device="cpu", **options)
     [figure] = drawn
-    if verb == "pseudotime" and kind == "wide":
-        pytest.xfail("the names in the legend of pseudotime are not yet fitted to its columns")
     with figure_file.house_style():
         assert (collisions(figure), cut_off(figure)) == ([], [])
 

@@ -17,7 +17,7 @@ from scvae_cli.text_table import shown_width, table_lines
 
 TOOLS = Path(scvae.__file__).parent / "tools"
 # Files of tools that align text without `table_lines`: verdicts are wrapped into paragraphs.
-ALIGNED_OTHERWISE = {"diagnose/verdict.py", "trajectory/question.py", "pseudotime/question.py"}
+ALIGNED_OTHERWISE = {"diagnose/verdict.py"}
 
 names = st.one_of(st.text("aB1-_.W细é", min_size=1, max_size=200), st.text("ab ", min_size=1).map("x".join))
 numbers = st.floats(-1e12, 1e12).map("{:+.2f}".format)

@@ -24,11 +24,13 @@ from scvae_cli.report.page import (
     NO_GROUP,
     OTHER_GROUPS,
     WIDTH,
+    fitted,
     group_colors,
     head,
     legend_names,
     place,
     shortened,
+    text_width,
     write,
 )
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED
@@ -170,7 +172,9 @@ def _draw_labels(
         row, column = divmod(i, _LEGEND_COLUMNS)
         x, y = column * wide / _LEGEND_COLUMNS, (row + 0.5) * _LINE
         legend.plot(x + 0.05, y, "o", color=colors[name], markersize=4.5, markeredgewidth=0)
-        legend.text(x + 0.13, y, f"{shown} ({sizes[name]:,})", size=6.5, va="center_baseline")
+        size = f" ({sizes[name]:,})"
+        fits = fitted(shown, wide / _LEGEND_COLUMNS - 0.2 - text_width([size], 6.5), 6.5)
+        legend.text(x + 0.13, y, fits + size, size=6.5, va="center_baseline")
 
 
 def _draw_genes(

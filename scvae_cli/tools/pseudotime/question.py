@@ -10,6 +10,7 @@ import numpy as np
 from scvae_cli.amounts import amount, noun
 from scvae_cli.errors import ConfigError
 from scvae_cli.question import Question
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.pseudotime.options import PseudotimeOptions
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
@@ -87,9 +88,8 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
                 f"{result.distance_n.max():.1f} {self.session.distance_unit}"
             )
         ]
-        return "\n".join(
-            lines + [f"{branch:<30}{size:>10,} {noun(size, 'cell')}" for branch, size in facts["branches"].items()]
-        )
+        branches = [(branch, f"{size:,}", noun(size, "cell")) for branch, size in facts["branches"].items()]
+        return "\n".join(lines + (table_lines(branches, left=(0, 2)) if branches else []))
 
     def figure(self, result: Pseudotime) -> Figure:
         from scvae_cli.report.column_colors import column_colors

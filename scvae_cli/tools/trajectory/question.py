@@ -18,6 +18,7 @@ from scvae_cli.errors import ConfigError
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.latent.decoding_batch import DecodedWith, decoded_with
 from scvae_cli.question import Question
+from scvae_cli.text_table import table_lines
 from scvae_cli.tools.trajectory.interpolation import interpolate
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.recorded_orders import recorded_ends, recorded_orders
@@ -125,11 +126,11 @@ class AlongTrajectory(Question[AnyOptions, Result]):
             f"highest off-manifold score: {beside(highest, OFF_MANIFOLD)} (no cells were observed where the score is "
             f"above {OFF_MANIFOLD})"
         )
-        lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
-        lines += [
-            "{gene:<16}{start:>10.3g}{end:>10.3g}{change:>9.2f}{direction:>11}{switch_step:>13}".format(**row)
-            for row in facts["genes"]
-        ]
+        rows = [("gene", "start", "end", "change", "direction", "switch step")]
+        for row in facts["genes"]:
+            numbers = (f"{row['start']:.3g}", f"{row['end']:.3g}", f"{row['change']:.2f}")
+            rows.append((row["gene"], *numbers, row["direction"], str(row["switch_step"])))
+        lines += table_lines(rows)
         library = trajectory.library
         size = "the median library size" if library == "median" else f"a library size of {library:g}"
         expected = f"expected counts at {size}" if trajectory.of_counts else "expected values"
