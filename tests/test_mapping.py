@@ -18,9 +18,11 @@ from workbench import DATA, USAGE, assert_refused, contents
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError, ModelError, ScvaeWarning
+from scvae_cli.evaluation.log_pca import principal_components
+from scvae_cli.evaluation.neighbors import nearest_neighbors
 from scvae_cli.model.mapped_batches import Responses
 from scvae_cli.model.shifted_nll import shifted_nll
-from scvae_cli.tools.map.lacking_signs import _moments
+from scvae_cli.tools.map.lacking_signs import _moments, _nearest
 from scvae_cli.tools.map.mapped_counterparts import combined
 from scvae_cli.training.mapping import map_batches, simulated_positions, typical_difference
 
@@ -249,6 +251,15 @@ def test_common_factor_of_the_signs_causes_no_false_alarms(factor):
     score_n, score_s = combined(factor * real_3n, simulated_3s)
     reported = (score_n > np.quantile(score_s, 0.95)).mean()
     assert reported == pytest.approx(0.05, abs=0.02) if factor >= 1 else reported < 0.05
+
+
+@pytest.mark.parametrize(("n_cells", "n_genes"), [(5, 3), (20, 100), (60, 12), (60, 1), (300, 40)])
+def test_neighbors_from_scalar_products_equal_those_of_principal_components(n_cells, n_genes):
+    random = np.random.default_rng(n_cells + n_genes)
+    logged = sp.csr_matrix(random.gamma(1.0, 1.0, (n_cells, n_genes)))
+    n_neighbors = min(15, n_cells // 5)
+    expected_nm = nearest_neighbors(principal_components(logged), n_neighbors)
+    assert np.array_equal(_nearest(logged, n_neighbors), expected_nm)
 
 
 def test_moments_of_counts_equal_those_of_draws():

@@ -21,8 +21,8 @@ import torch
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.evaluation.log_pca import log_normalized, principal_components
-from scvae_cli.evaluation.neighbors import NEIGHBORS, nearest_neighbors
+from scvae_cli.evaluation.log_pca import COMPONENTS, log_normalized
+from scvae_cli.evaluation.neighbors import NEIGHBORS
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 
@@ -73,11 +73,27 @@ def _averages(counts: Counts) -> sp.csr_matrix:
     n_neighbors = min(NEIGHBORS, n // _CELLS_PER_NEIGHBOR)
     member_nm = np.arange(n)[:, None]
     if n_neighbors:
-        nearest_nm = nearest_neighbors(principal_components(log_normalized(counts)), n_neighbors)
-        member_nm = np.concatenate([member_nm, nearest_nm], axis=1)
+        member_nm = np.concatenate([member_nm, _nearest(log_normalized(counts), n_neighbors)], axis=1)
     m = member_nm.shape[1]
     starts = np.arange(0, n * m + 1, m)
     return sp.csr_matrix((np.full(n * m, 1 / m), member_nm.ravel(), starts), shape=(n, n))
+
+
+def _nearest(logged: sp.csr_matrix, n_neighbors: int) -> np.ndarray:
+    """Return the nearest other cells of each cell by the first principal components, shape (n, m).
+
+    The positions of the cells come from the scalar products of all pairs of cells (Gower 1966, doi:10.2307/2333639), so
+    the number of cells must be small. The positions are the same as those of `principal_components`, apart from signs.
+    `principal_components` and `nearest_neighbors` import scikit-learn, which takes longer than this computation.
+    """
+    product_nn = torch.from_numpy((logged.astype(np.float64) @ logged.T.astype(np.float64)).toarray())
+    product_nn = product_nn - product_nn.mean(0) - product_nn.mean(1, keepdim=True) + product_nn.mean()
+    square_n, direction_nn = torch.linalg.eigh(product_nn)
+    n_components = max(1, min(COMPONENTS, min(logged.shape) - 1))
+    position_nc = direction_nn[:, -n_components:] * square_n[-n_components:].clamp(min=0).sqrt()
+    distance_nn = torch.cdist(position_nc, position_nc).fill_diagonal_(torch.inf)
+    nearest_nm: np.ndarray = distance_nn.topk(n_neighbors, largest=False).indices.numpy()
+    return nearest_nm
 
 
 def _moments(output: CountOutput, library_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
