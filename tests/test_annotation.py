@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from scvae_cli.tools.annotate.batch_novelty import corrected_novelty, known_type
 from scvae_cli.tools.annotate.classifier import fit_pool, log_odds, pool_weights, regression
 from scvae_cli.tools.annotate.conformal import HeldOutScores
 from scvae_cli.tools.annotate.difference import difference
-from scvae_cli.tools.annotate.expected import expected
+from scvae_cli.tools.annotate.expected import Expected, expected
 from scvae_cli.tools.annotate.held_out_novelty import HeldOutNovelty
 from scvae_cli.tools.annotate.held_out_parts import chosen_cells, parts_of
 from scvae_cli.tools.annotate.novelty import metric_of_all, metric_of_labels, novelty
@@ -251,6 +252,12 @@ def test_a_new_batch_uses_the_way_to_compute_novelty_that_needs_a_clearly_smalle
     first_n = known_type_p(ways[:1], label_n, batch_n)
     assert (first_n[batch_n == 0] <= 0.05).mean() > 0.9
     np.testing.assert_array_equal(p_n[batch_n != 0], first_n[batch_n != 0])
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.4])
+def test_types_that_mapping_may_have_hidden_give_a_warning(annotated, hidden):
+    result = replace(annotated[3], expected=Expected(0.9, 0.05), expected_unmapped=Expected(0.5, 0.05 + hidden))
+    assert any("without the corrections of scvae map" in text for text in result.warnings()) == (hidden > 0)
 
 
 # --- expected accuracy ------------------------------------------------------------------------------------------------

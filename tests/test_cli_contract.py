@@ -74,7 +74,8 @@ KEYS = {
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes covariates",
     "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
     "annotate": "output labels_key reference n_cells n_labeled labels n_unknown expected_accuracy "
-    "expected_of_missing_types unknown_rate coverage heldout view_weights difference coarse missing_genes plot slots",
+    "expected_of_missing_types expected_of_missing_types_unmapped unknown_rate coverage heldout "
+    "view_weights difference coarse missing_genes plot slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes decoded_with group_means missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length groups_beyond fates_avoided fates_passed fates_via "
     "gap share_in_other_cloud turns off_manifold groups_passed steps_without_cells returns n_cells n_cells_on_path "

@@ -4,20 +4,25 @@ All parameters of the model that do not belong to new batches remain unchanged. 
 its difference δ from the mean effect of the batches on which the model was trained. The differences δ are shrunk toward
 0, because new batches may have few cells. The training of new batches minimizes the loss
 
-    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy.
+    mean over cells of [−log p(x|z) + β·KL(q(z|x) ‖ N(c, I))] + Σ δ²/(2τ²) / n + λ·discrepancy.
 
-In the loss, τ is the typical size of the differences δ, n is the number of new cells, and λ is the weight of the
-discrepancy. For effects on genes, τ is the typical difference of a gene's log proportion between batches. Before the
-training, the function `typical_difference` estimates τ from the differences between observed and expected counts of the
-genes, without the variance that is due to chance. If observed and expected counts differ only by chance, τ is 0, and
-the effects of the new batch are not trained.
+In the loss, c is the mean position that the cells of the batch are expected to have, given the populations of the
+batch. With the prior N(0, I), a batch in which one population prevails could be moved to the center of the latent
+space, because the effects of the batch can replace the latent position of this population. Further, τ is the typical
+size of the differences δ, n is the number of new cells, and λ is the weight of the discrepancy. For effects on genes, τ
+is the typical difference of a gene's log proportion between batches. Before the training, the function
+`typical_difference` estimates τ from the differences between observed and expected counts of the genes, without the
+variance that is due to chance. If observed and expected counts differ only by chance, τ is 0, and the effects of the
+new batch are not trained.
 
 The effects of a batch may differ between populations of cells (`model/mapped_batches.py`). The likelihood alone cannot
 distinguish the effect of a batch on one population from a change of the latent positions of this population. The loss
 therefore contains a discrepancy, like the loss of `train` with batches. The discrepancy is the maximum mean discrepancy
 (a distance between distributions) between the posterior means of the new cells and of the training cells. A model
-contains no training cells, so the model simulates cells that replace the training cells. The weight λ of the
-discrepancy grows with the number of new cells, because a small number of cells may not represent all populations.
+contains no training cells, so the model simulates cells that replace the training cells. Simulated cells of each
+population are used as frequently as the population occurs in the new batch (`composition.py`). Otherwise, a batch that
+lacks some populations would be moved to the cells of these populations. The weight λ of the discrepancy grows with the
+number of new cells, because a small number of cells may not represent all populations.
 
 Each new batch shifts the first hidden layer of the encoder. A shift of the hidden layer can correct any change of the
 encoder's input that is equal for all cells of a batch. A shift of the hidden layer needs far fewer parameters than a
@@ -51,8 +56,8 @@ from scvae_cli.model.posterior import Posterior, sample_and_kl
 from scvae_cli.model.shifted_nll import shifted_nll
 from scvae_cli.model.vae import VAE
 from scvae_cli.progress import Progress, silent
+from scvae_cli.training.composition import composition_weights
 from scvae_cli.training.optimizer import AveragedAdamW
-from scvae_cli.training.recipe import MIXING
 
 # Number of training steps, number of additional steps for each new batch, and number of cells per step. Batch effects
 # have few parameters, so more steps or cells would hardly change the effects. The duration of the training steps does
@@ -66,7 +71,10 @@ RATE = 0.05
 HIDDEN_SD, SHIFT_SD, TURN_SD = 0.1, 1.0, 0.3
 # Prior standard deviation of the change of a gene's batch effect along a latent axis, as a fraction of τ.
 SLOPE_SHARE = 0.3
-# Number of new cells for which the discrepancy has half of the weight that it has when a model is trained.
+# Weight λ of the discrepancy for very many new cells, in nats. The weight is ten times that of a training, because a
+# mapping takes far fewer steps, and only the new cells can move.
+MIXING = 300.0
+# Number of new cells for which the discrepancy has half of this weight.
 HALF_MIXING_CELLS = 500
 # Number of simulated cells that replace the training cells.
 SIMULATED = 1000
@@ -217,12 +225,26 @@ def map_batches(
     ).to(model.device)
     if (sd_b > 0).any():
         simulated_sk = simulated_positions(model, seed=seed)
+        weight_bs = _compositions(vae, first_nh, batch_n[chosen], simulated_sk, n_new=len(new), seed=seed)
         beta = model.config.train.beta
-        _train(vae, effects, table, first_nh, simulated_sk, n_known, beta=beta, seed=seed, progress=progress)
+        _train(
+            vae, effects, table, first_nh, (simulated_sk, weight_bs), n_known,
+            beta=beta, seed=seed, progress=progress,
+        )  # fmt: skip
     _add(vae, effects, n_known)
     n_cells_b = tuple(int(n) for n in np.bincount(batch_n, minlength=len(new)))
     seconds = time.perf_counter() - started
     return MappedBatches(vae=vae, difference_b=tuple(sd_b.tolist()), n_cells_b=n_cells_b, seconds=seconds)
+
+
+@torch.no_grad()
+def _compositions(
+    vae: VAE, first_nh: Tensor, batch_n: np.ndarray, simulated_sk: Tensor, *, n_new: int, seed: int
+) -> np.ndarray:
+    """Compute how frequently each simulated cell represents the cells of each new batch, shape (b, s)."""
+    mean_nk, _ = vae.encoder.after_first(first_nh)
+    own_bn = torch.as_tensor(batch_n == np.arange(n_new)[:, None]).to(mean_nk.device)
+    return np.stack([composition_weights(mean_nk[own_n], simulated_sk, seed=seed) for own_n in own_bn])
 
 
 @torch.no_grad()
@@ -281,8 +303,8 @@ def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.n
 
 
 def _train(
-    vae: VAE, effects: NewEffects, table: CellTable, first_nh: Tensor, simulated_sk: Tensor, n_known: int, *,
-    beta: float, seed: int, progress: Progress,
+    vae: VAE, effects: NewEffects, table: CellTable, first_nh: Tensor, simulated: tuple[Tensor, np.ndarray],
+    n_known: int, *, beta: float, seed: int, progress: Progress,
 ) -> None:  # fmt: skip
     """Train the effects of the new batches, and no other parameters."""
     for parameter in vae.parameters():
@@ -290,15 +312,17 @@ def _train(
     optimizer = AveragedAdamW(effects, weight_decay=0.0)
     parameters: list[Tensor] = list(effects.parameters())
     trained_b = (effects.sd_b > 0).float()
+    simulated_sk, weight_bs = simulated
+    center_bk = torch.as_tensor(weight_bs).to(simulated_sk) @ simulated_sk
     mixing = MIXING * table.n_cells / (table.n_cells + HALF_MIXING_CELLS)
     n_steps = STEPS + STEPS_PER_BATCH * len(effects.sd_b)
     random = np.random.default_rng(seed)
     with seeded(seed, table.device), progress("Mapping", n_steps) as advance:
         for step, rows in enumerate(_minibatches(random, table.n_cells, n_steps)):
             cells = table.take(rows)
-            nll, kl, mean_nk = _elbo_terms(vae, effects, cells, first_nh[torch.as_tensor(rows)], n_known)
-            some = torch.as_tensor(random.choice(len(simulated_sk), min(STEP_CELLS, len(simulated_sk)), replace=False))
-            discrepancy = _discrepancy(mean_nk, cells, simulated_sk[some.to(table.device)], effects, n_known)
+            assert cells.batch_n is not None, "the new batches"
+            nll, kl, mean_nk = _elbo_terms(vae, effects, cells, first_nh[torch.as_tensor(rows)], center_bk, n_known)
+            discrepancy = _discrepancy(mean_nk, cells.batch_n - n_known, simulated, random)
             loss = nll + beta * kl + effects.penalty() / table.n_cells + mixing * discrepancy
             gradients = torch.autograd.grad(loss, parameters)
             masked = {
@@ -323,16 +347,21 @@ def _minibatches(random: np.random.Generator, n_cells: int, n_steps: int) -> Ite
 
 
 def _elbo_terms(
-    vae: VAE, effects: NewEffects, cells: Minibatch, first_nh: Tensor, n_known: int
+    vae: VAE, effects: NewEffects, cells: Minibatch, first_nh: Tensor, center_bk: Tensor, n_known: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the two terms of the negative ELBO, and the posterior means, shape (n, k)."""
+    """Compute the two terms of the negative ELBO, and the posterior means, shape (n, k).
+
+    The second term is the KL of the posterior to N(c, I), where c is the center of the cell's batch in `center_bk`.
+    """
     assert cells.batch_n is not None, "the new batches"
     assert vae.decoder.batch is not None, "the decoder of a model with batches has batch effects"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
     noise_nk = torch.randn(cells.n_cells, vae.n_latent, device=first_nh.device)
     mean_nk, log_var_nk = vae.encoder.after_first(effects.encoder.first_nh(first_nh, member_nb))
     mean_nk = effects.encoder.mean_nk(mean_nk, member_nb)
-    z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
+    center_nk = member_nb @ center_bk
+    z_nk, kl = sample_and_kl(mean_nk - center_nk, log_var_nk, noise_nk)
+    z_nk = z_nk + center_nk
     assert isinstance(vae.decoder.head, CountHead), "only models of counts are mapped onto"
     of_batch, shift_nh = vae.decoder.batch, None
     if of_batch.hidden_bh is not None and effects.hidden_bh is not None:
@@ -344,18 +373,24 @@ def _elbo_terms(
     return nll, kl, mean_nk
 
 
-def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effects: NewEffects, n_known: int) -> Tensor:
+def _discrepancy(
+    mean_nk: Tensor, batch_n: Tensor, simulated: tuple[Tensor, np.ndarray], random: np.random.Generator
+) -> Tensor:
     """Compute the discrepancy between new batches and simulated cells, a differentiable scalar.
 
-    Each new batch is compared with the simulated cells and with the cells of all other new batches.
+    Each new batch is compared with simulated cells that are drawn with the composition of the batch.
     """
-    assert cells.batch_n is not None, "the new batches"
-    member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
-    others_s1 = member_nb.new_ones(len(simulated_sk), 1)
-    # The simulated cells form one additional batch.
-    member_nb = torch.cat([nn.functional.pad(member_nb, (0, 1)), nn.functional.pad(others_s1, (member_nb.shape[1], 0))])
-    value, gradient_nk = batch_discrepancy(torch.cat([mean_nk.detach(), simulated_sk]), member_nb)
-    return value + ((mean_nk - mean_nk.detach()) * gradient_nk[: len(mean_nk)]).sum()
+    (simulated_sk, weight_bs), parts = simulated, []
+    for b in range(len(weight_bs)):
+        own = (batch_n == b).nonzero()[:, 0]
+        if len(own) < 2:
+            continue
+        drawn_sk = simulated_sk[torch.as_tensor(random.choice(len(simulated_sk), STEP_CELLS, p=weight_bs[b]))]
+        member_nb = nn.functional.one_hot(torch.arange(len(own) + len(drawn_sk)).ge(len(own)).long(), 2).to(mean_nk)
+        value, gradient_nk = batch_discrepancy(torch.cat([mean_nk[own].detach(), drawn_sk]), member_nb)
+        change = ((mean_nk[own] - mean_nk[own].detach()) * gradient_nk[: len(own)]).sum()
+        parts.append((value + change) * len(own) / len(batch_n))
+    return torch.stack(parts).sum() if parts else mean_nk.sum() * 0
 
 
 @torch.no_grad()

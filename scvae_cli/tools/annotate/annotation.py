@@ -25,7 +25,7 @@ from scvae_cli.tools.annotate.batch_novelty import known_type_p
 from scvae_cli.tools.annotate.classifier import Pool, fit_pool, log_odds
 from scvae_cli.tools.annotate.conformal import HeldOutScores, enough_cells
 from scvae_cli.tools.annotate.difference import Difference, difference, some_cells
-from scvae_cli.tools.annotate.expected import expected
+from scvae_cli.tools.annotate.expected import Expected, expected
 from scvae_cli.tools.annotate.held_out_novelty import HeldOutNovelty, held_out_novelty
 from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.learning import Learned, Lesson, learn
@@ -159,6 +159,7 @@ def annotate(
         held = held_out_novelty(learned, everything, found.novelty.scores.code_m, rate=options.unknown_rate)
         ways.append((held, held.of(learned.scaling.states(unmapped))))
     predicted = _Predicted(log_p_nc, set_nc, known_type_p(ways, label_n, new_batch_n))
+    unmapped_p_n = known_type_p(ways[1:], label_n, new_batch_n) if len(ways) > 1 else None
     labeled_n = np.zeros(len(predicted.p_n), dtype=bool)
     if known is not None and lesson is not None and reference is None:
         labeled_n = known.code_n >= 0
@@ -175,6 +176,13 @@ def annotate(
         least = options.fine_probability
         of_coarse = back_off_quality(held_p_hc, held_code_h, learned.weight_h, coarse, least)
         backed_off = back_off(probability_nc, coarse, least, of_coarse)
+
+    def expected_with(p_n: np.ndarray) -> Expected | None:
+        if labeled_n.all():
+            return None
+        probability_n, rate = probability_nc[~labeled_n].max(1), options.unknown_rate
+        return expected(probability_n, p_n[~labeled_n], found.held_out.p_n, learned.weight_h, rate=rate)
+
     return Annotation(
         labels=learned.names,
         probability_nc=probability_nc,
@@ -188,15 +196,8 @@ def annotate(
         view_weights=dict(zip(VIEWS, (float(weight) for weight in found.pool.weight_v), strict=True)),
         quality=replace(found.quality, confusion_cc=found.quality.confusion_cc[np.ix_(rank_c, rank_c)]),
         difference=_difference(found, query, predicted, labeled_n, options.seed),
-        expected=None
-        if labeled_n.all()
-        else expected(
-            probability_nc[~labeled_n].max(1),
-            predicted.p_n[~labeled_n],
-            found.held_out.p_n,
-            learned.weight_h,
-            rate=options.unknown_rate,
-        ),
+        expected=expected_with(predicted.p_n),
+        expected_unmapped=None if unmapped_p_n is None else expected_with(unmapped_p_n),
         values=learned.values,
         back_off=backed_off,
     )

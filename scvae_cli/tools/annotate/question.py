@@ -135,6 +135,9 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             "n_unknown": int(result.unknown_n.sum()),
             "expected_accuracy": None if result.expected is None else result.expected.accuracy,
             "expected_of_missing_types": None if result.expected is None else result.expected.of_missing_types,
+            "expected_of_missing_types_unmapped": None
+            if result.expected_unmapped is None
+            else result.expected_unmapped.of_missing_types,
             "unknown_rate": result.unknown_rate,
             "coverage": result.coverage,
             "heldout": {

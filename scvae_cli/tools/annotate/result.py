@@ -21,6 +21,9 @@ from scvae_cli.tools.annotate.quality import Quality
 
 # A warning is given if the share of unknown cells exceeds _MANY, and also exceeds _MANY_TIMES times the expected share.
 _MANY_TIMES, _MANY = 5, 0.1
+# A warning is given if the share of cells of missing types is larger by more than _HIDDEN without the corrections of
+# `map`.
+_HIDDEN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,9 @@ class Annotation:
         How well a classifier distinguishes cells without a label from labeled cells; None if there are too few cells.
     expected
         Expected accuracy of the labels of the cells without a label; None if all cells have a label.
+    expected_unmapped
+        The same, with the novelty of cells in mapped batches from states without the corrections of `map`; None if no
+        batch is mapped.
     values
         Values of the labels, shape (c,), if the labels are numbers or booleans; otherwise None.
     back_off
@@ -76,6 +82,7 @@ class Annotation:
     quality: Quality
     difference: Difference | None = None
     expected: Expected | None = None
+    expected_unmapped: Expected | None = None
     values: np.ndarray | None = None
     back_off: BackOff | None = None
 
@@ -106,6 +113,16 @@ class Annotation:
                 f"{share:.0%} of the cells without a label are unknown: these cells are of other types than the "
                 "labeled cells, or of batches that differ much from those of the labeled cells"
             )
+        if self.expected is not None and self.expected_unmapped is not None:
+            hidden = self.expected_unmapped.of_missing_types - self.expected.of_missing_types
+            if hidden > _HIDDEN:
+                found.append(
+                    "without the corrections of scvae map, about "
+                    f"{self.expected_unmapped.of_missing_types:.0%} of the cells without a label would seem to be of "
+                    f"types without labeled cells (with them: {self.expected.of_missing_types:.0%}). The corrections "
+                    "may have removed a response to the condition or technology, or have moved cells of new types to "
+                    "known types. Check marker genes of the predicted labels"
+                )
         if self.difference is not None and self.difference.is_clear:
             found.append(
                 "the cells without a label differ from labeled cells with the same predicted label (a classifier "
