@@ -199,7 +199,7 @@ def test_results_with_other_intermediate_waypoints_are_different(bench):
     command = bench.args("interpolate", "--groupby", "kind", "--from", "a", "--to", "c", "--steps", "5")
     run_ok(*command, "--via", "b", "--via", "a")
     other_path = [*command, "--via", "b", "--via", "c", "--via", "b"]
-    assert_refused(bench.folder, other_path, DATA, "'interpolate_a_to_c', waypoints ['a', 'b', 'a', 'c']")
+    assert_refused(bench.folder, other_path, DATA, "'interpolate_a_to_c', waypoints 'a', 'b', 'a', 'c'")
     # A name that the user gives is used unchanged.
     run_ok(*command, "--via", "b", "--name", "mine")
     run_ok(*other_path, "--name", "mine")

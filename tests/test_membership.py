@@ -284,7 +284,7 @@ def test_ends_of_several_cell_types_are_reported(ordered):
 
 def test_gaps_are_reported_and_then_no_group_is_called_another_fate(ordered, trajectory):
     """Without the late cells on the way, the order ends at the intermediate cells, which are no other fate."""
-    gap = LongestStep(share=0.6, before="progenitor", after="mature_1")
+    gap = LongestStep(share=0.6, ratio=20.0, before="progenitor", after="mature_1")
     text = replace(trajectory, gap=gap).warning_of_missing_cells()
     assert "gap without cells on the way from 'stem' to 'mature_1'" in text
     assert "(60% of the way, 'progenitor' → 'mature_1')" in text

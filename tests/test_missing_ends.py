@@ -132,7 +132,7 @@ def test_missing_cells_on_the_way_to_an_end_are_reported(adata, model, branches)
 
 @pytest.mark.parametrize(("share", "reported"), [(0.2, False), (0.4, True)])
 def test_a_long_step_is_reported(branches, share, reported):
-    step = LongestStep(share=share, before="stem", after="mature_1")
+    step = LongestStep(share=share, ratio=20.0, before="stem", after="mature_1")
     texts = replace(branches, longest_steps=(step, branches.longest_steps[1])).warnings()
     assert any("gap without cells on the way from 'stem' to 'mature_1' (40%" in text for text in texts) == reported
 
@@ -151,7 +151,7 @@ def test_the_longest_step_is_that_of_a_line():
 def test_descriptions_of_gaps_name_the_groups_on_both_sides():
     texts = {"": (None, "a"), ", 'a' → 'b'": ("a", "b"), ", within 'a'": ("a", "a")}
     for text, (before, after) in texts.items():
-        assert LongestStep(share=0.5, before=before, after=after).described() == f"50% of the way{text}"
+        assert LongestStep(share=0.5, ratio=20.0, before=before, after=after).described() == f"50% of the way{text}"
 
 
 # --- several clouds ---------------------------------------------------------------------------------------------------
@@ -195,3 +195,7 @@ def test_a_label_of_two_ends_is_reported(adata, model):
         result = ordered(cells, model, **options)
         assert max(result.root_share_apart, *result.end_shares_apart) > 0.3
         assert any("of the cells of 'mature' lie in another cloud" in text for text in result.warnings())
+
+
+def test_a_way_of_few_long_steps_has_no_gap():
+    assert not LongestStep(share=0.5, ratio=1.5, before="stem", after="mature_1").is_gap

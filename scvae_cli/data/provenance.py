@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,12 +136,26 @@ def refuse_another(
     ):
         return
     other = there[0]
-    described = "".join(f", {key} {other['options'].get(key)!r}" for key in options)
+    given = {key: other["options"].get(key) for key in options}
+    described = "".join(f", {key} {_shown(value)}" for key, value in given.items() if value not in (None, {}, [], ()))
     taken = next(path for path in paths if path in other["slots"])
     raise DataError(
         f"{store.title}: {taken} holds another result, of {other.get('command')!r}{described}",
         "use --name NAME to keep both results, or --force to replace the old one",
     )
+
+
+def _shown(value: Any) -> str:
+    """Show the value of an option as users write it.
+
+    >>> _shown({"cell_type": "B"}), _shown(["A", "B"]), _shown("stim")
+    ("cell_type='B'", "'A', 'B'", "'stim'")
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={part!r}" for key, part in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(repr, value))
+    return repr(value)
 
 
 def _is_there(store: CellStore, path: str) -> bool:

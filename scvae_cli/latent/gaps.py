@@ -17,6 +17,9 @@ from scvae_cli.latent.neighbor_graph import CellGraph
 # There is a gap if one edge covers more than this fraction of the way. Without missing cells, an edge covered at most
 # 0.13 of the way in simulated trees, and 0.25 of the way to the 68 megakaryocytes of a real data set.
 GAP = 0.3
+# An edge is a gap only if it is at least this many times as long as the median edge on the way. With few cells, a way
+# may consist of a few edges of similar lengths.
+_LONG = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +30,26 @@ class LongestStep:
     ----------
     share
         Length of the edge, as a fraction of the distance from the root to the end along the order.
+    ratio
+        Length of the edge, divided by the median length of the edges on the way.
     before, after
         Groups of the two cells that the edge joins; None for a cell without a group.
     """
 
     share: float
+    ratio: float
     before: str | None
     after: str | None
 
     @property
     def is_gap(self) -> bool:
         """Whether there is a gap without cells on the way."""
-        return self.share > GAP
+        return self.share > GAP and self.ratio >= _LONG
 
     def described(self) -> str:
         """Describe the gap in a warning.
 
-        >>> LongestStep(share=0.5, before="a", after="b").described()
+        >>> LongestStep(share=0.5, ratio=20.0, before="a", after="b").described()
         "50% of the way, 'a' → 'b'"
         """
         text = f"{self.share:.0%} of the way"
@@ -77,11 +83,13 @@ def longest_step(order: CellGraph, start: np.ndarray, end: np.ndarray, group_m: 
     )
     found = []
     for node in end.tolist():
-        after, longest = node, (0.0, node, node)
+        after, edges = node, [(0.0, node, node)]
         while (before := int(before_m[after])) >= 0:
-            longest = max(longest, (float(distance_m[after] - distance_m[before]), before, after))
+            edges.append((float(distance_m[after] - distance_m[before]), before, after))
             after = before
-        found.append((longest[0] / max(float(distance_m[node]), 1e-12), *longest[1:]))
-    share, *nodes = sorted(found)[(len(found) - 1) // 2]
+        longest, *ends = max(edges)
+        median = float(np.median([length for length, *_ in edges[1:]] or [1.0]))
+        found.append((longest / max(float(distance_m[node]), 1e-12), longest / max(median, 1e-12), *ends))
+    share, ratio, *nodes = sorted(found)[(len(found) - 1) // 2]
     first, second = (None if group_m[node] is None else str(group_m[node]) for node in nodes)
-    return LongestStep(share=share, before=first, after=second)
+    return LongestStep(share=share, ratio=ratio, before=first, after=second)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Largest number of labels, and of pairs of confused labels, that the terminal shows.
 _SHOWN, _SHOWN_CONFUSIONS = 30, 5
+# Share of cells without a counterpart that `map` reports by mistake, by default.
+_FALSE_ALARMS = 0.05
 _REPEATED = (
     "the data contain training cells. The classifiers have learned the labels of these cells, and mostly repeat these "
     "labels, with too high probabilities. Use --labels-key to predict each labeled cell with a classifier that has not "
@@ -113,7 +115,10 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         if column not in self.session.store.obs_keys:
             return None
         lacking_n = np.asarray(self.session.store.obs_column(column))[self.session.kept]
-        if lacking_n.dtype != bool or not (labeled_n := lacking_n & ~result.unknown_n).any():
+        if lacking_n.dtype != bool or lacking_n.mean() <= _FALSE_ALARMS:
+            return None
+        labeled_n = lacking_n & ~result.unknown_n
+        if not labeled_n.any():
             return None
         return (
             f"{int(labeled_n.sum()):,} of {int(lacking_n.sum()):,} cells without a counterpart in the training "
@@ -181,7 +186,8 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             f"  labels              {_described(quality.labels)}",
             f"  regression on genes {_described(quality.genes)}",
             f"  prediction sets contain the true label of {quality.coverage:.1%} of held-out cells (requested: "
-            f"{result.coverage:.0%}), and {quality.set_size:.2f} labels on average",
+            f"{result.coverage:.0%}), and {quality.set_size:.2f} labels on average"
+            + (" (some sets are empty)" if quality.set_size < 1 else ""),
         ]
         if result.unknown_rate:
             lines.append(
@@ -190,9 +196,10 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             )
         if result.back_off is not None:
             lines += _coarse_lines(result, result.back_off, self.options)
+        lines += _confusions(result)
         if result.expected is not None:
             lines += _expected_lines(result, result.expected)
-        return "\n".join([*lines, *_confusions(result)])
+        return "\n".join(lines)
 
     def notes(self, result: Annotation) -> Sequence[str]:
         return result.notes()
