@@ -9,7 +9,7 @@ the encoder was not trained on this batch. The positions z of the cells of a new
 where w_p is the share of population p, δ is the common shift of the batch, and Σ is the covariance of simulated
 positions within populations. Shares and shift are estimated by expectation–maximization.
 
-Letters in array shapes: n cells of a new batch, s simulated cells, p populations, k latent dimensions.
+Letters in array shapes: n cells, b new batches, s simulated cells, p populations, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _ROUNDS, _CLUSTER_ROUNDS = 50, 20
 
 
 @torch.no_grad()
-def composition_weights(mean_nk: Tensor, simulated_sk: Tensor, *, seed: int) -> np.ndarray:
-    """Compute the frequency with which each simulated cell represents the cells of a new batch, shape (s,).
+def composition_weights(mean_nk: Tensor, own_bn: Tensor, simulated_sk: Tensor, *, seed: int) -> np.ndarray:
+    """Compute the frequency with which each simulated cell represents the cells of each new batch, shape (b, s).
 
-    The frequencies sum to 1. Within a population, all simulated cells have the same frequency.
+    `own_bn` is the mask of the cells of each batch. The frequencies of a batch sum to 1. Within a population, all
+    simulated cells have the same frequency.
     """
     n_populations = max(1, min(MOST_POPULATIONS, len(simulated_sk) // CELLS_PER_POPULATION))
     label_s = clusters(simulated_sk.double(), n_populations, seed=seed)
-    share_p = shares(mean_nk.double(), simulated_sk.double(), label_s)
-    size_p = torch.bincount(label_s, minlength=len(share_p))
-    weight_s: np.ndarray = (share_p / size_p)[label_s].cpu().numpy()
-    weight_s /= weight_s.sum()
-    return weight_s
+    share_bp = torch.stack([shares(mean_nk[own_n].double(), simulated_sk.double(), label_s) for own_n in own_bn])
+    weight_bs: np.ndarray = (share_bp / torch.bincount(label_s))[:, label_s].cpu().numpy()
+    weight_bs /= weight_bs.sum(axis=1, keepdims=True)
+    return weight_bs
 
 
 def clusters(x_sk: Tensor, n_clusters: int, *, seed: int) -> Tensor:

@@ -225,7 +225,9 @@ def map_batches(
     ).to(model.device)
     if (sd_b > 0).any():
         simulated_sk = simulated_positions(model, seed=seed)
-        weight_bs = _compositions(vae, first_nh, batch_n[chosen], simulated_sk, n_new=len(new), seed=seed)
+        mean_nk = vae.encoder.after_first(first_nh)[0].detach()
+        own_bn = torch.as_tensor(batch_n[chosen] == np.arange(len(new))[:, None]).to(model.device)
+        weight_bs = composition_weights(mean_nk, own_bn, simulated_sk, seed=seed)
         beta = model.config.train.beta
         _train(
             vae, effects, table, first_nh, (simulated_sk, weight_bs), n_known,
@@ -235,16 +237,6 @@ def map_batches(
     n_cells_b = tuple(int(n) for n in np.bincount(batch_n, minlength=len(new)))
     seconds = time.perf_counter() - started
     return MappedBatches(vae=vae, difference_b=tuple(sd_b.tolist()), n_cells_b=n_cells_b, seconds=seconds)
-
-
-@torch.no_grad()
-def _compositions(
-    vae: VAE, first_nh: Tensor, batch_n: np.ndarray, simulated_sk: Tensor, *, n_new: int, seed: int
-) -> np.ndarray:
-    """Compute how frequently each simulated cell represents the cells of each new batch, shape (b, s)."""
-    mean_nk, _ = vae.encoder.after_first(first_nh)
-    own_bn = torch.as_tensor(batch_n == np.arange(n_new)[:, None]).to(mean_nk.device)
-    return np.stack([composition_weights(mean_nk[own_n], simulated_sk, seed=seed) for own_n in own_bn])
 
 
 @torch.no_grad()
