@@ -359,11 +359,29 @@ def test_annotate_accepts_rare_labels_and_many_labels():
     adata, model, _ = cells_with_hidden_labels()
     label_n = [f"type {i % 200}" for i in range(400)] + [None] * 400
     adata.obs["known"] = label_n
-    result = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    with pytest.warns(ScvaeWarning, match="fewer than 10 labeled cells have \\('type 0': 2"):
+        result = scvae.annotate(adata, model, labels_key="known", inplace=False)
     assert result.probability_nc.shape == (800, 200)
     adata.obs["known"] = ["one"] * 797 + ["other"] + [None] * 2
     with pytest.warns(ScvaeWarning, match="one labeled cell \\('other'\\)"):
         scvae.annotate(adata, model, labels_key="known", inplace=False)
+
+
+@pytest.mark.parametrize("n_labeled", [2, 9, 10])
+def test_labels_with_few_labeled_cells_are_reported_if_many_cells_get_them(annotated, n_labeled):
+    *_, result = annotated
+    got_c = np.bincount(result.code_n[~result.labeled_n], minlength=len(result.labels) + 1)[:-1]
+    common = int(got_c.argmax())
+    assert got_c[common] > 0.1 * (~result.labeled_n).sum()
+    labeled_c = np.full(len(result.labels), 100)
+    labeled_c[common] = n_labeled
+    found = [text for text in replace(result, labeled_c=labeled_c).warnings() if "fewer than 10 labeled" in text]
+    assert len(found) == (n_labeled < 10)
+    assert all(f"{result.labels[common]!r}: {n_labeled}" in text for text in found)
+    # Labels that few or no cells get are not reported.
+    others_n = result.labeled_n | (result.code_n == common)
+    of_others = replace(result, labeled_c=labeled_c, labeled_n=others_n).warnings()
+    assert not any("fewer than 10 labeled" in text for text in of_others)
 
 
 @pytest.mark.parametrize(

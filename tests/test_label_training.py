@@ -159,7 +159,10 @@ def test_training_accepts_many_labels_and_rare_labels():
     model = scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 2})
     assert len(model.labels.names) == 201
     adata.obs_names = "new_" + adata.obs_names
-    with pytest.warns(ScvaeWarning, match="one labeled cell"):
+    with (
+        pytest.warns(ScvaeWarning, match="one labeled cell"),
+        pytest.warns(ScvaeWarning, match="fewer than 10 labeled cells"),
+    ):
         assert scvae.annotate(adata, model, inplace=False).probability_nc.shape == (500, 201)
 
 

@@ -21,6 +21,9 @@ from scvae_cli.tools.annotate.quality import Quality
 
 # A warning is given if the share of unknown cells exceeds _MANY, and also exceeds _MANY_TIMES times the expected share.
 _MANY_TIMES, _MANY = 5, 0.1
+# A warning is given if more than _FEW_SHARE of the cells without a label get labels that fewer than _FEW labeled cells
+# have.
+_FEW, _FEW_SHARE = 10, 0.1
 # A warning is given if the share of cells of missing types is larger by more than _HIDDEN without the corrections of
 # `map`.
 _HIDDEN = 0.1
@@ -107,6 +110,7 @@ class Annotation:
                 f"{amount(len(alone), 'label has', 'labels have')} one labeled cell ({shown}): it is not known "
                 f"how well {noun(len(alone), 'this label is', 'these labels are')} predicted"
             )
+        found += self._warning_of_few()
         share = float(self.unknown_n[~self.labeled_n].mean()) if not self.labeled_n.all() else 0.0
         if share > max(_MANY, _MANY_TIMES * self.unknown_rate):
             found.append(
@@ -132,6 +136,20 @@ class Annotation:
                 f"label with probability {self.coverage:g}"
             )
         return found
+
+    def _warning_of_few(self) -> list[str]:
+        """Return a warning if many cells without a label get a label that few labeled cells have."""
+        few_c = self.labeled_c < _FEW
+        got_n = np.append(few_c, False)[self.code_n[~self.labeled_n]]
+        if self.expected is None or not got_n.any() or got_n.mean() <= _FEW_SHARE:
+            return []
+        rare = [f"{name!r}: {size}" for name, size in zip(self.labels, self.labeled_c, strict=True) if size < _FEW]
+        shown = ", ".join(rare[:3]) + (", ..." if len(rare) > 3 else "")
+        return [
+            f"{got_n.mean():.0%} of the cells without a label get labels that fewer than {_FEW} labeled cells have "
+            f"({shown}). So few cells do not show reliably how accurate these labels are, and the true accuracy is "
+            "often below the expected accuracy"
+        ]
 
     def notes(self) -> list[str]:
         """Return remarks about the limits of the predictions."""
