@@ -147,8 +147,8 @@ class Annotation:
         shown = ", ".join(rare[:3]) + (", ..." if len(rare) > 3 else "")
         return [
             f"{got_n.mean():.0%} of the cells without a label get labels that fewer than {_FEW} labeled cells have "
-            f"({shown}). So few cells do not show reliably how accurate these labels are, and the true accuracy is "
-            "often below the expected accuracy"
+            f"({shown}). So few cells do not show reliably how accurate these labels are: the true accuracy may be "
+            "much lower or higher than the expected accuracy"
         ]
 
     def notes(self) -> list[str]:
